@@ -1,0 +1,1 @@
+"""adapterbank: one frozen Audio Spectrogram Transformer, many trained tasks."""

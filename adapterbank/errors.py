@@ -1,0 +1,79 @@
+"""Every error that adapterbank raises on purpose. All derive from `AdapterBankError`.
+
+A message says what was got, what was expected, the known names and the next thing to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AdapterBankError(Exception):
+    """Root of all errors of this library: `except AdapterBankError` catches each of them."""
+
+
+class ConfigError(AdapterBankError, ValueError):
+    """An option has a value that cannot work."""
+
+
+class UnknownNameError(AdapterBankError, LookupError):
+    """A task, method, option, label or dataset that nobody has registered.
+
+    Args:
+        kind: what was looked up, as a singular noun ("task", "method").
+        name: what was asked for.
+        known: the names that exist.
+        hint: what to do next; ends the message.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = ""):
+        known = sorted(str(entry) for entry in known)
+        near = difflib.get_close_matches(str(name), known, n=1)
+        guess = f" Did you mean {near[0]!r}?" if near else ""
+        tail = f" {hint}" if hint else ""
+        super().__init__(f"unknown {kind} {name!r}.{guess} Known: {', '.join(known) or 'none yet'}.{tail}")
+
+
+class NameTakenError(AdapterBankError, ValueError):
+    """A task of this name exists; nothing is ever overwritten by adding."""
+
+
+class InvalidNameError(AdapterBankError, ValueError):
+    """A name that could not be a file name everywhere, or that is reserved."""
+
+
+class CompositionError(AdapterBankError, ValueError):
+    """Two methods of a composition want the same one-owner site, or the grammar is wrong."""
+
+
+class LabelsError(AdapterBankError, ValueError):
+    """Labels are missing, doubled, or do not fit the task."""
+
+
+class WaveformError(AdapterBankError, ValueError):
+    """Audio in memory that cannot be a waveform: NaN, empty, wrong rank or type."""
+
+
+class AudioFileError(AdapterBankError, OSError):
+    """A file that is no audio, or is cut."""
+
+
+class DatasetError(AdapterBankError, OSError):
+    """A dataset folder that is absent or incomplete; the message says what to put where."""
+
+
+class BackboneError(AdapterBankError, ValueError):
+    """A backbone that cannot be found or read, or whose tensors have other shapes."""
+
+
+class BackboneMismatchError(BackboneError):
+    """Adapters that were trained on another backbone."""
+
+
+class StorageError(AdapterBankError, OSError):
+    """A bank or task file that is wrong, cut, tampered with, or of an unknown format."""
+
+
+class TrainingDivergedError(AdapterBankError, ArithmeticError):
+    """The loss or a gradient became NaN or Inf; the task is as it was before training."""
