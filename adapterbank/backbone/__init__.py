@@ -1,0 +1,1 @@
+"""The frozen AST, its checkpoints and its front end."""

@@ -1,0 +1,321 @@
+"""Backbones from disk or hub: the embedded ast-mini and any Hugging Face AST, with either of its naming schemes.
+
+Every checkpoint is brought to the canonical names of `ASTWeights.named`; the fingerprint is taken there, so that old
+and new Hugging Face names, and a base cast to bf16, are the same backbone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from adapterbank.backbone.ast import PREFIX_TOKENS, ASTWeights, Geometry
+from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD
+from adapterbank.errors import BackboneError
+
+EMBEDDED = {"ast-mini": Path(__file__).parent / "weights" / "ast-mini"}
+AUDIOSET_CLASSES = 527
+MODEL_TYPE = "audio-spectrogram-transformer"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+# Hugging Face's names, of files (to 5.8) and of modules (from 5.9), after the model prefix is gone.
+_LAYER = re.compile(r"^(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$")
+_IN_LAYER = {
+    "layernorm_before": "ln1",
+    "attention.attention.query": "q",
+    "attention.attention.key": "k",
+    "attention.attention.value": "v",
+    "attention.output.dense": "proj",
+    "layernorm_after": "ln2",
+    "intermediate.dense": "fc1",
+    "output.dense": "fc2",
+    "attention.q_proj": "q",
+    "attention.k_proj": "k",
+    "attention.v_proj": "v",
+    "attention.o_proj": "proj",
+    "mlp.fc1": "fc1",
+    "mlp.fc2": "fc2",
+}
+_OUTSIDE = {
+    "embeddings.cls_token": "embed.cls",
+    "embeddings.distillation_token": "embed.dist",
+    "embeddings.position_embeddings": "embed.positions",
+    "embeddings.patch_embeddings.projection.weight": "embed.patch_weight",
+    "embeddings.patch_embeddings.projection.bias": "embed.patch_bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+_CLASSIFIER = {
+    "classifier.layernorm.weight": "norm.weight",
+    "classifier.layernorm.bias": "norm.bias",
+    "classifier.dense.weight": "linear.weight",
+    "classifier.dense.bias": "linear.bias",
+}
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The head that a checkpoint brought: LayerNorm and Linear tensors by the names of our `Head`."""
+
+    tensors: Mapping[str, Tensor]
+    labels: tuple[str, ...]
+    multilabel: bool
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen AST and what has to be known about it.
+
+    Attributes:
+        source: the name or folder it was loaded from, by which a saved bank finds it again.
+        mean, std: of log-mels in its training; inputs are `(mel - mean) / (2 std)`.
+        fingerprint: SHA-256 over geometry and canonical fp32 values.
+    """
+
+    geometry: Geometry
+    weights: ASTWeights
+    source: str
+    fingerprint: str
+    mean: float = AUDIOSET_MEAN
+    std: float = AUDIOSET_STD
+    classifier: Classifier | None = None
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
+        """On another device, or with frozen linears of another dtype. The fingerprint stays: it is the same backbone."""
+        return replace(self, weights=self.weights.to(device, dtype))
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.embed.cls.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the frozen linears."""
+        return self.weights.embed.patch_weight.dtype
+
+    def parameters(self) -> int:
+        """How many numbers the body holds."""
+        return sum(tensor.numel() for _, tensor in self.weights.named())
+
+
+def load_backbone(name_or_folder: str | Path) -> Backbone:
+    """Opens a backbone on the CPU, in fp32.
+
+    Args:
+        name_or_folder: "ast-mini" (inside this package), a folder with `config.json` and weights as
+            `save_pretrained` writes them, or a Hugging Face hub id such as "MIT/ast-finetuned-audioset-10-10-0.4593".
+
+    Raises:
+        BackboneError: not found, not an AST, unreadable, or tensors that do not fit the configuration.
+    """
+    folder = _find(str(name_or_folder))
+    config = _read_json(folder / "config.json")
+    geometry = _geometry(config, folder)
+    body, head = _canonical(_read_weights(folder), folder)
+    if "embed.patch_weight" in body:
+        body["embed.patch_weight"] = body["embed.patch_weight"].flatten(1)
+    for name in ("embed.cls", "embed.dist"):
+        if name in body:
+            body[name] = body[name].flatten()
+    if "embed.positions" in body:
+        body["embed.positions"] = body["embed.positions"].flatten(0, 1)
+    _check_shapes(body, geometry, bool(config.get("qkv_bias", True)), folder)
+    mean, std = _normalisation(folder)
+    source = str(name_or_folder)
+    return Backbone(
+        geometry,
+        ASTWeights.from_named(body, geometry.layers),
+        source if source in EMBEDDED or not Path(source).exists() else str(Path(source).resolve()),
+        fingerprint(geometry, body),
+        mean,
+        std,
+        _classifier(head, config, geometry, folder),
+    )
+
+
+def fingerprint(geometry: Geometry, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256, in hexadecimal, over sizes, eps, canonical names, shapes and fp32 values."""
+    digest = hashlib.sha256(json.dumps(asdict(geometry), sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy())
+    return digest.hexdigest()
+
+
+def _find(name: str) -> Path:
+    if name in EMBEDDED:
+        return EMBEDDED[name]
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BackboneError(
+                f"{folder} has neither config.json (a backbone) nor manifest.json (a bank). "
+                f"Put config.json and {WEIGHT_FILES[0]} there, as save_pretrained writes them."
+            )
+        return folder
+    wanted = ["config.json", "preprocessor_config.json", *WEIGHT_FILES]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BackboneError(
+            f"no backbone {name!r}: not embedded ({', '.join(EMBEDDED)}), no such folder, and the Hugging Face hub gave "
+            f"{type(error).__name__}. Without internet, put config.json, preprocessor_config.json and {WEIGHT_FILES[0]} "
+            "of that model into a folder and pass its path."
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackboneError(f"cannot read {path}: {error}. Fetch the file again.") from error
+    if not isinstance(content, dict):
+        raise BackboneError(f"{path} holds a {type(content).__name__}, expected a JSON object. Fetch the file again.")
+    return content
+
+
+def _geometry(config: Mapping[str, Any], folder: Path) -> Geometry:
+    if config.get("model_type") != MODEL_TYPE:
+        raise BackboneError(f"{folder} is a {config.get('model_type')!r} model, expected {MODEL_TYPE!r}.")
+    if (activation := config.get("hidden_act", "gelu")) != "gelu":
+        raise BackboneError(f"{folder} has the activation {activation!r}, expected 'gelu' as in every published AST.")
+    patch = config.get("patch_size", 16)
+    if isinstance(patch, list):
+        if len(set(patch)) != 1:
+            raise BackboneError(f"{folder} has patches of {patch}, expected square ones.")
+        patch = patch[0]
+    default = Geometry()
+    return Geometry(
+        layers=config.get("num_hidden_layers", default.layers),
+        width=config.get("hidden_size", default.width),
+        heads=config.get("num_attention_heads", default.heads),
+        mlp_width=config.get("intermediate_size", default.mlp_width),
+        mel_bins=config.get("num_mel_bins", default.mel_bins),
+        max_frames=config.get("max_length", default.max_frames),
+        patch=patch,
+        frequency_stride=config.get("frequency_stride", default.frequency_stride),
+        time_stride=config.get("time_stride", default.time_stride),
+        eps=config.get("layer_norm_eps", default.eps),
+    )
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise BackboneError(f"{folder} has no weights, expected {' or '.join(WEIGHT_FILES)} beside config.json.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
+        raise BackboneError(f"cannot read {path}: {error}. It may be cut; fetch it again.") from error
+    except Exception as error:  # pickle.UnpicklingError: weights_only refuses everything but tensors
+        raise BackboneError(f"{path} holds more than tensors and is not read: {error}") from error
+
+
+def _canonical(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    body: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    unknown = []
+    for original, tensor in tensors.items():
+        name = original.removeprefix("audio_spectrogram_transformer.")
+        in_layer = _LAYER.match(name)
+        if in_layer and in_layer[2] in _IN_LAYER:
+            body[f"blocks.{in_layer[1]}.{_IN_LAYER[in_layer[2]]}_{in_layer[3]}"] = tensor.to(torch.float32)
+        elif name in _OUTSIDE:
+            body[_OUTSIDE[name]] = tensor.to(torch.float32)
+        elif name in _CLASSIFIER:
+            head[_CLASSIFIER[name]] = tensor.to(torch.float32)
+        else:
+            unknown.append(original)
+    if unknown:
+        raise BackboneError(f"{folder} has tensors that no AST has: {', '.join(unknown[:5])}.")
+    return body, head
+
+
+def expected_shapes(geometry: Geometry, qkv_bias: bool = True) -> dict[str, tuple[int, ...]]:
+    """Shape of every canonical tensor of an AST of this geometry."""
+    d, mlp = geometry.width, geometry.mlp_width
+    grid = geometry.rows * geometry.columns(geometry.max_frames)
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed.patch_weight": (d, geometry.patch**2),
+        "embed.patch_bias": (d,),
+        "embed.cls": (d,),
+        "embed.dist": (d,),
+        "embed.positions": (PREFIX_TOKENS + grid, d),
+        "norm.weight": (d,),
+        "norm.bias": (d,),
+    }
+    linears = {"q": (d, d), "k": (d, d), "v": (d, d), "proj": (d, d), "fc1": (mlp, d), "fc2": (d, mlp)}
+    for layer in range(geometry.layers):
+        for norm in ("ln1", "ln2"):
+            shapes[f"blocks.{layer}.{norm}_weight"] = shapes[f"blocks.{layer}.{norm}_bias"] = (d,)
+        for name, shape in linears.items():
+            shapes[f"blocks.{layer}.{name}_weight"] = shape
+            if qkv_bias or name not in "qkv":
+                shapes[f"blocks.{layer}.{name}_bias"] = shape[:1]
+    return shapes
+
+
+def _check_shapes(body: Mapping[str, Tensor], geometry: Geometry, qkv_bias: bool, folder: Path) -> None:
+    expected = expected_shapes(geometry, qkv_bias)
+    missing, extra = sorted(expected.keys() - body.keys()), sorted(body.keys() - expected.keys())
+    if missing or extra:
+        raise BackboneError(
+            f"{folder} does not fit its config.json ({geometry.layers} layers): "
+            f"missing {', '.join(missing[:3]) or 'nothing'}, unexpected {', '.join(extra[:3]) or 'nothing'}."
+        )
+    for name, shape in expected.items():
+        if tuple(body[name].shape) != shape:
+            raise BackboneError(
+                f"{folder}: {name} has shape {tuple(body[name].shape)}, expected {shape} from its config.json."
+            )
+        if not torch.isfinite(body[name]).all():
+            raise BackboneError(f"{folder}: {name} holds NaN or Inf. Fetch the file again.")
+
+
+def _normalisation(folder: Path) -> tuple[float, float]:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return AUDIOSET_MEAN, AUDIOSET_STD
+    config = _read_json(path)
+    if config.get("do_normalize", True) is False:
+        return 0.0, 0.5  # (mel - 0) / (2 * 0.5): as it is
+    return float(config.get("mean", AUDIOSET_MEAN)), float(config.get("std", AUDIOSET_STD))
+
+
+def _classifier(
+    head: Mapping[str, Tensor], config: Mapping[str, Any], geometry: Geometry, folder: Path
+) -> Classifier | None:
+    if not head:
+        return None
+    missing = sorted(set(_CLASSIFIER.values()) - head.keys())
+    if missing:
+        raise BackboneError(f"{folder} has an incomplete classifier: missing {', '.join(missing)}.")
+    classes = len(head["linear.bias"])
+    names = config.get("id2label") or {}
+    labels = tuple(str(names.get(str(i), i)) for i in range(classes))
+    if len(set(labels)) != classes:
+        labels = tuple(f"{i}:{label}" for i, label in enumerate(labels))
+    if head["linear.weight"].shape != (classes, geometry.width):
+        raise BackboneError(
+            f"{folder}: the classifier has shape {tuple(head['linear.weight'].shape)}, "
+            f"expected {(classes, geometry.width)}."
+        )
+    multilabel = config.get("problem_type") == "multi_label_classification" or classes == AUDIOSET_CLASSES
+    return Classifier(dict(head), labels, multilabel)
+
+

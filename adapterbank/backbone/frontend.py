@@ -1,0 +1,136 @@
+"""Waveforms of any sample rate and length -> log-mel spectrograms, equal to Kaldi's fbank (Povey et al., 2011).
+
+All clips of a call are framed first and then transformed together, so mixed lengths cost no padding.
+Symbols: B clips, T samples, F frames, M mel bins.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torchaudio.functional
+from torch import Tensor
+from torchaudio.compliance.kaldi import get_mel_banks
+
+from adapterbank.errors import ConfigError, WaveformError
+
+SAMPLE_RATE = 16_000  # Hz
+WINDOW = 400  # samples: 25 ms
+HOP = 160  # samples: 10 ms
+FFT = 512  # the next power of two after WINDOW
+PREEMPHASIS = 0.97
+LOWEST_HZ, HIGHEST_HZ = 20.0, 0.0  # Kaldi: 0 means the Nyquist frequency
+LOG_FLOOR = torch.finfo(torch.float32).eps
+
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # of AudioSet's log-mels (Gong et al., 2021)
+
+
+def frame_count(samples: int) -> int:
+    """Frames of a clip of `samples` at 16 kHz; a clip shorter than one window is padded to one."""
+    return 1 + max(0, samples - WINDOW) // HOP
+
+
+def as_waveforms(x: Any) -> list[Tensor]:
+    """Checks what a user passed as audio, and returns B one-dimensional fp32 tensors.
+
+    Args:
+        x: (B, T) floating-point tensor or array, or a sequence of 1-D ones of any lengths.
+
+    Raises:
+        WaveformError: wrong rank or type, an empty clip, NaN or Inf.
+    """
+    if isinstance(x, (Tensor, np.ndarray)):
+        if x.ndim != 2:
+            how = " For one clip pass waveform[None]." if x.ndim == 1 else ""
+            raise WaveformError(f"got waveforms of shape {tuple(x.shape)}, expected (B, T) or a list of 1-D.{how}")
+    elif not isinstance(x, Sequence) or isinstance(x, (str, bytes)):
+        raise WaveformError(
+            f"got {type(x).__name__} as waveforms, expected a (B, T) tensor or a list of 1-D tensors. "
+            "Read files with adapterbank.read_audio(path)."
+        )
+    if not len(x):
+        raise WaveformError("got no waveform, expected at least one.")
+    return [_as_waveform(clip, row) for row, clip in enumerate(x)]
+
+
+def _as_waveform(clip: Any, row: int) -> Tensor:
+    if not isinstance(clip, (Tensor, np.ndarray)):
+        raise WaveformError(f"waveform {row} is a {type(clip).__name__}, expected a 1-D float tensor or array.")
+    clip = torch.as_tensor(clip)
+    if clip.ndim != 1:
+        raise WaveformError(f"waveform {row} has shape {tuple(clip.shape)}, expected (T,); average its channels first.")
+    if not clip.is_floating_point():
+        raise WaveformError(
+            f"waveform {row} has type {clip.dtype}, expected floating point in [-1, 1]; divide int16 by 32768."
+        )
+    if not clip.numel():
+        raise WaveformError(f"waveform {row} is empty, expected at least one sample.")
+    if not torch.isfinite(clip).all():
+        raise WaveformError(f"waveform {row} holds NaN or Inf, expected finite samples; look at how it was read.")
+    return clip.detach().to(torch.float32)
+
+
+def log_mel(waveforms: Sequence[Tensor], mel_bins: int, sample_rate: int | Sequence[int] = SAMPLE_RATE) -> list[Tensor]:
+    """Kaldi log-mel filter banks: 25 ms Hanning windows every 10 ms, no dither, no energy.
+
+    Args:
+        waveforms: B one-dimensional fp32 tensors in [-1, 1], on one device.
+        sample_rate: in Hz, one for all or one per clip; resampled to 16 kHz.
+
+    Returns:
+        B tensors (F, M), natural logarithm, before any normalisation.
+    """
+    waveforms = resample(waveforms, sample_rate)
+    counts = [frame_count(len(w)) for w in waveforms]
+    frames = torch.cat([_frames(w) for w in waveforms])  # (sum of F, WINDOW)
+    frames = frames - frames.mean(dim=1, keepdim=True)
+    previous = torch.cat((frames[:, :1], frames[:, :-1]), dim=1)
+    window = torch.hann_window(WINDOW, periodic=False, device=frames.device)
+    power = torch.fft.rfft((frames - PREEMPHASIS * previous) * window, n=FFT).abs().square()
+    mel = power[:, :-1] @ _mel_filters(mel_bins).to(frames.device).T  # the Nyquist bin has no weight in any filter
+    return list(mel.clamp_min(LOG_FLOOR).log().split(counts))
+
+
+def _frames(waveform: Tensor) -> Tensor:
+    if len(waveform) < WINDOW:
+        waveform = torch.nn.functional.pad(waveform, (0, WINDOW - len(waveform)))
+    return waveform.unfold(0, WINDOW, HOP)
+
+
+@functools.lru_cache(maxsize=8)
+def _mel_filters(mel_bins: int) -> Tensor:
+    """(M, FFT / 2) triangular filters on Kaldi's mel scale."""
+    filters, _ = get_mel_banks(mel_bins, FFT, SAMPLE_RATE, LOWEST_HZ, HIGHEST_HZ, 100.0, -500.0, 1.0)
+    return filters
+
+
+def resample(waveforms: Sequence[Tensor], sample_rate: int | Sequence[int]) -> list[Tensor]:
+    """Each clip at 16 kHz.
+
+    Raises:
+        ConfigError: a rate is not a positive integer, or there is another number of them than of clips.
+    """
+    rates = [sample_rate] * len(waveforms) if isinstance(sample_rate, int) else list(sample_rate)
+    if len(rates) != len(waveforms):
+        raise ConfigError(f"got {len(rates)} sample rates for {len(waveforms)} clips, expected one, or one per clip.")
+    for rate in rates:
+        if not isinstance(rate, int) or rate <= 0:
+            raise ConfigError(f"got sample_rate={rate!r}, expected a positive integer in Hz, such as 44100.")
+    return [
+        w if rate == SAMPLE_RATE else torchaudio.functional.resample(w, rate, SAMPLE_RATE)
+        for w, rate in zip(waveforms, rates, strict=True)
+    ]
+
+
+def pad_frames(mel: Tensor, frames: int) -> Tensor:
+    """(F, M) -> (frames, M): zeros at the end, in log-mel and before normalisation, as ASTFeatureExtractor does."""
+    return torch.nn.functional.pad(mel, (0, 0, 0, frames - len(mel)))
+
+
+def normalise(mel: Tensor, mean: float, std: float) -> Tensor:
+    """`(mel - mean) / (2 std)`: AST's scale, with half the usual variance."""
+    return (mel - mean) / (2 * std)

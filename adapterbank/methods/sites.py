@@ -1,0 +1,118 @@
+"""What a method may plug into one block of the AST: the sites, and how two methods share them.
+
+```
+x ─ LN1* ─ q,k,v* ─ attention ─ proj* ─┬─ after_attention ─ + ─ LN2* ─ fc1* ─ GELU ─ fc2* ─┬─ after_mlp ─ +
+  │             └ extra_tokens, extra_kv   beside_attention           └──── beside_mlp ────┘
+  └ tokens
+```
+Symbols: R rows of one task and length, N tokens, P prompts, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+from adapterbank.errors import CompositionError
+
+if TYPE_CHECKING:
+    from adapterbank.backbone.ast import ASTWeights
+
+LINEAR_NAMES = ("q", "k", "v", "proj", "fc1", "fc2")
+NORM_NAMES = ("ln1", "ln2")
+
+Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
+LinearHook = Callable[[Tensor, Tensor], Tensor]  # input (R, N, in), output (R, N, out) -> output (R, N, out)
+
+
+class Affine(NamedTuple):
+    """A task's own gain and bias, each (D,), in place of the frozen ones; None keeps the frozen one."""
+
+    gain: Tensor | None = None
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The filled sites of one block for one task.
+
+    Attributes:
+        tokens: (P, D) each; appended to the sequence before the block, where they stay and enter a mean pooling.
+        extra_tokens: (P, D) each; seen as keys and values only (through LN1, k, v and the task's own changes of them).
+        extra_kv: pairs of (P, D) keys and (P, D) values.
+        affine: gain and bias per LayerNorm ("ln1", "ln2"), bias per linear ("q", "k", "v", "proj", "fc1", "fc2").
+        linear: hooks `(input, output) -> output` per frozen linear, applied in order.
+        beside_attention, beside_mlp: parallel adapters on the normalised input; their outputs are added.
+        after_attention, after_mlp: one sequential adapter on the sublayer's output, inside the residual.
+    """
+
+    tokens: tuple[Tensor, ...] = ()
+    extra_tokens: tuple[Tensor, ...] = ()
+    extra_kv: tuple[tuple[Tensor, Tensor], ...] = ()
+    affine: Mapping[str, Affine] = field(default_factory=dict)
+    linear: Mapping[str, tuple[LinearHook, ...]] = field(default_factory=dict)
+    beside_attention: tuple[Transform, ...] = ()
+    beside_mlp: tuple[Transform, ...] = ()
+    after_attention: Transform | None = None
+    after_mlp: Transform | None = None
+
+    def filled(self) -> frozenset[str]:
+        """Names of the sites in use."""
+        return frozenset(entry.name for entry in fields(self) if getattr(self, entry.name))
+
+
+NOTHING = Sites()
+
+
+def merge(parts: Iterable[tuple[str, Sites]]) -> Sites:
+    """One block's sites for a composition of methods.
+
+    Args:
+        parts: (method name, its sites) in the order of the composition.
+
+    Raises:
+        CompositionError: if two methods fill a one-owner site; it names both.
+    """
+    merged: dict = {}
+    owners: dict[str, str] = {}
+    for method, sites in parts:
+        for site in sorted(sites.filled()):
+            value = getattr(sites, site)
+            if site in ("after_attention", "after_mlp"):
+                _claim(owners, site, method)
+                merged[site] = value
+            elif site == "affine":
+                for name in value:
+                    _claim(owners, f"affine[{name}]", method)
+                merged[site] = {**merged.get(site, {}), **value}
+            elif site == "linear":
+                chains = merged.setdefault(site, {})
+                for name, hooks in value.items():
+                    chains[name] = (*chains.get(name, ()), *hooks)
+            else:
+                merged[site] = (*merged.get(site, ()), *value)
+    return Sites(**merged)
+
+
+def _claim(owners: dict[str, str], site: str, method: str) -> None:
+    if site in owners:
+        raise CompositionError(
+            f"{owners[site]!r} and {method!r} both fill the site {site}, which has room for one. "
+            f"Compose one of them with a method that leaves {site} free."
+        )
+    owners[site] = method
+
+
+class Adapters(nn.Module):
+    """Everything one method trains inside the backbone. A new method overrides one of the two functions below."""
+
+    def sites(self, layer: int) -> Sites:
+        """The sites that are filled in block `layer`, counted from 0."""
+        return NOTHING
+
+    def owned(self, base: ASTWeights) -> ASTWeights:
+        """The backbone's tensors as this task sees them: `base` itself, or `base` with the task's own copies in it."""
+        return base
