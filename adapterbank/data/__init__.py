@@ -1,0 +1,17 @@
+"""Labelled audio: files to waveforms, folders to datasets, and the datasets known by name."""
+
+from adapterbank.data.audio import SAMPLE_RATE, read_audio
+from adapterbank.data.catalog import DatasetInfo, lookup, names
+from adapterbank.data.folder import FolderDataset, demo_tasks, load_folder, standard_splits
+
+__all__ = [
+    "SAMPLE_RATE",
+    "DatasetInfo",
+    "FolderDataset",
+    "demo_tasks",
+    "load_folder",
+    "lookup",
+    "names",
+    "read_audio",
+    "standard_splits",
+]
