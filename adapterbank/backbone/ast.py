@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,12 @@ from einops import rearrange
 from torch import Tensor
 
 from adapterbank.errors import BackboneError
-from adapterbank.methods.sites import LINEAR_NAMES, Affine, Sites
+
+if TYPE_CHECKING:
+    from adapterbank.methods.sites import Affine, Sites
 
 PREFIX_TOKENS = 2  # cls and distillation
+LINEAR_NAMES = ("q", "k", "v", "proj", "fc1", "fc2")
 
 
 @dataclass(frozen=True)

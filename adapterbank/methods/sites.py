@@ -21,9 +21,6 @@ from adapterbank.errors import CompositionError
 if TYPE_CHECKING:
     from adapterbank.backbone.ast import ASTWeights
 
-LINEAR_NAMES = ("q", "k", "v", "proj", "fc1", "fc2")
-NORM_NAMES = ("ln1", "ln2")
-
 Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
 LinearHook = Callable[[Tensor, Tensor], Tensor]  # input (R, N, in), output (R, N, out) -> output (R, N, out)
 

@@ -1,0 +1,370 @@
+"""AdapterBank: one frozen AST and its named tasks. The front door; no training code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, overload
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from adapterbank import storage
+from adapterbank.backbone.ast import Segment
+from adapterbank.backbone.checkpoints import Backbone, load_backbone
+from adapterbank.backbone.frontend import HOP, SAMPLE_RATE, WINDOW, as_waveforms, log_mel
+from adapterbank.data import catalog
+from adapterbank.errors import ConfigError, LabelsError, NameTakenError, UnknownNameError
+from adapterbank.methods.sites import NOTHING
+from adapterbank.routing import embed_mels, run
+from adapterbank.task import Task, TaskSpec, check_name
+from adapterbank.training.metrics import evaluate_task
+
+AUDIOSET = "audioset"  # the built-in task of a backbone that has a classifier
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a task says of one clip.
+
+    Attributes:
+        task: its name.
+        labels: all classes, the most likely first.
+        probabilities: in the order of `labels`; they sum to 1 unless the task is multi-label.
+        confidence: the highest of them.
+    """
+
+    task: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    confidence: float
+
+
+class TaskModule(nn.Module):
+    """One task as an optimiser, Accelerate or torch.compile sees it: its parameters are the task's, no others.
+
+    Shapes: waveforms (B, T) or B one-dimensional tensors of any lengths -> logits (B, C), with gradients.
+    """
+
+    def __init__(self, task: Task, backbone: Backbone):
+        super().__init__()
+        self.task = task
+        self._frozen = (backbone,)  # in a tuple: nothing of it may become a parameter or a buffer
+
+    def forward(self, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> Tensor:
+        (backbone,) = self._frozen
+        waveforms = [w.to(backbone.device) for w in as_waveforms(x)]
+        mels = log_mel(waveforms, backbone.geometry.mel_bins, sample_rate)
+        return torch.stack(run(backbone, [self.task] * len(mels), mels))
+
+
+class AdapterBank:
+    """A frozen AST that hosts named tasks, routed row by row.
+
+    Not an `nn.Module` on purpose: `train()`, `state_dict()` or an optimiser over "all parameters" would reach every
+    task. `task_module(name)` gives one task as a module.
+    """
+
+    def __init__(self, backbone: Backbone, tasks: Mapping[str, Task] | None = None):
+        self._backbone = backbone
+        self._tasks: dict[str, Task] = dict(tasks or {})
+
+    # -- opening and keeping -------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path = "ast-mini",
+        *,
+        device: torch.device | str | None = None,
+        base_dtype: torch.dtype | None = None,
+    ) -> AdapterBank:
+        """A new bank on a backbone, or a saved bank.
+
+        Args:
+            name_or_folder: "ast-mini" (embedded), a Hugging Face AST by hub id or folder (`config.json`), or the
+                folder of a saved bank (`manifest.json`).
+            device: where to run; the accelerator if there is one, else the CPU.
+            base_dtype: of the frozen linears, such as torch.bfloat16; everything that is trained stays fp32.
+
+        Raises:
+            BackboneError: no such backbone, or it is damaged.
+            StorageError: the saved bank is damaged.
+        """
+        if (Path(name_or_folder) / storage.MANIFEST).is_file():
+            return cls.load(name_or_folder, device=device, base_dtype=base_dtype)
+        bank = cls(load_backbone(name_or_folder))
+        classifier = bank.backbone.classifier
+        if classifier is not None:
+            seconds = ((bank.backbone.geometry.max_frames - 1) * HOP + WINDOW) / SAMPLE_RATE
+            spec = TaskSpec(
+                AUDIOSET, "head", classifier.labels, multilabel=classifier.multilabel, clip_seconds=seconds
+            )
+            task = Task(spec, bank.backbone)
+            task.head.load_state_dict(dict(classifier.tensors))
+            bank._tasks[AUDIOSET] = task
+        return bank.to(device or _default_device(), base_dtype=base_dtype)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes `manifest.json` and one safetensors file per task, atomically; the backbone is named, not copied.
+
+        Raises:
+            StorageError: the folder cannot be written, or belongs to something else.
+        """
+        storage.save_bank(Path(folder), self._backbone, self._tasks)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        backbone: str | Path | Backbone | None = None,
+        *,
+        device: torch.device | str | None = None,
+        base_dtype: torch.dtype | None = None,
+    ) -> AdapterBank:
+        """Opens a saved bank.
+
+        Args:
+            backbone: in place of the one that the manifest names; it must have the same fingerprint.
+
+        Raises:
+            StorageError: a file is missing, cut or was changed.
+            BackboneMismatchError: the bank belongs to another backbone.
+        """
+        manifest = storage.read_manifest(Path(folder))
+        if not isinstance(backbone, Backbone):
+            backbone = load_backbone(backbone or manifest["backbone"]["source"])
+        bank = cls(backbone, storage.load_tasks(Path(folder), manifest, backbone))
+        return bank.to(device or _default_device(), base_dtype=base_dtype)
+
+    def to(self, device: torch.device | str | None = None, *, base_dtype: torch.dtype | None = None) -> AdapterBank:
+        """Moves the bank, or stores its frozen linears in another dtype. Returns the bank itself."""
+        self._backbone = self._backbone.to(device, base_dtype)
+        for task in self._tasks.values():
+            task.to(self._backbone.device)
+        return self
+
+    # -- the tasks -----------------------------------------------------------------------------------------------
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen AST."""
+        return self._backbone
+
+    @property
+    def tasks(self) -> Mapping[str, Task]:
+        """The tasks by name; read-only."""
+        return MappingProxyType(self._tasks)
+
+    def add_task(
+        self,
+        name: str,
+        method: str = "aat_ms",
+        *,
+        labels: Sequence[str] | None = None,
+        num_classes: int | None = None,
+        multilabel: bool | None = None,
+        head: str = "ln_linear",
+        pooling: str = "cls_dist",
+        train_final_norm: bool = False,
+        clip_seconds: float | None = None,
+        normalize: str | tuple[float, float] = "backbone",
+        seed: int = 0,
+        **method_options: Any,
+    ) -> Task:
+        """Adds a new, untrained task.
+
+        Args:
+            name: 1 to 64 of a-z, 0-9, ".", "_", "-". The name of a known dataset brings its labels and clip length.
+            method: a method or composition, as in `adapterbank.methods.names()`.
+            labels: class names in the order of the logits; or only `num_classes`.
+            multilabel: each class is present or not (sigmoid, mAP) instead of one of all (softmax, accuracy).
+            head: "ln_linear" (AST, AAT) or "linear" (PETL_AST).
+            pooling: "cls_dist" (AST, AAT) or "mean" over all tokens (PETL_AST).
+            clip_seconds: pad shorter clips to this length; None: each clip keeps its own.
+            normalize: "backbone", or (mean, std) of this task's log-mels.
+            seed: of the initialisation, together with the name.
+            **method_options: such as ratio=0.25; for one part of a composition: prompt={"tokens": 24}.
+
+        Raises:
+            NameTakenError, InvalidNameError, LabelsError, UnknownNameError, CompositionError, ConfigError:
+                and the bank is as it was.
+        """
+        if check_name(name) in self._tasks:
+            raise NameTakenError(f"a task {name!r} exists; remove_task({name!r}) first, or choose another name.")
+        known = catalog.lookup(name) if labels is None and num_classes is None else None
+        if known is not None:
+            clip_seconds = known.clip_seconds if clip_seconds is None else clip_seconds
+            multilabel = known.multilabel if multilabel is None else multilabel
+        spec = TaskSpec(
+            name=name,
+            method=method,
+            labels=known.labels if known is not None else _labels(name, labels, num_classes),
+            options=method_options,
+            multilabel=bool(multilabel),
+            head=head,
+            pooling=pooling,
+            train_final_norm=train_final_norm,
+            clip_seconds=clip_seconds,
+            normalize=normalize,
+            seed=seed,
+        )
+        task = Task(spec, self._backbone)
+        self._tasks[name] = task
+        return task
+
+    def remove_task(self, name: str) -> None:
+        """Forgets a task; its tensors are freed when nothing else holds them."""
+        self.task(name)
+        del self._tasks[name]
+
+    def rename_task(self, name: str, new_name: str) -> None:
+        """Gives a task another name; its place and all its tensors stay."""
+        task = self.task(name)
+        if check_name(new_name) in self._tasks:
+            raise NameTakenError(f"a task {new_name!r} exists; choose another name.")
+        task.spec = task.spec.renamed(new_name)
+        self._tasks = {new_name if key == name else key: value for key, value in self._tasks.items()}
+
+    def import_task(self, file: str | Path) -> Task:
+        """Adds a task from one of the safetensors files of a saved bank.
+
+        Raises:
+            StorageError: the file is damaged, or no task. BackboneMismatchError: made for another backbone.
+            NameTakenError: a task of that name exists.
+        """
+        task = storage.load_task(Path(file), self._backbone)
+        if task.name in self._tasks:
+            raise NameTakenError(f"{file} holds the task {task.name!r}, which exists; rename_task() the one here first.")
+        self._tasks[task.name] = task
+        return task
+
+    def task(self, name: str) -> Task:
+        """A task by name. Raises UnknownNameError; a name never falls through to the base or another task."""
+        if not isinstance(name, str) or name not in self._tasks:
+            raise UnknownNameError("task", name, self._tasks, "Add it with bank.add_task(name, ...).")
+        return self._tasks[name]
+
+    def task_module(self, name: str) -> TaskModule:
+        """One task as an `nn.Module` for your own training loop."""
+        return TaskModule(self.task(name), self._backbone)
+
+    def trainable_parameters(self, task: str) -> int:
+        """How many numbers training this task may change."""
+        return self.task(task).trainable_parameters()
+
+    # -- inference -----------------------------------------------------------------------------------------------
+
+    @overload
+    def __call__(self, x: Tensor | Sequence[Tensor], task: str, *, sample_rate: int = ...) -> Tensor: ...
+    @overload
+    def __call__(self, x: Tensor | Sequence[Tensor], task: Sequence[str], *, sample_rate: int = ...) -> list[Tensor]: ...
+
+    @torch.no_grad()
+    def __call__(
+        self, x: Tensor | Sequence[Tensor], task: str | Sequence[str], *, sample_rate: int = SAMPLE_RATE
+    ) -> Tensor | list[Tensor]:
+        """Logits, each row through its own task.
+
+        Args:
+            x: waveforms (B, T), or a list of B one-dimensional ones of any lengths, in [-1, 1].
+            task: one name for all rows, or one per row in any order and mix.
+            sample_rate: in Hz; anything but 16000 is resampled.
+
+        Returns:
+            (B, C) for one name; a list of B vectors (C of that row's task,) for a list of names.
+
+        Raises:
+            WaveformError, UnknownNameError, ConfigError (a list of another length).
+        """
+        mels = self._mels(x, sample_rate)
+        if isinstance(task, str):
+            return torch.stack(run(self._backbone, [self.task(task)] * len(mels), mels))
+        names = list(task)
+        if len(names) != len(mels):
+            raise ConfigError(f"got {len(names)} task names for {len(mels)} clips, expected one name, or one per clip.")
+        return run(self._backbone, [self.task(name) for name in names], mels)
+
+    @torch.no_grad()
+    def embed(self, x: Tensor | Sequence[Tensor], *, sample_rate: int = SAMPLE_RATE) -> Tensor:
+        """Features of the frozen AST, with no task: (cls + dist) / 2 after the final norm. (B, T) -> (B, D)."""
+        backbone = self._backbone
+        untouched = Segment((NOTHING,) * backbone.geometry.layers, backbone.weights)
+        return embed_mels(backbone, untouched, self._mels(x, sample_rate))
+
+    def predict(
+        self, x: Tensor | Sequence[Tensor], task: str | Sequence[str], *, sample_rate: int = SAMPLE_RATE
+    ) -> list[Prediction]:
+        """Class names and probabilities, one `Prediction` per clip. Arguments and errors as in calling the bank."""
+        logits = self(x, task, sample_rate=sample_rate)
+        names = [task] * len(logits) if isinstance(task, str) else list(task)
+        return [_prediction(self.task(name), row) for name, row in zip(names, logits, strict=True)]
+
+    def evaluate(self, task: str, data: Any, *, batch_size: int = 32) -> dict[str, float]:
+        """Metrics of a task on data that yields (waveform at 16 kHz, label); kept for `summary()`.
+
+        Returns:
+            "accuracy", "macro_accuracy" and "loss"; for multi-label tasks "map", "accuracy" and "loss".
+        """
+        owner = self.task(task)
+        metrics = evaluate_task(self._backbone, owner, data, batch_size=batch_size).metrics
+        owner.metrics = metrics
+        return metrics
+
+    def summary(self) -> None:
+        """Prints all tasks: method, parameters, share of the base, bytes, last metric."""
+        base = self._backbone.parameters()
+        sizes = self._backbone.geometry
+        table = Table(title=f"{self._backbone.source}: {sizes.layers} x {sizes.width}, {base:,} frozen parameters")
+        for column in ("task", "method"):
+            table.add_column(column)
+        for column in ("classes", "parameters", "% of base", "bytes", "metric"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, task in self._tasks.items():
+            count = task.trainable_parameters()
+            value = task.metrics.get(task.primary_metric, math.nan)
+            metric = "-" if math.isnan(value) else f"{task.primary_metric} {value:.3f}"
+            share = f"{100 * count / base:.2f}"
+            size = f"{task.num_bytes():,}"
+            table.add_row(name, task.method, str(len(task.labels)), f"{count:,}", share, size, metric)
+        Console().print(table)
+
+    def _mels(self, x: Tensor | Sequence[Tensor], sample_rate: int) -> list[Tensor]:
+        waveforms = [w.to(self._backbone.device) for w in as_waveforms(x)]
+        return log_mel(waveforms, self._backbone.geometry.mel_bins, sample_rate)
+
+    def __repr__(self) -> str:
+        return f"AdapterBank({self._backbone.source!r}, tasks=[{', '.join(self._tasks)}])"
+
+
+def _default_device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _labels(name: str, labels: Sequence[str] | None, num_classes: int | None) -> tuple[str, ...]:
+    if labels is None:
+        if num_classes is None:
+            raise LabelsError(
+                f"the task {name!r} needs labels=[...] or num_classes=...; "
+                f"only known datasets bring their own: {', '.join(catalog.names())}."
+            )
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise LabelsError(f"got num_classes={num_classes!r}, expected a positive integer.")
+        return tuple(str(i) for i in range(num_classes))
+    if isinstance(labels, str):
+        raise LabelsError(f"got the string {labels!r} as labels, expected a list of class names.")
+    if num_classes is not None and num_classes != len(labels):
+        raise LabelsError(f"got {len(labels)} labels and num_classes={num_classes}; give one of them.")
+    return tuple(labels)
+
+
+def _prediction(task: Task, logits: Tensor) -> Prediction:
+    probabilities = logits.sigmoid() if task.spec.multilabel else logits.softmax(dim=-1)
+    values, order = probabilities.sort(descending=True, stable=True)
+    ranked = tuple(values.tolist())
+    return Prediction(task.name, tuple(task.labels[i] for i in order.tolist()), ranked, ranked[0])

@@ -1,0 +1,30 @@
+"""Initialisation from an explicit generator: building a task never touches the global random state."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A Linear with torch's default weight (uniform, +-1/sqrt(inputs)) and zero bias (AAT, section 3.1.2)."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A Linear that answers zero until it is trained."""
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> nn.Parameter:
+    """A parameter drawn from [-bound, bound]."""
+    values: Tensor = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    return nn.Parameter(values)

@@ -1,0 +1,91 @@
+"""Rows of any tasks and lengths in one call: rows -> segments of one task and one length -> rows in their order.
+
+The plan of a call depends only on which row has which task and length, never on values, so that changing one task
+leaves the layout, and with it every bit of all other rows, as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adapterbank.backbone.ast import Segment, encode
+from adapterbank.backbone.checkpoints import Backbone
+from adapterbank.backbone.frontend import normalise, pad_frames
+from adapterbank.methods.head import pool
+from adapterbank.task import Task
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one task and one length: `rows` are their places in the caller's batch."""
+
+    task: Task
+    frames: int
+    rows: tuple[int, ...]
+
+
+def plan(tasks: Sequence[Task], frames: Sequence[int]) -> list[Group]:
+    """Groups in the order of their tasks' first appearance, then by length.
+
+    Args:
+        tasks: one per row.
+        frames: padded length per row.
+    """
+    members: dict[tuple[int, int], list[int]] = {}
+    order: dict[int, int] = {}
+    for row, (task, length) in enumerate(zip(tasks, frames, strict=True)):
+        place = order.setdefault(id(task), len(order))
+        members.setdefault((place, length), []).append(row)
+    return [Group(tasks[rows[0]], length, tuple(rows)) for (_, length), rows in sorted(members.items())]
+
+
+def run(
+    backbone: Backbone,
+    tasks: Sequence[Task],
+    mels: Sequence[Tensor],
+    clip_seconds: Sequence[float | None] | None = None,
+    *,
+    pooled: bool = False,
+) -> list[Tensor]:
+    """Runs each row through its own task.
+
+    Args:
+        tasks: one per row.
+        mels: raw log-mels, (F, M) each, on the backbone's device.
+        clip_seconds: per row, in place of the tasks' own.
+        pooled: return what the heads would read instead of logits.
+
+    Returns:
+        One (C,) or (D,) vector per row.
+    """
+    seconds = [task.spec.clip_seconds for task in tasks] if clip_seconds is None else clip_seconds
+    frames = [t.padded_frames(len(mel), s) for t, mel, s in zip(tasks, mels, seconds, strict=True)]
+    groups = plan(tasks, frames)
+    segments: dict[int, Segment] = {id(task): task.segment(backbone.weights) for task in tasks}
+    spectrograms = [torch.stack([g.task.prepare(mels[row], g.frames) for row in g.rows]) for g in groups]
+    tokens = encode(spectrograms, [segments[id(g.task)] for g in groups], backbone.geometry)
+    outputs: list[Tensor | None] = [None] * len(mels)
+    for group, x in zip(groups, tokens, strict=True):
+        vectors = group.task.pooled(x) if pooled else group.task.logits(x)
+        for row, vector in zip(group.rows, vectors, strict=True):
+            outputs[row] = vector
+    return [vector for vector in outputs if vector is not None]
+
+
+def embed_mels(backbone: Backbone, segment: Segment, mels: Sequence[Tensor], how: str = "cls_dist") -> Tensor:
+    """Pooled features of raw log-mels with the backbone's own normalisation. B x (F, M) -> (B, D)."""
+    by_length: dict[int, list[int]] = {}
+    for row, mel in enumerate(mels):
+        by_length.setdefault(backbone.geometry.whole_frames(len(mel)), []).append(row)
+    groups = sorted(by_length.items())
+    spectrograms = [
+        torch.stack([normalise(pad_frames(mels[row], frames), backbone.mean, backbone.std) for row in rows])
+        for frames, rows in groups
+    ]
+    tokens = encode(spectrograms, [segment] * len(groups), backbone.geometry)
+    order = torch.tensor([row for _, rows in groups for row in rows])
+    return torch.cat([pool(x, how) for x in tokens])[order.argsort().to(tokens[0].device)]

@@ -1,0 +1,206 @@
+"""A bank on disk: `manifest.json` and one safetensors file per task. Atomic to write, verified to read.
+
+A task file is named by its content (`tasks/<name>.<sha>.safetensors`) and never overwritten; the manifest, replaced
+last in one step, decides which files count. A save that dies at any moment leaves the bank as it was before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+
+from adapterbank.backbone.checkpoints import Backbone
+from adapterbank.errors import AdapterBankError, BackboneMismatchError, StorageError
+from adapterbank.task import Task, TaskSpec
+
+FORMAT = "adapterbank"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_HEADER = "adapterbank"  # key of our JSON in a safetensors file's metadata
+_FILE = re.compile(r"tasks/[a-z0-9][a-z0-9._-]*\.safetensors")
+
+
+def save_bank(folder: Path, backbone: Backbone, tasks: Mapping[str, Task]) -> None:
+    """Writes all tasks, then the manifest, then removes task files that no longer count.
+
+    Raises:
+        StorageError: the folder cannot be written, or holds something else than a bank.
+    """
+    try:
+        (folder / "tasks").mkdir(parents=True, exist_ok=True)
+        if (folder / MANIFEST).exists():
+            read_manifest(folder)  # never write over a file that is not ours
+        entries = {name: _write_task(folder, task, backbone) for name, task in tasks.items()}
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "backbone": {"source": backbone.source, "fingerprint": backbone.fingerprint},
+            "tasks": entries,
+        }
+        manifest["digest"] = _digest_of(manifest)
+        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+        current = {folder / entry["file"] for entry in entries.values()}
+        for file in (folder / "tasks").glob("*.safetensors"):
+            if file not in current:
+                file.unlink()
+    except OSError as error:
+        if isinstance(error, AdapterBankError):
+            raise
+        raise StorageError(f"cannot save the bank to {folder}: {error}. The bank there is as it was.") from error
+
+
+def _write_task(folder: Path, task: Task, backbone: Backbone) -> dict[str, Any]:
+    content = task_bytes(task, backbone)
+    digest = hashlib.sha256(content).hexdigest()
+    file = f"tasks/{task.name}.{digest[:12]}.safetensors"
+    path = folder / file
+    if not path.exists() or path.stat().st_size != len(content) or _sha256(path) != digest:
+        write_atomically(path, content)
+    return {
+        "file": file,
+        "bytes": len(content),
+        "sha256": digest,
+        "parameters": task.trainable_parameters(),
+        "spec": task.spec.to_json(),
+        "metrics": task.metrics,
+    }
+
+
+def task_bytes(task: Task, backbone: Backbone) -> bytes:
+    """One task as the content of a safetensors file that describes itself."""
+    header = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": backbone.fingerprint,
+        "spec": task.spec.to_json(),
+        "metrics": task.metrics,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
+    return to_safetensors(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)})
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Readers see the old file or the whole new one, also after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The verified manifest of a saved bank.
+
+    Raises:
+        StorageError: absent, damaged, changed by hand, or of a newer format.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StorageError(f"there is no bank at {folder}: {MANIFEST} is missing. Save one with bank.save().") from error
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {path}: {error}. Restore the file from a copy.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise StorageError(f"{path} is no manifest of a bank (its 'format' is not {FORMAT!r}).")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise StorageError(f"{path} has format version {version!r}, this release reads {FORMAT_VERSION}; upgrade.")
+    if manifest.pop("digest", None) != _digest_of(manifest):
+        raise StorageError(f"{path} was changed or damaged after it was saved: its digest does not fit.")
+    return manifest
+
+
+def load_tasks(folder: Path, manifest: Mapping[str, Any], backbone: Backbone) -> dict[str, Task]:
+    """All tasks of a manifest, verified by size and SHA-256.
+
+    Raises:
+        StorageError: a file is missing, cut or tampered with.
+        BackboneMismatchError: the bank belongs to another backbone.
+    """
+    check_fingerprint(manifest["backbone"]["fingerprint"], backbone, f"the bank in {folder}")
+    tasks = {}
+    for name, entry in manifest["tasks"].items():
+        if not _FILE.fullmatch(entry["file"]):
+            raise StorageError(f"the manifest in {folder} names the file {entry['file']!r}, expected one in tasks/.")
+        path = folder / entry["file"]
+        if not path.is_file():
+            raise StorageError(f"task {name!r}: {path} is missing. Restore it from a copy of the bank.")
+        if (size := path.stat().st_size) != entry["bytes"]:
+            raise StorageError(f"task {name!r}: {path} has {size} bytes, expected {entry['bytes']}; it was cut.")
+        if _sha256(path) != entry["sha256"]:
+            raise StorageError(f"task {name!r}: the content of {path} was changed; its SHA-256 does not fit.")
+        tasks[name] = load_task(path, backbone)
+        if tasks[name].name != name:
+            raise StorageError(f"{path} holds the task {tasks[name].name!r}, the manifest says {name!r}.")
+    return tasks
+
+
+def load_task(path: Path, backbone: Backbone) -> Task:
+    """One task from its file.
+
+    Raises:
+        StorageError: the file is damaged, or is no task.
+        BackboneMismatchError: it was trained on another backbone.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            header = json.loads((handle.metadata() or {}).get(_HEADER, "null"))
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118  (no mapping)
+    except FileNotFoundError as error:
+        raise StorageError(f"there is no task file {path}.") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StorageError(f"cannot read {path}: {error}. It is cut, or no safetensors file.") from error
+    if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
+        raise StorageError(f"{path} is no task of format version {FORMAT_VERSION}; save it with this library first.")
+    check_fingerprint(header.get("fingerprint"), backbone, str(path))
+    spec = TaskSpec.from_json(header.get("spec"))
+    try:
+        task = Task(spec, backbone)
+    except TypeError as error:
+        raise StorageError(f"{path}: the options {dict(spec.options)} do not fit {spec.method!r}: {error}.") from error
+    expected = task.state_dict()
+    wrong = sorted(expected.keys() ^ tensors.keys()) or sorted(
+        name for name, t in tensors.items() if t.shape != expected[name].shape or t.dtype != expected[name].dtype
+    )
+    if wrong:
+        raise StorageError(f"{path} does not fit {spec.method!r}: tensors {', '.join(wrong[:3])} are not as expected.")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise StorageError(f"{path}: the tensor {name} holds NaN or Inf. Restore the file from a copy.")
+    task.load_state_dict(tensors)
+    metrics = header.get("metrics")
+    task.metrics = {str(k): float(v) for k, v in metrics.items()} if isinstance(metrics, dict) else {}
+    return task
+
+
+def check_fingerprint(got: Any, backbone: Backbone, what: str) -> None:
+    if got != backbone.fingerprint:
+        raise BackboneMismatchError(
+            f"{what} was made for the backbone {str(got)[:12]}…, this one is {backbone.fingerprint[:12]}… "
+            f"({backbone.source}). Open it with the backbone it was trained on."
+        )
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as handle:
+        digest = hashlib.sha256()
+        while chunk := handle.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,239 @@
+"""One task of a bank: what the manifest stores of it, and every tensor that training it may change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapterbank import methods
+from adapterbank.backbone.ast import ASTWeights, Geometry, NormWeights, Segment
+from adapterbank.backbone.checkpoints import Backbone
+from adapterbank.backbone.frontend import SAMPLE_RATE, frame_count, normalise, pad_frames
+from adapterbank.errors import ConfigError, InvalidNameError, LabelsError, StorageError, UnknownNameError
+from adapterbank.methods.head import HEADS, POOLINGS, Head, pool
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+RESERVED = ("auto", "all", "base", "unknown")
+
+
+def check_name(name: Any) -> str:
+    """A task name that is a file name everywhere.
+
+    Raises:
+        InvalidNameError: another form, or a reserved word.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InvalidNameError(
+            f"got the task name {name!r}, expected 1 to 64 of a-z, 0-9, '.', '_', '-', starting with a letter or digit."
+        )
+    if name in RESERVED:
+        raise InvalidNameError(f"the task name {name!r} is reserved ({', '.join(RESERVED)}); choose another.")
+    return name
+
+
+def seeded(seed: int, *names: str) -> torch.Generator:
+    """A CPU generator for (seed, names): the same on every machine, independent of the global random state."""
+    digest = hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a task is, without its tensors; stored as JSON.
+
+    Attributes:
+        method: a method or composition, as in `adapterbank.methods.names()`.
+        options: of the method.
+        labels: class names in the order of the logits.
+        clip_seconds: shorter clips are padded to this length; None keeps each clip's own.
+        normalize: "backbone", or the (mean, std) of this task's log-mels.
+    """
+
+    name: str
+    method: str
+    labels: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    multilabel: bool = False
+    head: str = "ln_linear"
+    pooling: str = "cls_dist"
+    train_final_norm: bool = False
+    clip_seconds: float | None = None
+    normalize: str | tuple[float, float] = "backbone"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        methods.parse(self.method)
+        _check_labels(self.labels)
+        if self.head not in HEADS:
+            raise UnknownNameError("head", self.head, HEADS)
+        if self.pooling not in POOLINGS:
+            raise UnknownNameError("pooling", self.pooling, POOLINGS)
+        if self.clip_seconds is not None and not (_is_number(self.clip_seconds) and self.clip_seconds > 0):
+            raise ConfigError(f"got clip_seconds={self.clip_seconds!r}, expected a positive number or None.")
+        if self.normalize != "backbone":
+            pair = self.normalize
+            if isinstance(pair, str) or len(pair) != 2 or not all(map(_is_number, pair)) or not pair[1] > 0:
+                raise ConfigError(f"got normalize={pair!r}, expected 'backbone' or (mean, std) with std > 0.")
+        if not isinstance(self.seed, int):
+            raise ConfigError(f"got seed={self.seed!r}, expected an integer.")
+
+    def renamed(self, name: str) -> TaskSpec:
+        return replace(self, name=name)
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, content: Any) -> TaskSpec:
+        """Raises StorageError for other than what `to_json` writes."""
+        known = {entry.name for entry in fields(cls)}
+        if not isinstance(content, dict) or not {"name", "method", "labels"} <= content.keys() <= known:
+            raise StorageError(f"got a task description {str(content)[:80]!r}, expected the fields {sorted(known)}.")
+        values = dict(content)
+        if not isinstance(values["labels"], list):
+            raise StorageError(f"the labels of task {values['name']!r} are not a list; the file is damaged.")
+        values["labels"] = tuple(values["labels"])
+        if isinstance(values.get("normalize"), list):
+            values["normalize"] = tuple(values["normalize"])
+        return cls(**values)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    if not labels:
+        raise LabelsError("got no labels, expected at least one class.")
+    if not all(isinstance(label, str) and label for label in labels):
+        raise LabelsError(f"got labels {list(labels)[:5]}, expected non-empty strings.")
+    if len(set(labels)) != len(labels):
+        double = next(label for label in labels if list(labels).count(label) > 1)
+        raise LabelsError(f"the label {double!r} stands twice; class names must differ.")
+
+
+class Task(nn.Module):
+    """Adapters, head and, if asked for, a final LayerNorm: every tensor that training this task may change.
+
+    Args:
+        spec: what to build.
+        backbone: gives sizes and the values that `full`, `partial` and `train_final_norm` copy.
+    """
+
+    def __init__(self, spec: TaskSpec, backbone: Backbone):
+        super().__init__()
+        self.spec = spec
+        self.metrics: dict[str, float] = {}  # of the last evaluation that its owner recorded; stored with the task
+        self._geometry = backbone.geometry
+        self._index_of = {label: index for index, label in enumerate(spec.labels)}
+        mean_std = (backbone.mean, backbone.std) if isinstance(spec.normalize, str) else spec.normalize
+        self._mean, self._std = float(mean_std[0]), float(mean_std[1])
+        generator = seeded(spec.seed, spec.name, "init")
+        geometry, base = backbone.geometry, backbone.weights
+        self.adapters = methods.build(spec.method, geometry, base, generator, spec.options)
+        self.head = Head(spec.head, geometry.width, len(spec.labels), geometry.eps, generator)
+        self.norm = nn.ParameterDict()
+        if spec.train_final_norm and self.adapters.owned(base).norm is base.norm:
+            self.norm.update({k: nn.Parameter(t.detach().float().clone()) for k, t in base.norm._asdict().items()})
+        self.to(backbone.device)
+        self.eval()
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.spec.labels
+
+    @property
+    def method(self) -> str:
+        return self.spec.method
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric by which this kind of task is compared: accuracy, or mAP where labels are many."""
+        return "map" if self.spec.multilabel else "accuracy"
+
+    def trainable_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def num_bytes(self) -> int:
+        """Bytes of all its tensors, in memory as on disk."""
+        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+
+    def uses_frozen_features(self) -> bool:
+        """True if nothing before the head is trained, so that one vector per clip can be kept."""
+        return not any(True for _ in self.adapters.parameters()) and not len(self.norm)
+
+    def segment(self, base: ASTWeights) -> Segment:
+        """What the backbone needs to run this task's rows."""
+        weights = self.adapters.owned(base)
+        if len(self.norm):
+            weights = weights._replace(norm=NormWeights(self.norm["weight"], self.norm["bias"]))
+        return Segment(tuple(self.adapters.sites(layer) for layer in range(self._geometry.layers)), weights)
+
+    def padded_frames(self, frames: int, clip_seconds: float | None) -> int:
+        """Frames that a clip of `frames` runs with: `clip_seconds` at least, and no frame beside the last patch."""
+        geometry = self._geometry
+        wanted = 0 if clip_seconds is None else clip_frames(clip_seconds, geometry)
+        return wanted if frames <= wanted else geometry.whole_frames(frames)
+
+    def prepare(self, mel: Tensor, frames: int) -> Tensor:
+        """One clip's log-mel (F, M) -> padded and normalised (frames, M)."""
+        return normalise(pad_frames(mel, frames), self._mean, self._std)
+
+    def targets(self, labels: Sequence[Any]) -> Tensor:
+        """Class names or indices of B clips -> (B,) int64; of a multi-label task, sets of them -> (B, C) of 0 and 1.
+
+        Raises:
+            LabelsError: a label that this task does not have.
+        """
+        if not self.spec.multilabel:
+            return torch.tensor([self._index(label) for label in labels])
+        rows = torch.zeros(len(labels), len(self.labels))
+        for row, names in enumerate(labels):
+            if isinstance(names, Tensor) and names.shape == rows[row].shape:
+                rows[row] = names
+                continue
+            for name in [names] if isinstance(names, (str, int)) else names:
+                rows[row, self._index(name)] = 1
+        return rows
+
+    def _index(self, label: Any) -> int:
+        if isinstance(label, str):
+            if label in self._index_of:
+                return self._index_of[label]
+        elif 0 <= int(label) < len(self.labels):
+            return int(label)
+        known = ", ".join(self.labels[:12]) + (", …" if len(self.labels) > 12 else "")
+        raise LabelsError(
+            f"the data has the label {label!r}, which the task {self.name!r} with {len(self.labels)} classes "
+            f"does not have. Known: {known}. Pass labels=... to add_task."
+        )
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """(R, N, D) -> (R, D), what the head reads."""
+        return pool(tokens, self.spec.pooling)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(R, N, D) -> (R, C)."""
+        return self.head(self.pooled(tokens))
+
+
+def clip_frames(clip_seconds: float, geometry: Geometry) -> int:
+    """Frames of a clip of this length, as whole patches.
+
+    The backbone's own `max_frames` is kept as it is: there the published models leave the last 8 of 1024 frames out.
+    """
+    frames = frame_count(round(clip_seconds * SAMPLE_RATE))
+    return frames if frames == geometry.max_frames else geometry.whole_frames(frames)

@@ -1,0 +1,64 @@
+"""What a training cost: wall-clock seconds, GPU seconds and peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Meter:
+    """Context manager. After it: `seconds`, `gpu_seconds` (CUDA events; 0.0 without a GPU), `peak_memory_mb`.
+
+    Peak memory is the accelerator's, or, on the CPU, the resident set of this process (Linux: since entering;
+    elsewhere: since the process started).
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds = self.gpu_seconds = self.peak_memory_mb = 0.0
+
+    def __enter__(self) -> Meter:
+        if self.device.type == "cpu":
+            _reset_peak_rss()
+        else:
+            torch.accelerator.reset_peak_memory_stats(self.device)
+        if self.device.type == "cuda":
+            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            self._events[0].record(torch.cuda.current_stream(self.device))
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.device.type == "cuda":
+            begin, end = self._events
+            end.record(torch.cuda.current_stream(self.device))
+            end.synchronize()
+            self.gpu_seconds = begin.elapsed_time(end) / 1000
+        self.seconds = time.perf_counter() - self._start
+        if self.device.type == "cpu":
+            self.peak_memory_mb = _peak_rss_bytes() / 2**20
+        else:
+            self.peak_memory_mb = torch.accelerator.max_memory_allocated(self.device) / 2**20
+
+
+def _reset_peak_rss() -> None:
+    try:
+        _CLEAR.write_text("5")  # proc(5): resets VmHWM
+    except OSError:
+        pass  # not Linux, or not allowed: the peak counts from the start of the process
+
+
+def _peak_rss_bytes() -> int:
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,131 @@
+"""Evaluation of a task, by torchmetrics, and the numbers of continual learning over a sequence of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multilabel_accuracy,
+    multilabel_average_precision,
+)
+
+from adapterbank.backbone.checkpoints import Backbone
+from adapterbank.backbone.frontend import as_waveforms, log_mel
+from adapterbank.errors import ConfigError, DatasetError
+from adapterbank.routing import run
+from adapterbank.task import Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics with what they were computed from: logits (B, C) in the data's order and targets (B,) or (B, C)."""
+
+    metrics: dict[str, float]
+    logits: Tensor
+    targets: Tensor
+
+
+def evaluate_task(backbone: Backbone, task: Task, data: Any, *, batch_size: int = 32) -> Evaluation:
+    """Runs a task in eval mode over data that yields (waveform at 16 kHz, label).
+
+    Raises:
+        DatasetError: there is no clip. LabelsError: a label that the task does not have.
+    """
+    was_training = task.training
+    task.eval()
+    logits, targets = [], []
+    try:
+        with torch.no_grad():
+            for waveforms, labels in batches(data, batch_size):
+                clips = [w.to(backbone.device) for w in as_waveforms(waveforms)]
+                mels = log_mel(clips, backbone.geometry.mel_bins)
+                logits.append(torch.stack(run(backbone, [task] * len(mels), mels)).float().cpu())
+                targets.append(task.targets(labels))
+    finally:
+        task.train(was_training)
+    if not logits:
+        raise DatasetError(f"got no clips to evaluate {task.name!r} on, expected (waveform, label) pairs.")
+    together, truth = torch.cat(logits), torch.cat(targets)
+    return Evaluation(score(task, together, truth), together, truth)
+
+
+def score(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """Metrics of logits (B, C) against targets (B,) or (B, C); mAP is the mean over classes that occur."""
+    classes = len(task.labels)
+    loss = loss_function(task, logits, targets)
+    if task.spec.multilabel:
+        average = multilabel_average_precision(logits.sigmoid(), targets.long(), classes, average="none")
+        found = {
+            "map": average[targets.sum(0) > 0].mean(),
+            "accuracy": multilabel_accuracy(logits.sigmoid(), targets.long(), classes, average="micro"),
+        }
+    elif classes == 1:
+        found = {"accuracy": torch.tensor(1.0), "macro_accuracy": torch.tensor(1.0)}
+    else:
+        found = {
+            "accuracy": multiclass_accuracy(logits, targets, classes, average="micro"),
+            "macro_accuracy": multiclass_accuracy(logits, targets, classes, average="macro"),
+        }
+    return {**{name: float(value) for name, value in found.items()}, "loss": float(loss)}
+
+
+def loss_function(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy, or binary cross-entropy for multi-label tasks; in fp32."""
+    if task.spec.multilabel:
+        return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+    return F.cross_entropy(logits.float(), targets)
+
+
+def batches(data: Iterable[Any], size: int) -> Iterator[tuple[list[Tensor], list[Any]]]:
+    """Lists of waveforms and of labels, `size` at a time, in the data's order."""
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"got batch_size={size!r}, expected a positive integer.")
+    waveforms: list[Tensor] = []
+    labels: list[Any] = []
+    for waveform, label in items(data):
+        waveforms.append(waveform)
+        labels.append(label)
+        if len(waveforms) == size:
+            yield waveforms, labels
+            waveforms, labels = [], []
+    if waveforms:
+        yield waveforms, labels
+
+
+def items(data: Any) -> Iterator[tuple[Tensor, Any]]:
+    """The pairs of a map-style dataset, a list or any iterable."""
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return (data[index] for index in range(len(data)))
+    return iter(data)
+
+
+def average_accuracy(matrix: Sequence[Sequence[float | None]]) -> float:
+    """Mean of the last row of R[i][j], the score on task j after training task i."""
+    last = _row(matrix, len(matrix) - 1)
+    return sum(last) / len(last)
+
+
+def backward_transfer(matrix: Sequence[Sequence[float | None]]) -> float | None:
+    """BWT = mean over i < T of R[T][i] - R[i][i] (Mammoth); None with a single task."""
+    last = _row(matrix, len(matrix) - 1)
+    changes = [last[i] - _row(matrix, i)[i] for i in range(len(matrix) - 1)]
+    return sum(changes) / len(changes) if changes else None
+
+
+def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
+    """Mean over i < T of max_t R[t][i] - R[T][i], the maximum over i <= t <= T (Mammoth); None with a single task."""
+    count = len(matrix)
+    last = _row(matrix, count - 1)
+    losses = [max(_row(matrix, t)[i] for t in range(i, count)) - last[i] for i in range(count - 1)]
+    return sum(losses) / len(losses) if losses else None
+
+
+def _row(matrix: Sequence[Sequence[float | None]], index: int) -> list[float]:
+    """The entries of a row up to its diagonal; above it nothing was measured."""
+    return [value for value in matrix[index][: index + 1] if value is not None]
