@@ -193,8 +193,8 @@ def _refuse_missing(clips: Sequence[Clip], table: Path, root: Path) -> None:
         first = ", ".join(str(file) for file in missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise DatasetError(
             f"{root} is incomplete: {len(missing)} of the {len(clips)} audio files that {table.name} lists are "
-            f"missing, the first: {first}. Put the audio below {root} under the names in the table (download or unpack the "
-            "dataset again), or remove those lines."
+            f"missing, the first: {first}. Put the audio below {root} under the names in the table (download or "
+            "unpack the dataset again), or remove those lines."
         )
 
 
