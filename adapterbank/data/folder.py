@@ -229,8 +229,8 @@ def standard_splits(
         parts = _fold_splits(dataset, test_fold, val_fold)
     else:
         parts = dataset.split(seed=seed)
-    trained = {label for clip in parts[0]._clips for label in clip.labels}
-    if untrained := [label for label in dataset.labels if label not in trained]:
+    trained, occurring = ({label for clip in part._clips for label in clip.labels} for part in (parts[0], dataset))
+    if untrained := sorted(occurring - trained):
         raise DatasetError(
             f"{len(untrained)} classes of {dataset} have no clip to train on: {', '.join(untrained[:5])}. Put clips of "
             "them into the training split, or remove the class."

@@ -268,6 +268,14 @@ def test_a_class_without_a_training_clip_is_an_error(tmp_path: Path) -> None:
         standard_splits(dataset)
 
 
+def test_a_subset_may_lack_classes_of_the_whole_folder(tmp_path: Path) -> None:
+    lines = "".join(f"{label}{i}.wav,{label}\n" for i in range(10) for label in "xyz")
+    part = load_folder(table(tmp_path, "filename,label\n" + lines)).subset(indices=[i for i in range(30) if i % 3])
+    train, _, _ = standard_splits(part)
+    assert train.labels == ("x", "y", "z")
+    assert set(train.targets) == {"y", "z"}
+
+
 def test_subsets_keep_all_labels_and_refuse_what_does_not_exist(tmp_path: Path) -> None:
     dataset = load_folder(table(tmp_path, "filename,label,fold\na.wav,x,1\nb.wav,y,2\nc.wav,x,2\n"))
     part = dataset.subset(indices=[2, 0])
