@@ -41,7 +41,8 @@ class Sites:
         extra_tokens: (P, D) each; seen as keys and values only (through LN1, k, v and the task's own changes of them).
         extra_kv: pairs of (P, D) keys and (P, D) values.
         affine: gain and bias per LayerNorm ("ln1", "ln2"), bias per linear ("q", "k", "v", "proj", "fc1", "fc2").
-        linear: hooks `(input, output) -> output` per frozen linear, applied in order.
+        linear: hooks `(input, output) -> output` per frozen linear, applied in order; with a half-precision base both
+            are of its dtype.
         beside_attention, beside_mlp: parallel adapters on the normalised input; their outputs are added.
         after_attention, after_mlp: one sequential adapter on the sublayer's output, inside the residual.
     """
