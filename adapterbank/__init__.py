@@ -1,1 +1,23 @@
-"""adapterbank: one frozen Audio Spectrogram Transformer, many trained tasks."""
+"""adapterbank: one frozen Audio Spectrogram Transformer, many trained tasks.
+
+    bank = AdapterBank.from_pretrained()
+    bank.add_task("speechcommands", method="aat_ms")
+    fit(bank, "speechcommands", train, val)
+"""
+
+from adapterbank.bank import AdapterBank, Prediction
+from adapterbank.data import load_folder, read_audio, standard_splits
+from adapterbank.errors import AdapterBankError
+from adapterbank.training.fit import History, fit
+
+__version__ = "0.1.0"
+__all__ = [
+    "AdapterBank",
+    "AdapterBankError",
+    "History",
+    "Prediction",
+    "fit",
+    "load_folder",
+    "read_audio",
+    "standard_splits",
+]
