@@ -238,14 +238,13 @@ class _Trainer:
         if self.cached:
             return self.task.head(torch.stack(inputs).to(self.device))
         options = self.options
-        waveforms = as_waveforms(inputs)
         seconds = self.task.spec.clip_seconds
         if options.crop_seconds is not None:
             samples = round(options.crop_seconds * SAMPLE_RATE)
-            waveforms = [random_crop(w, samples, self.generator) for w in waveforms]
+            inputs = [random_crop(w, samples, self.generator) for w in inputs]
             seconds = None if seconds is None else min(seconds, options.crop_seconds)
         with torch.no_grad():
-            mels = log_mel([w.to(self.device) for w in waveforms], self.backbone.geometry.mel_bins)
+            mels = log_mel([w.to(self.device) for w in as_waveforms(inputs)], self.backbone.geometry.mel_bins)
             if self.freq_mask or self.time_mask:
                 mels = [spec_augment(mel, self.freq_mask, self.time_mask, self.generator) for mel in mels]
         return torch.stack(run(self.backbone, [self.task] * len(mels), mels, [seconds] * len(mels)))
