@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -102,9 +102,7 @@ class AdapterBank:
         classifier = bank.backbone.classifier
         if classifier is not None:
             seconds = ((bank.backbone.geometry.max_frames - 1) * HOP + WINDOW) / SAMPLE_RATE
-            spec = TaskSpec(
-                AUDIOSET, "head", classifier.labels, multilabel=classifier.multilabel, clip_seconds=seconds
-            )
+            spec = TaskSpec(AUDIOSET, "head", classifier.labels, multilabel=classifier.multilabel, clip_seconds=seconds)
             task = Task(spec, bank.backbone)
             task.head.load_state_dict(dict(classifier.tensors))
             bank._tasks[AUDIOSET] = task
@@ -240,7 +238,9 @@ class AdapterBank:
         """
         task = storage.load_task(Path(file), self._backbone)
         if task.name in self._tasks:
-            raise NameTakenError(f"{file} holds the task {task.name!r}, which exists; rename_task() the one here first.")
+            raise NameTakenError(
+                f"{file} holds the task {task.name!r}, which exists; rename_task() the one here first."
+            )
         self._tasks[task.name] = task
         return task
 
@@ -261,9 +261,11 @@ class AdapterBank:
     # -- inference -----------------------------------------------------------------------------------------------
 
     @overload
-    def __call__(self, x: Tensor | Sequence[Tensor], task: str, *, sample_rate: int = ...) -> Tensor: ...
+    def __call__(self, x: Tensor | Sequence[Tensor], task: str, *, sample_rate: int = ...) -> Tensor: ...  # type: ignore[overload-overlap]
     @overload
-    def __call__(self, x: Tensor | Sequence[Tensor], task: Sequence[str], *, sample_rate: int = ...) -> list[Tensor]: ...
+    def __call__(
+        self, x: Tensor | Sequence[Tensor], task: Sequence[str], *, sample_rate: int = ...
+    ) -> list[Tensor]: ...
 
     @torch.no_grad()
     def __call__(
@@ -283,7 +285,7 @@ class AdapterBank:
             WaveformError, UnknownNameError, ConfigError (a list of another length).
         """
         mels = self._mels(x, sample_rate)
-        if isinstance(task, str):
+        if isinstance(task, str) or not isinstance(task, Iterable):
             return torch.stack(run(self._backbone, [self.task(task)] * len(mels), mels))
         names = list(task)
         if len(names) != len(mels):
@@ -356,8 +358,8 @@ def _labels(name: str, labels: Sequence[str] | None, num_classes: int | None) ->
         if not isinstance(num_classes, int) or num_classes < 1:
             raise LabelsError(f"got num_classes={num_classes!r}, expected a positive integer.")
         return tuple(str(i) for i in range(num_classes))
-    if isinstance(labels, str):
-        raise LabelsError(f"got the string {labels!r} as labels, expected a list of class names.")
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise LabelsError(f"got {labels!r} as labels, expected a list of class names.")
     if num_classes is not None and num_classes != len(labels):
         raise LabelsError(f"got {len(labels)} labels and num_classes={num_classes}; give one of them.")
     return tuple(labels)

@@ -26,6 +26,7 @@ FORMAT = "adapterbank"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _HEADER = "adapterbank"  # key of our JSON in a safetensors file's metadata
+_WRITTEN = re.compile(r"[a-z0-9][a-z0-9._-]*\.[0-9a-f]{12}\.safetensors")  # a name of ours: never delete others' files
 _FILE = re.compile(r"tasks/[a-z0-9][a-z0-9._-]*\.safetensors")
 
 
@@ -48,9 +49,9 @@ def save_bank(folder: Path, backbone: Backbone, tasks: Mapping[str, Task]) -> No
         }
         manifest["digest"] = _digest_of(manifest)
         write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
-        current = {folder / entry["file"] for entry in entries.values()}
-        for file in (folder / "tasks").glob("*.safetensors"):
-            if file not in current:
+        current = {entry["file"] for entry in entries.values()}
+        for file in (folder / "tasks").iterdir():
+            if _WRITTEN.fullmatch(file.name) and f"tasks/{file.name}" not in current:
                 file.unlink()
     except OSError as error:
         if isinstance(error, AdapterBankError):
@@ -110,7 +111,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise StorageError(f"there is no bank at {folder}: {MANIFEST} is missing. Save one with bank.save().") from error
+        raise StorageError(
+            f"there is no bank at {folder}: {MANIFEST} is missing. Save one with bank.save()."
+        ) from error
     except (OSError, ValueError) as error:
         raise StorageError(f"cannot read {path}: {error}. Restore the file from a copy.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
@@ -120,6 +123,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise StorageError(f"{path} has format version {version!r}, this release reads {FORMAT_VERSION}; upgrade.")
     if manifest.pop("digest", None) != _digest_of(manifest):
         raise StorageError(f"{path} was changed or damaged after it was saved: its digest does not fit.")
+    try:  # a digest can be computed anew by whoever edits the file
+        complete = all(isinstance(manifest["backbone"][key], str) for key in ("source", "fingerprint")) and all(
+            isinstance(entry["file"], str) and {"bytes", "sha256"} <= entry.keys()
+            for entry in manifest["tasks"].values()
+        )
+    except (KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise StorageError(f"{path} lacks the backbone, or a task's file, bytes or sha256. Restore it from a copy.")
     return manifest
 
 

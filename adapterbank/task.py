@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -81,7 +82,13 @@ class TaskSpec:
             raise ConfigError(f"got clip_seconds={self.clip_seconds!r}, expected a positive number or None.")
         if self.normalize != "backbone":
             pair = self.normalize
-            if isinstance(pair, str) or len(pair) != 2 or not all(map(_is_number, pair)) or not pair[1] > 0:
+            if (
+                not isinstance(pair, Sequence)
+                or isinstance(pair, str)
+                or len(pair) != 2
+                or not all(map(_is_number, pair))
+                or not pair[1] > 0
+            ):
                 raise ConfigError(f"got normalize={pair!r}, expected 'backbone' or (mean, std) with std > 0.")
         if not isinstance(self.seed, int):
             raise ConfigError(f"got seed={self.seed!r}, expected an integer.")
@@ -213,8 +220,8 @@ class Task(nn.Module):
         if isinstance(label, str):
             if label in self._index_of:
                 return self._index_of[label]
-        elif 0 <= int(label) < len(self.labels):
-            return int(label)
+        elif hasattr(label, "__index__") and 0 <= (index := operator.index(label)) < len(self.labels):
+            return index
         known = ", ".join(self.labels[:12]) + (", …" if len(self.labels) > 12 else "")
         raise LabelsError(
             f"the data has the label {label!r}, which the task {self.name!r} with {len(self.labels)} classes "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,9 @@ class Geometry:
     eps: float = 1e-12
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "eps" and (not isinstance(value, int) or value < 1):
+                raise BackboneError(f"got {name}={value!r} as a size of an AST, expected a positive integer.")
         if self.width % self.heads:
             raise BackboneError(f"width {self.width} is not a multiple of heads {self.heads}; change one of them.")
         if min(self.mel_bins, self.max_frames) < self.patch:
@@ -108,7 +111,9 @@ class ASTWeights(NamedTuple):
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """(canonical name, tensor): `embed.cls`, `blocks.3.fc1_weight`, `norm.bias`."""
-        groups = [("embed", self.embed), *((f"blocks.{i}", b) for i, b in enumerate(self.blocks)), ("norm", self.norm)]
+        groups: list[tuple[str, EmbedWeights | BlockWeights | NormWeights]] = [("embed", self.embed)]
+        groups += [(f"blocks.{i}", block) for i, block in enumerate(self.blocks)]
+        groups += [("norm", self.norm)]
         for prefix, group in groups:
             for name, tensor in group._asdict().items():
                 if tensor is not None:
@@ -118,11 +123,11 @@ class ASTWeights(NamedTuple):
     def from_named(cls, tensors: Mapping[str, Tensor], layers: int) -> ASTWeights:
         """The inverse of `named`; absent query, key and value biases are None."""
 
-        def group(kind: type, prefix: str) -> tuple:
-            return kind(*(tensors.get(f"{prefix}.{name}") for name in kind._fields))  # type: ignore[attr-defined]
+        def group(kind: Any, prefix: str) -> Any:
+            return kind(*(tensors.get(f"{prefix}.{name}") for name in kind._fields))
 
         blocks = tuple(group(BlockWeights, f"blocks.{i}") for i in range(layers))
-        return cls(group(EmbedWeights, "embed"), blocks, group(NormWeights, "norm"))  # type: ignore[arg-type]
+        return cls(group(EmbedWeights, "embed"), blocks, group(NormWeights, "norm"))
 
     def map(self, change: Callable[[str, Tensor], Tensor]) -> ASTWeights:
         """A copy with `change(name, tensor)` in place of every tensor."""

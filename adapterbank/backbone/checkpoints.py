@@ -93,7 +93,7 @@ class Backbone:
     classifier: Classifier | None = None
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
-        """On another device, or with frozen linears of another dtype. The fingerprint stays: it is the same backbone."""
+        """On another device, or with frozen linears of another dtype. The fingerprint stays: the same backbone."""
         return replace(self, weights=self.weights.to(device, dtype))
 
     @property
@@ -151,7 +151,7 @@ def fingerprint(geometry: Geometry, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().to("cpu", torch.float32).contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy())
+        digest.update(tensor.numpy().data)
     return digest.hexdigest()
 
 
@@ -171,9 +171,9 @@ def _find(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BackboneError(
-            f"no backbone {name!r}: not embedded ({', '.join(EMBEDDED)}), no such folder, and the Hugging Face hub gave "
-            f"{type(error).__name__}. Without internet, put config.json, preprocessor_config.json and {WEIGHT_FILES[0]} "
-            "of that model into a folder and pass its path."
+            f"no backbone {name!r}: not embedded ({', '.join(EMBEDDED)}), no such folder, and the Hugging Face hub "
+            f"gave {type(error).__name__}. Without internet, put config.json, preprocessor_config.json and "
+            f"{WEIGHT_FILES[0]} of that model into a folder and pass its path."
         ) from error
 
 
@@ -317,5 +317,3 @@ def _classifier(
         )
     multilabel = config.get("problem_type") == "multi_label_classification" or classes == AUDIOSET_CLASSES
     return Classifier(dict(head), labels, multilabel)
-
-

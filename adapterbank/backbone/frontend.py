@@ -115,7 +115,7 @@ def resample(waveforms: Sequence[Tensor], sample_rate: int | Sequence[int]) -> l
     Raises:
         ConfigError: a rate is not a positive integer, or there is another number of them than of clips.
     """
-    rates = [sample_rate] * len(waveforms) if isinstance(sample_rate, int) else list(sample_rate)
+    rates = list(sample_rate) if isinstance(sample_rate, Sequence) else [sample_rate] * len(waveforms)
     if len(rates) != len(waveforms):
         raise ConfigError(f"got {len(rates)} sample rates for {len(waveforms)} clips, expected one, or one per clip.")
     for rate in rates:

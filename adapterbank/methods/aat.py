@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,9 +37,9 @@ class BottleneckAdapter(nn.Module):
 
     def __init__(self, width: int, ratio: float, generator: torch.Generator):
         super().__init__()
-        hidden = int(width * ratio)
+        hidden = int(width * ratio) if isinstance(ratio, (int, float)) and ratio < math.inf else 0
         if hidden < 1:
-            raise ConfigError(f"got ratio={ratio}, which leaves no bottleneck at width {width}; use {1 / width:.4f}+.")
+            raise ConfigError(f"got ratio={ratio!r}, which leaves no bottleneck at width {width}; AAT uses {RATIO}.")
         self.down = init.linear(width, hidden, generator)
         self.up = init.zero_linear(hidden, width)
 

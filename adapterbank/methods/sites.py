@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -74,7 +74,7 @@ def merge(parts: Iterable[tuple[str, Sites]]) -> Sites:
     Raises:
         CompositionError: if two methods fill a one-owner site; it names both.
     """
-    merged: dict = {}
+    merged: dict[str, Any] = {}
     owners: dict[str, str] = {}
     for method, sites in parts:
         for site in sorted(sites.filled()):

@@ -52,7 +52,7 @@ class OwnBody(OwnBlocks):
 
 def _get(copy: nn.Module, name: str) -> Any:
     assert isinstance(copy, nn.ParameterDict)
-    return copy[name] if name in copy else None
+    return copy.get(name)
 
 
 @register("full", paper=PAPER)

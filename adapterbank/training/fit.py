@@ -20,8 +20,8 @@ from adapterbank.errors import ConfigError, DatasetError, TrainingDivergedError,
 from adapterbank.routing import run
 from adapterbank.task import Task, seeded
 from adapterbank.training.augment import MAX_TIME_SHARE, check_masks, random_crop, spec_augment
-from adapterbank.training.metrics import batches, evaluate_task, items, loss_function, score
 from adapterbank.training.meter import Meter
+from adapterbank.training.metrics import batches, evaluate_task, items, loss_function, score
 
 SCHEDULES = ("cosine", "multistep", "constant")
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,10 +67,16 @@ class Options:
             raise UnknownNameError("schedule", self.schedule, SCHEDULES)
         if self.precision not in ("auto", *PRECISIONS):
             raise UnknownNameError("precision", self.precision, ("auto", *PRECISIONS))
-        for name in ("epochs", "batch_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(f"got {name}={getattr(self, name)!r}, expected a positive integer.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
+        for name in ("epochs", "batch_size", "steps"):
+            value = getattr(self, name)
+            if (name, value) != ("steps", None) and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"got {name}={value!r}, expected a positive integer.")
+        for name in ("lr", "weight_decay", "warmup", "gamma", "clip_grad", "crop_seconds"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+            if not number and (name, value) != ("crop_seconds", None):
+                raise ConfigError(f"got {name}={value!r}, expected a number from 0 up.")
+        if not self.lr > 0:
             raise ConfigError(f"got lr={self.lr!r}, expected a positive number such as 1e-3.")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"got warmup={self.warmup!r}, expected a share of all steps from 0 to below 1.")
@@ -165,7 +171,7 @@ class _Trainer:
         self.generator = seeded(options.seed, task.name, "data")
         self.data: Any = self._features(data) if self.cached else data
         self.loader = DataLoader(
-            self.data,
+            self.data,  # type: ignore[arg-type]
             options.batch_size,
             shuffle=True,
             generator=self.generator,
@@ -188,8 +194,9 @@ class _Trainer:
             if validate is not None:
                 record.update({f"val/{name}": value for name, value in validate().items()})
             history.epochs.append(record)
-            goal = record.get(f"val/{self.task.primary_metric}", -math.inf)
-            if validate is None or goal > best:
+            score_now = record.get(f"val/{self.task.primary_metric}", math.nan)
+            goal = -math.inf if math.isnan(score_now) else score_now  # mAP without a positive is NaN
+            if validate is None or goal > best or best_state is None:
                 best, history.best_epoch = goal, epoch
                 best_state = _copy_state(self.task) if validate is not None else None
             bar.update(row, note=_note(record))
@@ -212,7 +219,7 @@ class _Trainer:
             losses.append(self._step(inputs, labels, history.steps))
             history.steps += 1
             bar.update(row, advance=1)
-        return {"train/loss": sum(losses) / len(losses), "lr": self.scheduler.get_last_lr()[0]}
+        return {"train/loss": sum(losses) / len(losses), "lr": float(self.scheduler.get_last_lr()[0])}
 
     def _step(self, inputs: list[Tensor], labels: list[Any], step: int) -> float:
         targets = self.task.targets(labels).to(self.device)
@@ -300,8 +307,8 @@ class _Trainer:
 
     def _diverged(self, step: int, what: str) -> TrainingDivergedError:
         return TrainingDivergedError(
-            f"training {self.task.name!r} ({self.task.method}, {self.precision}, lr {self.options.lr:g}) gave {what} at "
-            f"step {step}. The task is as it was before. Try a lower lr, precision='fp32', or look for broken clips."
+            f"training {self.task.name!r} ({self.task.method}, {self.precision}, lr {self.options.lr:g}) gave {what} "
+            f"at step {step}. The task is as it was before. Try a lower lr, precision='fp32', or look for broken clips."
         )
 
 
@@ -325,7 +332,7 @@ def _default_precision(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
     return "fp32"
 
@@ -336,4 +343,6 @@ def _bar(disable: bool) -> Progress:
 
 
 def _note(record: dict[str, float]) -> str:
-    return "  ".join(f"{name} {record[name]:.3f}" for name in ("train/loss", "val/accuracy", "val/map") if name in record)
+    return "  ".join(
+        f"{name} {record[name]:.3f}" for name in ("train/loss", "val/accuracy", "val/map") if name in record
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 import time
@@ -49,10 +50,8 @@ class Meter:
 
 
 def _reset_peak_rss() -> None:
-    try:
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak counts from the start of the process
         _CLEAR.write_text("5")  # proc(5): resets VmHWM
-    except OSError:
-        pass  # not Linux, or not allowed: the peak counts from the start of the process
 
 
 def _peak_rss_bytes() -> int:

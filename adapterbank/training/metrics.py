@@ -56,7 +56,7 @@ def evaluate_task(backbone: Backbone, task: Task, data: Any, *, batch_size: int 
 
 
 def score(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """Metrics of logits (B, C) against targets (B,) or (B, C); mAP is the mean over classes that occur."""
+    """Metrics of logits (B, C) against targets (B,) or (B, C); mAP and macro-accuracy are over classes that occur."""
     classes = len(task.labels)
     loss = loss_function(task, logits, targets)
     if task.spec.multilabel:
@@ -68,9 +68,10 @@ def score(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
     elif classes == 1:
         found = {"accuracy": torch.tensor(1.0), "macro_accuracy": torch.tensor(1.0)}
     else:
+        recalls = multiclass_accuracy(logits, targets, classes, average="none")
         found = {
             "accuracy": multiclass_accuracy(logits, targets, classes, average="micro"),
-            "macro_accuracy": multiclass_accuracy(logits, targets, classes, average="macro"),
+            "macro_accuracy": recalls[targets.unique()].mean(),
         }
     return {**{name: float(value) for name, value in found.items()}, "loss": float(loss)}
 
