@@ -77,3 +77,7 @@ class StorageError(AdapterBankError, OSError):
 
 class TrainingDivergedError(AdapterBankError, ArithmeticError):
     """The loss or a gradient became NaN or Inf; the task is as it was before training."""
+
+
+class InterferenceError(AdapterBankError, RuntimeError):
+    """Training one task changed the logits of another: a broken promise of ours, never the caller's fault."""

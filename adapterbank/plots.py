@@ -1,0 +1,180 @@
+"""Pictures of a training: learning curve, confusion matrix, accuracy matrix of a sequence.
+
+Every function returns a matplotlib `Figure` that belongs to no global state (no pyplot): safe in threads and servers,
+and freed like any other object. Save one with `figure.savefig(path)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from adapterbank.errors import ConfigError
+
+DPI = 120
+COUNTED_CLASSES = 20  # more classes leave no room for numbers in the cells of a confusion matrix
+INK, MUTED, BLUE, ORANGE = "#1f2933", "#7b8794", "#2563a8", "#d9730d"
+_STOPS = [(0.0, "#f4f8fc"), (0.12, "#cfe2f2"), (0.5, "#4f93cc"), (1.0, "#0b2e59")]  # a stray clip must be seen
+_BLUES = LinearSegmentedColormap.from_list("adapterbank", _STOPS)
+Matrix = Sequence[Sequence[float | None]]
+
+
+def learning_curve(epochs: Sequence[Mapping[str, float]], *, best_epoch: int = -1, title: str = "") -> Figure:
+    """Training loss and validation metrics over the epochs.
+
+    Args:
+        epochs: as in `History.epochs`: "train/loss", and with validation data "val/loss", "val/accuracy" or "val/map".
+        best_epoch: whose weights were kept, counted from 0; marked.
+
+    Raises:
+        ConfigError: there is no epoch to draw.
+    """
+    if not epochs:
+        raise ConfigError("got no epochs to draw, expected History.epochs of a finished training.")
+    numbers = range(1, len(epochs) + 1)
+    scores = [key for key in ("val/map", "val/accuracy", "val/macro_accuracy") if key in epochs[0]]
+    figure = Figure(figsize=(8.4 if scores else 4.6, 3.4), dpi=DPI, layout="constrained")
+    panels = list(figure.subplots(1, 2 if scores else 1, squeeze=False)[0])
+    for key, colour in (("train/loss", BLUE), ("val/loss", ORANGE)):
+        _line(panels[0], numbers, [record.get(key, np.nan) for record in epochs], key, colour)
+    panels[0].set_ylabel("loss")
+    panels[0].set_ylim(bottom=0)
+    if scores:
+        for key, colour in zip(scores, (ORANGE, MUTED), strict=False):
+            _line(panels[1], numbers, [record.get(key, np.nan) for record in epochs], key, colour)
+        panels[1].set_ylabel("score")
+        panels[1].set_ylim(0, 1.02)
+    for panel in panels:
+        if 0 <= best_epoch < len(epochs):
+            panel.axvline(
+                best_epoch + 1, color=INK, linewidth=0.8, linestyle=":", label=f"kept: epoch {best_epoch + 1}"
+            )
+        panel.set_xlabel("epoch")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        panel.grid(color="#e4e7eb", linewidth=0.7)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=11, color=INK)
+    return figure
+
+
+def confusion_counts(logits: Tensor, targets: Tensor) -> Tensor:
+    """How often clips of class i were called class j.
+
+    Args:
+        logits: (B, C).
+        targets: (B,) class indices; or (B, C) of 0 and 1, where a clip counts once for each of its labels, in every
+            column whose probability is above one half.
+
+    Returns:
+        (C, C) int64, rows the truth.
+    """
+    classes = logits.shape[1]
+    if targets.ndim == 2:
+        return (targets.long().T @ (logits > 0).long()).to(torch.int64)
+    flat = targets.long() * classes + logits.argmax(dim=1)
+    return torch.bincount(flat, minlength=classes**2).view(classes, classes)
+
+
+def confusion_matrix(counts: Tensor, labels: Sequence[str], *, title: str = "") -> Figure:
+    """Confusion matrix: colour is the share of the true class, numbers are clips.
+
+    Args:
+        counts: (C, C), rows the truth, as `confusion_counts` gives them.
+        labels: C class names.
+
+    Raises:
+        ConfigError: the sizes do not fit.
+    """
+    if tuple(counts.shape) != (len(labels), len(labels)):
+        raise ConfigError(f"got counts of shape {tuple(counts.shape)} for {len(labels)} labels, expected one row each.")
+    size = len(labels)
+    shares = (counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).numpy()
+    side = min(3.2 + 0.34 * size, 4.5 + 0.19 * size) + 1.0
+    figure = Figure(figsize=(side + 0.5, side), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    image = _heat(axes, shares, labels, labels)
+    if size <= COUNTED_CLASSES:
+        for row, column in np.argwhere(counts.numpy() > 0):
+            _write(axes, row, column, str(int(counts[row, column])), float(shares[row, column]), _font(size))
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title, fontsize=11, color=INK)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
+    return figure
+
+
+def accuracy_matrix(matrices: Mapping[str, Matrix], tasks: Sequence[str], *, score: str = "test accuracy") -> Figure:
+    """R[i][j], the score on task j after training task i, as heat maps side by side; what was not measured is blank.
+
+    Args:
+        matrices: one matrix per strategy; its name is the panel's title.
+        tasks: in the order in which they were trained.
+
+    Raises:
+        ConfigError: a matrix has another size, or there is none.
+    """
+    if not matrices:
+        raise ConfigError("got no matrix to draw, expected {strategy: R}.")
+    size = len(tasks)
+    for name, matrix in matrices.items():
+        if len(matrix) != size or any(len(row) != size for row in matrix):
+            raise ConfigError(f"the matrix of {name!r} is not {size} x {size}, the number of tasks.")
+    cell = 0.95 if size <= 8 else 0.6 if size <= COUNTED_CLASSES else 0.3
+    side = 1.9 + cell * size
+    figure = Figure(figsize=(side * len(matrices) + 0.9, side), dpi=DPI, layout="constrained")
+    panels = list(figure.subplots(1, len(matrices), squeeze=False)[0])
+    for number, (panel, (name, matrix)) in enumerate(zip(panels, matrices.items(), strict=True)):
+        values = np.array([[np.nan if value is None else value for value in row] for row in matrix], dtype=float)
+        image = _heat(panel, values, tasks if number == 0 else [""] * size, tasks)
+        if size <= COUNTED_CLASSES:
+            for row, column in np.argwhere(np.isfinite(values)):
+                value = float(values[row, column])
+                _write(panel, row, column, f"{value:.2f}", value, 10 if size <= 8 else 7)
+        panel.set_title(name, fontsize=11, color=INK)
+        panel.set_xlabel("score on")
+    panels[0].set_ylabel("after training")
+    figure.colorbar(image, ax=panels, shrink=0.75, label=score)
+    return figure
+
+
+def _line(axes: Axes, x: Sequence[int], y: Sequence[float], label: str, colour: str) -> None:
+    if not np.isnan(y).all():
+        axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=3 if len(y) < 40 else 0, label=label)
+
+
+def _heat(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> AxesImage:
+    colours: Colormap = _BLUES.with_extremes(bad="white")
+    image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
+    size = max(len(rows), len(columns))
+    font = _font(size)
+    crowded = size > 3 or max((len(name) for name in columns), default=0) > 12
+    axes.set_xticks(range(len(columns)), columns, fontsize=font, rotation=90 if size > 12 else 35 if crowded else 0)
+    if crowded and size <= 12:
+        for label in axes.get_xticklabels():
+            label.set_horizontalalignment("right")
+            label.set_rotation_mode("anchor")
+    axes.set_yticks(range(len(rows)), rows, fontsize=font)
+    axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5 if size <= 12 else 0.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    return image
+
+
+def _write(axes: Axes, row: int, column: int, text: str, value: float, size: float) -> None:
+    axes.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if value > 0.45 else INK)
+
+
+def _font(size: int) -> float:
+    """Points, so that `size` labels fit along an axis."""
+    return 9 if size <= 12 else 8 if size <= 20 else 6.5
