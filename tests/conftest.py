@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.backbone.checkpoints import Backbone, expected_shapes, fingerprint
+from adapterbank.bank import AdapterBank
+from adapterbank.data import demo_tasks, load_folder
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# Names of transformers >= 5.9 modules -> names of older versions, which the files on disk keep.
+OLD_NAMES = {
+    "audio_spectrogram_transformer.layers.": "audio_spectrogram_transformer.encoder.layer.",
+    ".attention.q_proj.": ".attention.attention.query.",
+    ".attention.k_proj.": ".attention.attention.key.",
+    ".attention.v_proj.": ".attention.attention.value.",
+    ".attention.o_proj.": ".attention.output.dense.",
+    ".mlp.fc1.": ".intermediate.dense.",
+    ".mlp.fc2.": ".output.dense.",
+}
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """The same random inputs in every run."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture
@@ -20,3 +48,135 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real recordings at {folder}")
     return folder
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device of this machine."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def labelled_clips() -> list[tuple[Tensor, str]]:
+    """Twelve real recordings of three classes, of several lengths up to 0.8 s: (waveform (T,), class name)."""
+    dataset = load_folder(demo_tasks()["instruments"])
+    chosen: dict[str, list[Tensor]] = {"bass": [], "brass": [], "organ": []}
+    for waveform, label in (dataset[index] for index in range(0, len(dataset), 3)):
+        if label in chosen and len(chosen[label]) < 4:
+            chosen[label].append(waveform[: 12_800 - 1000 * len(chosen[label])])
+    return [(waveforms[i], label) for i in range(4) for label, waveforms in chosen.items()]
+
+
+@pytest.fixture(scope="session")
+def clips() -> list[Tensor]:
+    """Six real recordings of the three demo tasks, of different lengths from 0.3 to 1 s."""
+    datasets = [load_folder(folder) for folder in demo_tasks().values()]
+    waveforms = [dataset[index][0] for index in (3, 40) for dataset in datasets]
+    return [w[: 5000 + 2200 * place] for place, w in enumerate(waveforms)]
+
+
+@pytest.fixture(scope="session")
+def small_geometry() -> Geometry:
+    return Geometry(
+        layers=2, width=48, heads=3, mlp_width=96, max_frames=128, frequency_stride=16, time_stride=16, eps=1e-6
+    )
+
+
+@pytest.fixture(scope="session")
+def random_backbone() -> Callable[..., Backbone]:
+    """Makes a backbone with every tensor random: nothing is hidden by zero positions or unit gains."""
+
+    def make(geometry: Geometry, seed: int = 0, qkv_bias: bool = True) -> Backbone:
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for name, shape in expected_shapes(geometry, qkv_bias).items():
+            noise = torch.randn(shape, generator=generator)
+            gain = name.endswith(("ln1_weight", "ln2_weight", "norm.weight"))
+            tensors[name] = 1 + 0.1 * noise if gain else noise * shape[-1] ** -0.5
+        weights = ASTWeights.from_named(tensors, geometry.layers)
+        return Backbone(geometry, weights, "random", fingerprint(geometry, tensors))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_backbone(random_backbone: Callable[..., Backbone], small_geometry: Geometry) -> Backbone:
+    return random_backbone(small_geometry)
+
+
+@pytest.fixture(scope="session")
+def randomise() -> Callable[..., None]:
+    """Adds noise to every parameter of a module, as training would."""
+
+    def change(module: nn.Module, seed: int = 0, scale: float = 0.1) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter += (scale * torch.randn(parameter.shape, generator=generator)).to(parameter.device)
+
+    return change
+
+
+@pytest.fixture
+def small_bank(small_backbone: Backbone, randomise: Callable[..., None]) -> AdapterBank:
+    """Six tasks of six methods, as if trained."""
+    bank = AdapterBank(small_backbone)
+    for seed, (name, method) in enumerate(
+        {
+            "notes": "aat_ms",
+            "tones": "prompt",
+            "studio": "partial",
+            "mix": "joint",
+            "own": "full",
+            "probe": "head",
+        }.items()
+    ):
+        bank.add_task(name, method, num_classes=3 + seed % 3)
+        randomise(bank.task(name), seed)
+    return bank
+
+
+@pytest.fixture
+def hf_model() -> Callable[..., Any]:
+    """Makes transformers' AST with a classifier and every tensor random; keywords go to its ASTConfig."""
+
+    def make(seed: int = 0, **config: Any) -> Any:
+        from transformers import ASTConfig, ASTForAudioClassification
+
+        sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 96}
+        model = ASTForAudioClassification(ASTConfig(**{**sizes, "max_length": 128, **config})).eval()
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            gain = "layernorm" in name and name.endswith("weight")
+            parameter.data = 1 + 0.1 * noise if gain else noise * parameter.shape[-1] ** -0.5
+        return model
+
+    return make
+
+
+@pytest.fixture
+def hf_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a model as transformers does: its configuration, tensors by new or old names, and the extractor's mean."""
+
+    def write(
+        model: Any, *, names: str = "old", file: str = "model.safetensors", preprocessor: dict[str, Any] | None = None
+    ) -> Path:
+        folder = tmp_path / f"hf-{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
+        if preprocessor is not None:
+            (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+        tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
+        if names == "old":
+            for new, old in OLD_NAMES.items():
+                tensors = {key.replace(new, old): tensor for key, tensor in tensors.items()}
+        if file.endswith(".bin"):
+            torch.save(tensors, folder / file)
+        else:
+            save_file(tensors, folder / file)
+        return folder
+
+    return write

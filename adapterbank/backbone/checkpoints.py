@@ -219,7 +219,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(content, dict) or not all(isinstance(entry, Tensor) for entry in content.values()):
+            raise TypeError("expected a dict of names and tensors")
+        return content
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
         raise BackboneError(f"cannot read {path}: {error}. It may be cut; fetch it again.") from error
     except Exception as error:  # pickle.UnpicklingError: weights_only refuses everything but tensors
