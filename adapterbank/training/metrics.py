@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multilabel_accuracy,
-    multilabel_average_precision,
-)
+from torchmetrics.functional.classification import binary_accuracy, binary_average_precision, multiclass_accuracy
 
 from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.backbone.frontend import as_waveforms, log_mel
@@ -60,10 +57,12 @@ def score(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
     classes = len(task.labels)
     loss = loss_function(task, logits, targets)
     if task.spec.multilabel:
-        average = multilabel_average_precision(logits.sigmoid(), targets.long(), classes, average="none")
+        probabilities, truth = logits.sigmoid(), targets.long()
+        # Class by class: torchmetrics' multi-label form warns of classes without a positive and refuses a single class.
+        average = [binary_average_precision(probabilities[:, c], truth[:, c]) for c in truth.any(0).nonzero().flatten()]
         found = {
-            "map": average[targets.sum(0) > 0].mean(),
-            "accuracy": multilabel_accuracy(logits.sigmoid(), targets.long(), classes, average="micro"),
+            "map": torch.stack(average).mean() if average else torch.tensor(math.nan),
+            "accuracy": binary_accuracy(probabilities.flatten(), truth.flatten()),
         }
     elif classes == 1:
         found = {"accuracy": torch.tensor(1.0), "macro_accuracy": torch.tensor(1.0)}

@@ -1,0 +1,300 @@
+"""Training one task: what changes, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from adapterbank.bank import AdapterBank
+from adapterbank.task import Task
+from adapterbank.training import fit as module
+from adapterbank.training.fit import History, fit
+
+LABELS = ["bass", "brass", "organ"]
+
+
+@pytest.fixture
+def bank(small_backbone):
+    bank = AdapterBank(small_backbone)
+    for name, method in (("families", "aat_ms"), ("probe", "head"), ("other", "joint")):
+        bank.add_task(name, method, labels=LABELS)
+    return bank
+
+
+def bits(bank):
+    tensors = {f"base.{name}": tensor.clone() for name, tensor in bank.backbone.weights.named()}
+    for name, task in bank.tasks.items():
+        tensors.update({f"{name}.{key}": tensor.clone() for key, tensor in task.state_dict().items()})
+    return tensors
+
+
+def changed(before, after):
+    return {key for key in before if not torch.equal(before[key], after[key])}
+
+
+def quick(bank, task, data, val=None, **options):
+    return fit(bank, task, data, val, **{"epochs": 2, "batch_size": 6, "progress": False, **options})
+
+
+@pytest.mark.parametrize("method", ["head", "aat_ms", "prompt", "joint", "partial", "full"])
+def test_only_the_tasks_own_tensors_change_and_all_of_them(method, bank, labelled_clips):
+    bank.add_task("new", method, labels=LABELS, train_final_norm=True)
+    before, state = bits(bank), torch.get_rng_state()
+    quick(bank, "new", labelled_clips, labelled_clips, epochs=3, batch_size=4)
+    assert torch.equal(torch.get_rng_state(), state)
+    moved = changed(before, bits(bank))
+    # The softmax does not feel a constant in every key: the gradient of a key bias is rounding noise.
+    own = {key for key in before if key.startswith("new.") and not key.endswith("k_bias")}
+    assert own <= moved
+    assert all(key.startswith("new.") for key in moved)
+    assert not bank.task("new").training
+
+
+def test_training_learns_the_families(bank, labelled_clips):
+    history = quick(bank, "families", labelled_clips, epochs=15, lr=5e-3, freq_mask=0, time_mask=0)
+    losses = [record["train/loss"] for record in history.epochs]
+    assert losses[-1] < losses[0] / 2
+    assert bank.evaluate("families", labelled_clips)["accuracy"] >= 0.9
+
+
+def test_a_history_says_what_was_done(bank, labelled_clips):
+    seen = []
+    history = quick(bank, "families", labelled_clips, labelled_clips[:6], on_epoch=lambda *a: seen.append(a), lr=2e-3)
+    assert isinstance(history, History)
+    assert (history.task, history.steps, len(history.epochs)) == ("families", 4, 2)
+    assert history.options["lr"] == 2e-3
+    assert history.options["schedule"] == "cosine"
+    assert set(history.epochs[0]) == {"train/loss", "lr", "val/accuracy", "val/macro_accuracy", "val/loss"}
+    assert seen == list(enumerate(history.epochs))
+    assert history.seconds > 0
+    assert history.gpu_seconds == 0.0
+    assert history.peak_memory_mb > 0
+    assert history.precision in ("fp32", "bf16")
+
+
+def test_the_best_epoch_by_validation_is_restored(bank, labelled_clips, monkeypatch):
+    scores, states = iter([0.1, 0.9, 0.3, 0.9]), []
+    monkeypatch.setattr(module, "evaluate_task", lambda *a, **k: SimpleNamespace(metrics={"accuracy": next(scores)}))
+
+    def keep(epoch, record):
+        states.append({key: tensor.clone() for key, tensor in bank.task("families").state_dict().items()})
+
+    history = quick(bank, "families", labelled_clips, labelled_clips, epochs=4, on_epoch=keep)
+    assert history.best_epoch == 1
+    final = bank.task("families").state_dict()
+    assert not changed(states[1], final)
+    assert changed(states[3], final)
+    assert bank.task("families").metrics == {"accuracy": 0.9}
+
+
+@pytest.mark.parametrize("task", ["families", "probe"])
+def test_the_restored_task_scores_what_its_best_epoch_scored(task, bank, labelled_clips):
+    val = labelled_clips[5:]
+    history = quick(bank, task, labelled_clips[:5], val, epochs=5, batch_size=2, lr=5e-3, precision="fp32")
+    scores = [record["val/accuracy"] for record in history.epochs]
+    assert history.best_epoch == scores.index(max(scores))
+    assert bank.task(task).metrics["loss"] == history.epochs[history.best_epoch]["val/loss"]
+    assert bank.evaluate(task, val)["loss"] == pytest.approx(history.epochs[history.best_epoch]["val/loss"], abs=1e-5)
+
+
+def test_without_validation_the_last_epoch_stays(bank, labelled_clips):
+    states = []
+
+    def keep(epoch, record):
+        states.append({key: tensor.clone() for key, tensor in bank.task("families").state_dict().items()})
+
+    history = quick(bank, "families", labelled_clips, epochs=3, on_epoch=keep)
+    assert history.best_epoch == 2
+    assert not changed(states[2], bank.task("families").state_dict())
+    assert bank.task("families").metrics == {}
+
+
+def test_head_features_computed_once_train_like_those_computed_every_time(bank, labelled_clips, monkeypatch):
+    start = {key: tensor.clone() for key, tensor in bank.task("probe").state_dict().items()}
+    options = {"epochs": 4, "batch_size": 5, "lr": 1e-2, "precision": "fp32", "freq_mask": 0, "time_mask": 0}
+    cached = quick(bank, "probe", labelled_clips, labelled_clips[:7], **options)
+    state = {key: tensor.clone() for key, tensor in bank.task("probe").state_dict().items()}
+
+    bank.task("probe").load_state_dict(start)
+    monkeypatch.setattr(Task, "uses_frozen_features", lambda self: False)
+    uncached = quick(bank, "probe", labelled_clips, labelled_clips[:7], **options)
+    for one, other in zip(cached.epochs, uncached.epochs, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    assert cached.best_epoch == uncached.best_epoch
+    for key, tensor in bank.task("probe").state_dict().items():
+        torch.testing.assert_close(tensor, state[key], rtol=0, atol=1e-4)
+
+
+def test_head_features_are_computed_once_per_clip(bank, labelled_clips, monkeypatch):
+    heard = []
+    real = module.log_mel
+    monkeypatch.setattr(module, "log_mel", lambda waves, *a: heard.extend(waves) or real(waves, *a))
+    quick(bank, "probe", labelled_clips, labelled_clips[:3], epochs=5)
+    assert len(heard) == len(labelled_clips) + 3
+
+
+def test_training_is_repeatable_and_follows_its_seed(small_backbone, labelled_clips):
+    def trained(**options):
+        bank = AdapterBank(small_backbone)
+        bank.add_task("families", "joint", labels=LABELS)
+        quick(bank, "families", labelled_clips, crop_seconds=0.4, **options)
+        return bank.task("families").state_dict()
+
+    torch.manual_seed(1)
+    first = trained()
+    torch.manual_seed(2)
+    assert not changed(first, trained())
+    assert changed(first, trained(seed=1))
+
+
+def test_training_hears_random_crops_and_validation_whole_clips(bank, labelled_clips, monkeypatch):
+    heard, real = [], module.log_mel
+    monkeypatch.setattr(module, "log_mel", lambda waves, *a: heard.extend(map(len, waves)) or real(waves, *a))
+    judged = []
+    real_judge = module.evaluate_task
+    monkeypatch.setattr(
+        module, "evaluate_task", lambda b, t, d, **k: judged.extend(len(w) for w, _ in d) or real_judge(b, t, d, **k)
+    )
+    data = [*labelled_clips, (labelled_clips[0][0][:3000], "bass")]
+    quick(bank, "families", data, labelled_clips, crop_seconds=0.25)
+    assert sorted(heard) == sorted(min(len(wave), 4000) for wave, _ in data * 2)
+    assert heard.count(4000) > 20
+    assert judged == [len(wave) for wave, _ in labelled_clips] * 2
+
+
+@pytest.mark.parametrize(("task", "masked"), [("families", True), ("probe", False)])
+def test_specaugment_is_the_default_inside_the_backbone_and_off_for_heads(
+    task, masked, bank, labelled_clips, monkeypatch
+):
+    calls, real = [], module.spec_augment
+    monkeypatch.setattr(module, "spec_augment", lambda mel, f, t, g: calls.append((f, t)) or real(mel, f, t, g))
+    quick(bank, task, labelled_clips, epochs=1)
+    assert set(calls) == ({(24, 0.2)} if masked else set())
+    calls.clear()
+    quick(bank, task, labelled_clips, epochs=1, freq_mask=8, time_mask=30)
+    assert set(calls) == {(8, 30)}
+
+
+@pytest.mark.parametrize(
+    ("options", "formula"),
+    [
+        ({"schedule": "constant", "warmup": 0.0}, lambda step: 1.0),
+        ({"schedule": "constant", "warmup": 0.5}, lambda step: min(1.0, (step + 1) / 6)),
+        ({"schedule": "cosine", "warmup": 0.0}, lambda step: (1 + math.cos(math.pi * step / 12)) / 2),
+        (
+            {"schedule": "cosine", "warmup": 0.25},
+            lambda step: (step + 1) / 3 if step < 3 else (1 + math.cos(math.pi * (step - 3) / 9)) / 2,
+        ),
+        (
+            {"schedule": "multistep", "warmup": 0.0, "milestones": (1, 3), "gamma": 0.5},
+            lambda step: 0.5 ** ((step >= 3) + (step >= 9)),  # three steps per epoch
+        ),
+    ],
+    ids=["constant", "warm-up", "cosine", "warm-up and cosine", "multistep"],
+)
+def test_every_step_has_the_learning_rate_of_the_formula(options, formula, bank, labelled_clips, monkeypatch):
+    rates = []
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, *arguments):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*arguments)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    quick(bank, "probe", labelled_clips, epochs=4, batch_size=4, lr=0.02, **options)
+    assert rates == pytest.approx([0.02 * formula(step) for step in range(12)], rel=1e-6)
+
+
+def test_the_optimiser_holds_exactly_the_tasks_tensors(bank, labelled_clips, monkeypatch):
+    held = []
+
+    class Recorded(torch.optim.AdamW):
+        def __init__(self, parameters, **options):
+            held.extend(parameters)
+            assert options["weight_decay"] == 0.05  # AAT
+            super().__init__(held, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    quick(bank, "families", labelled_clips, epochs=1)
+    assert {id(p) for p in held} == {id(p) for p in bank.task("families").parameters()}
+
+
+def test_gradients_are_clipped_to_their_norm(bank, labelled_clips, monkeypatch):
+    norms = []
+    real = torch.nn.utils.clip_grad_norm_
+
+    def clip(parameters, limit):
+        parameters = list(parameters)
+        before = real(parameters, limit)
+        norms.append(math.sqrt(sum(p.grad.square().sum().item() for p in parameters if p.grad is not None)))
+        return before
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+    quick(bank, "families", labelled_clips, clip_grad=0.01)
+    assert all(norm <= 0.0101 for norm in norms)
+    norms.clear()
+    quick(bank, "families", labelled_clips, clip_grad=0)
+    assert max(norms) > 0.02
+
+
+@pytest.mark.parametrize(("steps", "epochs", "expected"), [(3, 10, 3), (1, 1, 1), (100, 2, 4), (2, 9, 2)])
+def test_steps_end_a_training_early(steps, epochs, expected, bank, labelled_clips):
+    history = quick(bank, "families", labelled_clips, steps=steps, epochs=epochs)
+    assert history.steps == expected
+    assert len(history.epochs) == math.ceil(expected / 2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("task", ["families", "probe"])
+def test_every_precision_trains_fp32_tensors_on_an_untouched_base(precision, task, bank, labelled_clips):
+    before = bits(bank)
+    history = quick(bank, task, labelled_clips, labelled_clips[:4], precision=precision, epochs=3)
+    assert history.precision == precision
+    assert all(math.isfinite(value) for record in history.epochs for value in record.values())
+    assert all(t.dtype == torch.float32 and t.isfinite().all() for t in bank.task(task).state_dict().values())
+    assert bank.backbone.dtype == torch.float32
+    moved = changed(before, bits(bank))
+    assert moved
+    assert all(key.startswith(f"{task}.") for key in moved)
+
+
+def test_half_precision_learns_as_fp32_does(small_backbone, labelled_clips):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        bank = AdapterBank(small_backbone)
+        bank.add_task("families", "aat_ms", labels=LABELS)
+        history = quick(bank, "families", labelled_clips, precision=precision, epochs=6, lr=2e-3, seed=3)
+        losses[precision] = [record["train/loss"] for record in history.epochs]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.15)
+
+
+def test_a_multilabel_task_is_judged_by_map(bank, labelled_clips):
+    bank.add_task("tags", "aat_ms", labels=["low", *LABELS], multilabel=True)
+    data = [(wave, {label, "low"} if label == "bass" else {label}) for wave, label in labelled_clips]
+    history = quick(bank, "tags", data, data, epochs=4, lr=3e-3)
+    scores = [record["val/map"] for record in history.epochs]
+    assert history.best_epoch == scores.index(max(scores))
+    assert bank.task("tags").primary_metric == "map"
+    assert history.epochs[-1]["train/loss"] < history.epochs[0]["train/loss"]
+
+
+def test_a_validation_without_any_positive_still_keeps_a_real_epoch(bank, labelled_clips):
+    bank.add_task("tags", "head", labels=LABELS, multilabel=True)
+    history = quick(bank, "tags", [(w, {label}) for w, label in labelled_clips], [(labelled_clips[0][0], set())])
+    assert history.best_epoch == 0
+    assert math.isnan(history.epochs[0]["val/map"])
+
+
+@pytest.mark.parametrize("task", ["families", "probe"])
+def test_iterables_of_one_pass_are_as_good_as_lists(task, small_backbone, labelled_clips):
+    states = []
+    for wrap in (list, iter):
+        bank = AdapterBank(small_backbone)
+        for name, method in (("families", "aat_ms"), ("probe", "head")):
+            bank.add_task(name, method, labels=LABELS)
+        quick(bank, task, wrap(labelled_clips), wrap(labelled_clips[:5]))
+        states.append(bank.task(task).state_dict())
+    assert not changed(*states)
