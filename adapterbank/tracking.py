@@ -75,8 +75,10 @@ class Tracker:
     """
 
     def __init__(self, experiment: str = "adapterbank", uri: str | None = None):
-        self.uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
-        file = _sqlite_file(self.uri)
+        uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+        file = _sqlite_file(uri)
+        # MLflow keeps one engine per address: a relative one would follow the first working folder for ever.
+        self.uri = uri if file is None else f"{_SQLITE}{file.as_posix()}{''.join(uri.partition('?')[1:])}"
         with _initialising(file):
             self.client = MlflowClient(self.uri)
             # Beside the database: opened in that folder, the UI finds both.

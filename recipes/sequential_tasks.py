@@ -27,7 +27,14 @@ from adapterbank.data import demo_tasks
 from adapterbank.errors import AdapterBankError, ConfigError
 from adapterbank.storage import MANIFEST
 from adapterbank.tracking import Tracker
-from adapterbank.training.sequence import Stage, comparison_table, matrix_table, train_naive, train_sequence
+from adapterbank.training.sequence import (
+    DEFINITIONS,
+    Stage,
+    comparison_table,
+    matrix_table,
+    train_naive,
+    train_sequence,
+)
 
 STRATEGIES = {"bank": ("bank",), "naive": ("naive",), "both": ("bank", "naive")}
 console = Console()
@@ -106,6 +113,8 @@ def run(cfg: DictConfig) -> None:
 
     console.rule("result")
     console.print(comparison_table(results))
+    for name, definition in DEFINITIONS.items():
+        console.print(f"{name}: {definition}", markup=False, highlight=False)
     out.mkdir(parents=True, exist_ok=True)
     content = {"config": OmegaConf.to_container(cfg, resolve=True), "results": [result.to_json() for result in results]}
     (out / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -210,9 +210,8 @@ def matrix_table(result: SequenceResult) -> Table:
 
 
 def comparison_table(results: Sequence[SequenceResult]) -> Table:
-    """Final scores, average accuracy, backward transfer and forgetting, a column per strategy."""
-    table = Table(title="at the end of the sequence", caption="\n".join(f"{k}: {v}" for k, v in DEFINITIONS.items()))
-    table.caption_justify = "left"
+    """A column per strategy: the tasks' scores after the last training, and the numbers of `DEFINITIONS`."""
+    table = Table(title="at the end of the sequence")
     table.add_column("")
     for result in results:
         table.add_column(result.strategy, justify="right")

@@ -1,0 +1,99 @@
+"""Pictures: what they show, and that they touch no global state of matplotlib."""
+
+import io
+import itertools
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from adapterbank import plots
+from adapterbank.data import catalog
+from adapterbank.errors import ConfigError
+
+EPOCHS = [{"train/loss": 2.0 - i / 10, "val/loss": 2.1 - i / 20, "val/accuracy": i / 12, "lr": 1e-3} for i in range(6)]
+MATRIX = [[0.9, None, None], [0.8, 0.7, None], [0.1, 0.2, 0.6]]
+TASKS = ["a", "b", "c"]
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def test_every_plot_renders_without_pyplot():
+    figures = [
+        plots.learning_curve(EPOCHS, best_epoch=5, title="a"),
+        plots.learning_curve([{"train/loss": 1.0, "lr": 0.1}]),
+        plots.confusion_matrix(torch.eye(3, dtype=torch.int64), TASKS),
+        plots.accuracy_matrix({"bank": MATRIX, "naive": MATRIX}, TASKS),
+    ]
+    assert all(png(figure).startswith(b"\x89PNG") for figure in figures)
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or pyplot.get_fignums() == []
+
+
+def test_the_learning_curve_shows_loss_score_and_the_kept_epoch():
+    loss, score = plots.learning_curve(EPOCHS, best_epoch=3).axes
+    lines = {line.get_label(): line for line in (*loss.get_lines(), *score.get_lines())}
+    assert {"train/loss", "val/loss", "val/accuracy", "kept: epoch 4"} == set(lines)
+    np.testing.assert_allclose(lines["train/loss"].get_ydata(), [record["train/loss"] for record in EPOCHS])
+    np.testing.assert_array_equal(lines["val/accuracy"].get_xdata(), [1, 2, 3, 4, 5, 6])
+
+
+def test_without_validation_there_is_one_panel():
+    assert len(plots.learning_curve([{"train/loss": 1.0}, {"train/loss": 0.5}]).axes) == 1
+
+
+def test_confusion_counts_have_the_truth_in_their_rows():
+    logits = torch.tensor([[2.0, 0, 0], [0, 2, 0], [0, 2, 0], [0, 0, 2]])
+    counts = plots.confusion_counts(logits, torch.tensor([0, 0, 1, 2]))
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def test_confusion_counts_of_a_multilabel_task_count_a_clip_for_each_of_its_labels():
+    logits = torch.tensor([[3.0, 3.0, -3.0], [-3.0, 3.0, -3.0]])
+    counts = plots.confusion_counts(logits, torch.tensor([[1, 1, 0], [0, 0, 1]]))
+    assert counts.tolist() == [[1, 1, 0], [1, 1, 0], [0, 1, 0]]
+
+
+@pytest.mark.parametrize("name", ["mandarin_tones", "instruments", "openmic", "speechcommands", "esc50"])
+def test_no_labels_of_a_confusion_matrix_overlap(name):
+    labels = catalog.lookup(name).labels
+    figure = plots.confusion_matrix(torch.eye(len(labels), dtype=torch.int64) * 7, labels)
+    png(figure)
+    (axes, _) = figure.axes
+    heights = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert all(not one.overlaps(other) for one, other in itertools.pairwise(heights))
+    assert [label.get_text() for label in axes.get_xticklabels()] == list(labels)
+    if len(labels) > 12:  # upright: slanted ones have overlapping boxes but not letters
+        widths = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(not one.overlaps(other) for one, other in itertools.pairwise(widths))
+
+
+def test_a_class_without_clips_is_drawn_without_division_by_zero():
+    png(plots.confusion_matrix(torch.tensor([[3, 1], [0, 0]]), ["a", "b"]))
+
+
+def test_the_accuracy_matrix_is_blank_where_nothing_was_measured():
+    axes = plots.accuracy_matrix({"bank": MATRIX}, TASKS).axes[0]
+    shown = axes.get_images()[0].get_array()
+    assert shown.mask.tolist() == [[False, True, True], [False, False, True], [False, False, False]]
+    assert sorted(text.get_text() for text in axes.texts) == sorted(["0.90", "0.80", "0.70", "0.10", "0.20", "0.60"])
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plots.learning_curve([]), "no epochs"),
+        (lambda: plots.confusion_matrix(torch.eye(3), ["a", "b"]), "2 labels"),
+        (lambda: plots.accuracy_matrix({}, TASKS), "no matrix"),
+        (lambda: plots.accuracy_matrix({"bank": MATRIX}, ["a"]), "not 1 x 1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(draw, message):
+    with pytest.raises(ConfigError, match=message):
+        draw()
