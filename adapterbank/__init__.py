@@ -1,8 +1,8 @@
 """adapterbank: one frozen Audio Spectrogram Transformer, many trained tasks.
 
-    bank = AdapterBank.from_pretrained()
-    bank.add_task("speechcommands", method="aat_ms")
-    fit(bank, "speechcommands", train, val)
+bank = AdapterBank.from_pretrained()
+bank.add_task("speechcommands", method="aat_ms")
+fit(bank, "speechcommands", train, val)
 """
 
 from adapterbank.bank import AdapterBank, Prediction

@@ -194,7 +194,8 @@ def load_task(path: Path, backbone: Backbone) -> Task:
             raise StorageError(f"{path}: the tensor {name} holds NaN or Inf. Restore the file from a copy.")
     task.load_state_dict(tensors)
     metrics = header.get("metrics")
-    task.metrics = {str(k): float(v) for k, v in metrics.items()} if isinstance(metrics, dict) else {}
+    if isinstance(metrics, dict):
+        task.metrics = {str(k): float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
     return task
 
 

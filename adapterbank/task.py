@@ -106,8 +106,8 @@ class TaskSpec:
         if not isinstance(content, dict) or not {"name", "method", "labels"} <= content.keys() <= known:
             raise StorageError(f"got a task description {str(content)[:80]!r}, expected the fields {sorted(known)}.")
         values = dict(content)
-        if not isinstance(values["labels"], list):
-            raise StorageError(f"the labels of task {values['name']!r} are not a list; the file is damaged.")
+        if not isinstance(values["labels"], list) or not isinstance(values.get("options", {}), dict):
+            raise StorageError(f"the labels or options of task {values['name']!r} are no list or dict; it is damaged.")
         values["labels"] = tuple(values["labels"])
         if isinstance(values.get("normalize"), list):
             values["normalize"] = tuple(values["normalize"])

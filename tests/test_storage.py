@@ -380,6 +380,7 @@ def edited_task(saved, target, tensors=None, **header_changes):
         ({"spec": {"method": "aat_m"}}, StorageError, "does not fit 'aat_m': tensors"),
         ({"spec": {"options": {"tokens": 3}}}, StorageError, "does not fit 'prompt'"),
         ({"spec": {"labels": ["a"]}}, StorageError, "does not fit 'prompt': tensors head.linear"),
+        ({"spec": {"options": 3}}, StorageError, "labels or options"),
         ({"spec": {"name": "../../x"}}, AdapterBankError, "got the task name"),
         ({"tensors": {"x": torch.zeros(1)}}, StorageError, "are not as expected"),
     ],

@@ -69,6 +69,7 @@ def test_a_description_survives_json(extra):
         {"name": "a", "method": "head"},
         {"name": "a", "method": "head", "labels": "abc"},
         {"name": "a", "method": "head", "labels": ["x"], "colour": 1},
+        {"name": "a", "method": "head", "labels": ["x"], "options": ["ratio"]},
         {"name": "a", "method": "lora9", "labels": ["x"]},
         {"name": "../a", "method": "head", "labels": ["x"]},
         {"name": "a", "method": "head", "labels": []},

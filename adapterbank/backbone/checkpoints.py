@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -297,7 +298,10 @@ def _normalisation(folder: Path) -> tuple[float, float]:
     config = _read_json(path)
     if config.get("do_normalize", True) is False:
         return 0.0, 0.5  # (mel - 0) / (2 * 0.5): as it is
-    return float(config.get("mean", AUDIOSET_MEAN)), float(config.get("std", AUDIOSET_STD))
+    mean, std = config.get("mean", AUDIOSET_MEAN), config.get("std", AUDIOSET_STD)
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in (mean, std)) or std <= 0:
+        raise BackboneError(f"{path} has mean {mean!r} and std {std!r}, expected finite numbers and a positive std.")
+    return float(mean), float(std)
 
 
 def _classifier(

@@ -60,18 +60,22 @@ def as_waveforms(x: Any) -> list[Tensor]:
 def _as_waveform(clip: Any, row: int) -> Tensor:
     if not isinstance(clip, (Tensor, np.ndarray)):
         raise WaveformError(f"waveform {row} is a {type(clip).__name__}, expected a 1-D float tensor or array.")
-    clip = torch.as_tensor(clip)
     if clip.ndim != 1:
         raise WaveformError(f"waveform {row} has shape {tuple(clip.shape)}, expected (T,); average its channels first.")
-    if not clip.is_floating_point():
+    if not (clip.dtype.kind == "f" if isinstance(clip, np.ndarray) else clip.is_floating_point()):
         raise WaveformError(
             f"waveform {row} has type {clip.dtype}, expected floating point in [-1, 1]; divide int16 by 32768."
         )
+    if isinstance(
+        clip, np.ndarray
+    ):  # copied: torch takes no reversed or byte-swapped array, and warns of a read-only one
+        clip = torch.from_numpy(clip.astype(np.float32))
     if not clip.numel():
         raise WaveformError(f"waveform {row} is empty, expected at least one sample.")
+    clip = clip.detach().to(torch.float32)
     if not clip.sum().isfinite():  # one pass: NaN and Inf survive a sum
         raise WaveformError(f"waveform {row} holds NaN or Inf, expected finite samples; look at how it was read.")
-    return clip.detach().to(torch.float32)
+    return clip
 
 
 def log_mel(waveforms: Sequence[Tensor], mel_bins: int, sample_rate: int | Sequence[int] = SAMPLE_RATE) -> list[Tensor]:

@@ -124,6 +124,12 @@ def test_without_normalisation_the_mel_stays_as_it_is(hf_model, hf_folder):
     assert (backbone.mean, 2 * backbone.std) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("numbers", [{"std": 0}, {"std": -1.0}, {"mean": "x"}, {"mean": None}, {"std": [4.5]}])
+def test_an_impossible_normalisation_is_refused(numbers, hf_model, hf_folder):
+    with pytest.raises(BackboneError, match="expected finite numbers and a positive std"):
+        load_backbone(hf_folder(hf_model(), preprocessor=numbers))
+
+
 def test_a_hub_id_without_internet_says_what_to_put_where(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BackboneError, match="no backbone 'nobody/no-such-ast'") as error:

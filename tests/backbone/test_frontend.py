@@ -102,7 +102,8 @@ BAD_WAVEFORMS = {
     "channels": (torch.zeros(2, 1, 1600), r"shape \(2, 1, 1600\), expected \(B, T\)"),
     "channels in a list": ([torch.zeros(2, 1600)], r"waveform 0 has shape \(2, 1600\), expected \(T,\)"),
     "int16": (torch.zeros(1, 1600, dtype=torch.int16), "type torch.int16, expected floating point.*32768"),
-    "int16 array": (np.zeros((1, 1600), dtype=np.int16), "type torch.int16, expected floating point"),
+    "int16 array": (np.zeros((1, 1600), dtype=np.int16), "type int16, expected floating point"),
+    "objects": ([np.array([None, 1.0])], "type object, expected floating point"),
     "empty": ([torch.ones(100), torch.zeros(0)], "waveform 1 is empty, expected at least one sample"),
     "no samples": (torch.zeros(2, 0), "waveform 0 is empty"),
     "no clips": ([], "got no waveform"),
@@ -130,6 +131,19 @@ def test_every_floating_type_becomes_fp32(dtype):
     assert wave.dtype == torch.float32
     assert not wave.requires_grad
     assert torch.equal(wave, torch.full((500,), 0.25))
+
+
+def test_a_loud_half_precision_clip_is_finite_although_its_sum_is_not():
+    assert len(as_waveforms(torch.full((1, 160_000), 0.9, dtype=torch.float16))[0]) == 160_000
+
+
+def test_reversed_byte_swapped_and_read_only_arrays_are_taken():
+    expected = torch.linspace(0, 1, 500)
+    array = expected.numpy()
+    read_only = array.copy()
+    read_only.flags.writeable = False
+    for given in (array[::-1].copy()[::-1], array.astype(">f4"), read_only, array.astype(np.float64)):
+        assert torch.equal(as_waveforms([given])[0], expected)
 
 
 def test_arrays_and_tensors_may_be_mixed():
