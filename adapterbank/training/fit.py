@@ -272,7 +272,7 @@ class _Trainer:
         if val is None:
             return None
         data = val if hasattr(val, "__len__") else list(items(val))
-        if not self.cached:
+        if not self.task.uses_frozen_features():
 
             def evaluate() -> dict[str, float]:
                 with self.autocast:
