@@ -298,3 +298,30 @@ def test_iterables_of_one_pass_are_as_good_as_lists(task, small_backbone, labell
         quick(bank, task, wrap(labelled_clips), wrap(labelled_clips[:5]))
         states.append(bank.task(task).state_dict())
     assert not changed(*states)
+
+
+def test_fp16_gradients_are_clipped_after_their_loss_scale_is_taken_out(small_backbone, labelled_clips, monkeypatch):
+    norms = {}
+    real = torch.nn.utils.clip_grad_norm_
+    for precision in ("fp32", "fp16"):
+        bank = AdapterBank(small_backbone)
+        bank.add_task("families", "aat_ms", labels=LABELS)
+        found = norms[precision] = []
+
+        def clip(parameters, limit, found=found):
+            norm = real(parameters, limit)
+            found.append(norm.item())
+            return norm
+
+        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+        quick(bank, "families", labelled_clips, epochs=1, steps=1, precision=precision)
+    assert norms["fp16"] == pytest.approx(norms["fp32"], rel=0.1)
+
+
+@pytest.mark.parametrize(("crop_seconds", "frames"), [(None, 112), (0.25, 32)])
+def test_crops_are_not_padded_to_the_tasks_clip_length(crop_seconds, frames, bank, labelled_clips, monkeypatch):
+    bank.add_task("padded", "aat_ms", labels=LABELS, clip_seconds=1.0)
+    lengths, real = set(), Task.prepare
+    monkeypatch.setattr(Task, "prepare", lambda self, mel, frames: lengths.add(frames) or real(self, mel, frames))
+    quick(bank, "padded", labelled_clips, crop_seconds=crop_seconds)
+    assert lengths == {frames}  # 1 s: 98 frames, 7 patches of 16; 0.25 s: 23 frames, 2 patches
