@@ -11,6 +11,7 @@ in several threads, or beside a user's own MLflow code, do not meet.
 
 from __future__ import annotations
 
+import base64
 import getpass
 import json
 import math
@@ -18,6 +19,7 @@ import os
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -55,6 +57,16 @@ METRICS = (
     "train_seconds",
     "peak_memory_mb",
 )
+VIEW = "tasks"  # key of the saved view that a new experiment has: "Views > Tasks", or ?viewStateShareKey=tasks
+_VIEW_METRICS = {  # column -> width in pixels
+    "test/score": 90,
+    "trainable_parameters": 150,
+    "percent_of_base": 125,
+    "train_seconds": 110,
+    "gpu_seconds": 100,
+    "peak_memory_mb": 130,
+}
+_DIGITS = {"percent_of_base": 3, "train_seconds": 2, "gpu_seconds": 2, "peak_memory_mb": 1}  # else 6: what columns hold
 _SQLITE = "sqlite:///"
 
 
@@ -94,6 +106,11 @@ class Tracker:
         with self._run(name, params or {}, tags) as run_id:
             yield SequenceRun(self, run_id, name)
 
+    @property
+    def view(self) -> str:
+        """Path of the saved view in the UI that `mlflow ui` starts."""
+        return f"#/experiments/{self.experiment_id}/runs?viewStateShareKey={VIEW}"
+
     @contextmanager
     def _run(self, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> Iterator[str]:
         # MLflow refuses tags that are no strings.
@@ -114,7 +131,8 @@ class Tracker:
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Several metrics of one run in one transaction."""
         now = int(time.time() * 1000)
-        self.client.log_batch(run_id, metrics=[Metric(key, float(v), now, step) for key, v in metrics.items()])
+        values = [Metric(key, round(float(v), _DIGITS.get(key, 6)), now, step) for key, v in metrics.items()]
+        self.client.log_batch(run_id, metrics=values)
 
     def log_bytes(self, run_id: str, content: bytes, path: str) -> None:
         """A file that exists only in memory, as the artifact `path` ("folder/name")."""
@@ -307,11 +325,37 @@ def _initialising(file: Path | None) -> Any:
     return FileLock(f"{file}.lock")
 
 
+def _experiment_tags() -> dict[str, str]:
+    """What the UI shows of a new experiment: model training, and a saved view with a line per task.
+
+    A saved view is a tag of the experiment, with the UI's own state in it (MLflow 3; other versions ignore it).
+    """
+    columns = [("tags", "task", 130), ("tags", "method", 80)]
+    columns += [("metrics", name, width) for name, width in _VIEW_METRICS.items()]
+    keys = {f"{kind}.`{name}`": width for kind, name, width in columns}
+    shown = {"attributes.`Run Name`": 250, **keys}
+    state = {
+        "searchFilter": "tags.kind = 'task'",
+        "orderByKey": "tags.`task`",
+        "orderByAsc": True,
+        "selectedColumns": list(keys),
+        "columnOrder": list(shown),
+        "columnWidths": shown,
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    now = int(time.time() * 1000)
+    view = {"name": "Tasks", "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
+    return {
+        "mlflow.experimentKind": "custom_model_development",
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
+    }
+
+
 def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return str(client.create_experiment(name, artifact_location=place))
+            return str(client.create_experiment(name, artifact_location=place, tags=_experiment_tags()))
         except MlflowException:  # on a server another client may have been quicker
             found = client.get_experiment_by_name(name)
             if found is None:

@@ -120,7 +120,8 @@ def run(cfg: DictConfig) -> None:
     (out / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     figure = plots.accuracy_matrix({result.strategy: result.matrix for result in results}, results[0].tasks)
     figure.savefig(out / "accuracy_matrix.png")
-    console.print(f"bank, results.json and accuracy_matrix.png are in {out}; the runs in {tracker.uri}: mlflow ui")
+    console.print(f"bank, results.json and accuracy_matrix.png: {out}", soft_wrap=True)
+    console.print(f"every task's cost and score: mlflow ui, then http://localhost:5000/{tracker.view}", soft_wrap=True)
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sequential_tasks")
