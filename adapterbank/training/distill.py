@@ -1,0 +1,382 @@
+"""Distils frozen teachers into a small AST: the student, its losses and a training loop that resumes to the bit.
+
+The student's two global tokens learn what the teachers say about the whole view; the mean of each patch column learns
+what they say about that moment. Each target has linear projection heads of its own, thrown away afterwards.
+
+Symbols: R rows of a batch, F frames, M mel bins, t patch columns, N tokens, D width, S rows of a target, E its width.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from adapterbank.backbone.ast import Geometry
+from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD, normalise
+from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError
+from adapterbank.training.student import INIT_STD, MINI, Tensors, init_student, student_tokens
+from adapterbank.training.teachers import Target
+from adapterbank.training.views import ViewStore
+
+CLIP_SIGMA = 6.0  # standardised targets are cut here: YAMNet's embedding is sparse, its rare units have long tails
+STATISTIC_VIEWS = 3_000
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """How to train.
+
+    Attributes:
+        steps: optimiser steps in all; the cosine ends there.
+        batch_tokens: patch columns x 8 and the two global tokens, over the rows of one micro-batch of one length.
+        accumulate: micro-batches (each of another length) per step.
+        probability_weight: of the cross-entropy, summed over classes, beside the mean squared errors.
+        row_weight: of the column-wise losses beside those of the global tokens.
+        head_width: hidden width of the projection heads; 0 makes them linear.
+        mask_frequency, mask_time: widest SpecAugment masks, in mel bins and as a share of the frames.
+        keep_rows: of the student's patch rows, drawn per clip, until the share `keep_until` of the steps; then all.
+        gain: random offset in dB of the student's input only; teachers differ in how they take loudness.
+    """
+
+    steps: int
+    batch_tokens: int = 4096
+    accumulate: int = 2
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.999
+    probability_weight: float = 0.1
+    row_weight: float = 1.0
+    head_width: int = 0
+    mask_frequency: int = 16
+    mask_time: float = 0.2
+    keep_rows: int = 5
+    keep_until: float = 0.8
+    gain: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.accumulate < 1:
+            raise ConfigError(f"got steps={self.steps}, accumulate={self.accumulate}; both are at least 1.")
+
+
+# --- input ----------------------------------------------------------------------------------------------------------
+
+
+def spec_augment(mel: Tensor, options: DistillOptions, generator: torch.Generator) -> Tensor:
+    """One frequency and one time mask per clip, filled with 0 (about the mean of normalised log-mels), and gain."""
+    rows, frames, bins = mel.shape
+    for axis, size, widest in ((1, frames, int(options.mask_time * frames)), (2, bins, options.mask_frequency)):
+        width = torch.rand(rows, generator=generator) * (widest + 1)
+        start = torch.rand(rows, generator=generator) * (size - width)
+        index = torch.arange(size)
+        masked = (index >= start.floor()[:, None]) & (index < (start.floor() + width.floor())[:, None])
+        mel = mel.masked_fill(masked[:, :, None] if axis == 1 else masked[:, None, :], 0.0)
+    decibel = (torch.rand(rows, 1, 1, generator=generator) * 2 - 1) * options.gain
+    return mel + decibel * (math.log(10) / 10) / (2 * AUDIOSET_STD)
+
+
+# --- losses ----------------------------------------------------------------------------------------------------------
+
+
+def pooled_target(target: Target, rows: Tensor) -> Tensor:
+    """(R, S, E) -> (R, parts x E): means over equal parts of time."""
+    return F.adaptive_avg_pool1d(rows.transpose(1, 2), target.parts).transpose(1, 2).flatten(1)
+
+
+def target_statistics(store: ViewStore, seed: int) -> Tensors:
+    """Mean and standard deviation per dimension, of rows and of pooled targets, over a sample of views."""
+    rng = np.random.default_rng((seed, 2))
+    sample = np.sort(rng.choice(store.done, min(STATISTIC_VIEWS, store.done), replace=False))
+    statistics = {}
+    for target in store.targets:
+        rows = [store.batch(target.name, [v])[0] for v in sample]
+        pooled = torch.stack([pooled_target(target, r[None])[0] for r in rows])
+        for kind, values in (("rows", torch.cat(rows)), ("pooled", pooled)):
+            std = values.std(0)
+            statistics[f"{target.name}.{kind}.mean"] = values.mean(0)
+            # A unit that hardly ever fires would be all noise after division by its own deviation.
+            statistics[f"{target.name}.{kind}.std"] = std.clamp_min(0.2 * float(std.median())).clamp_min(1e-4)
+    return statistics
+
+
+def init_heads(
+    targets: tuple[Target, ...], statistics: Tensors, geometry: Geometry, options: DistillOptions
+) -> Tensors:
+    """Projection heads; those of probabilities start at the mean score of each class."""
+    generator = torch.Generator().manual_seed(options.seed + 1)
+    heads: Tensors = {}
+    for target in targets:
+        for kind in ("pooled", "rows") if target.span else ("pooled",):
+            mean = statistics[f"{target.name}.{kind}.mean"]
+            name = f"{target.name}.{kind}"
+            width = geometry.width
+            if options.head_width:
+                hidden = torch.empty(options.head_width, width)
+                heads[f"{name}.hidden"] = torch.nn.init.trunc_normal_(hidden, std=INIT_STD, generator=generator)
+                width = options.head_width
+            weight = torch.empty(len(mean), width)
+            heads[f"{name}.weight"] = torch.nn.init.trunc_normal_(weight, std=INIT_STD, generator=generator)
+            heads[f"{name}.bias"] = torch.logit(mean, 1e-4) if target.kind == "probability" else torch.zeros_like(mean)
+    return heads
+
+
+def distill_loss(
+    tokens: Tensor,
+    answers: Mapping[str, Tensor],
+    targets: tuple[Target, ...],
+    heads: Mapping[str, Tensor],
+    statistics: Mapping[str, Tensor],
+    columns: int,
+    options: DistillOptions,
+) -> tuple[Tensor, dict[str, float]]:
+    """Sum of all losses, and each of them by name.
+
+    Args:
+        tokens: (R, N, D), the student's.
+        columns: t of these views.
+        answers: {target name: (R, S, E)}, the teachers'.
+    """
+    pooled = (tokens[:, 0] + tokens[:, 1]) / 2
+    in_time = rearrange(tokens[:, 2:], "r (rows t) d -> r rows t d", t=columns).mean(1)  # (R, t, D)
+    total, parts = tokens.new_zeros(()), {}
+    for target in targets:
+        rows = answers[target.name]
+        views = [("pooled", pooled, pooled_target(target, rows), 1.0)]
+        if target.span:
+            views.append(("rows", _span_means(in_time, target, rows.shape[1]), rows, options.row_weight))
+        for kind, features, wanted, weight in views:
+            name = f"{target.name}.{kind}"
+            guess = _project(features, heads, name)
+            if target.kind == "probability":
+                loss = F.binary_cross_entropy_with_logits(guess, wanted, reduction="none").sum(-1).mean()
+                weight = weight * options.probability_weight
+            else:
+                z = (wanted - statistics[f"{name}.mean"]) / statistics[f"{name}.std"]
+                loss = F.mse_loss(guess, z.clamp(-CLIP_SIGMA, CLIP_SIGMA))
+            total = total + weight * loss
+            parts[name] = float(loss.detach())
+    return total, parts
+
+
+def _span_means(columns: Tensor, target: Target, rows: int) -> Tensor:
+    """(R, t, D) -> (R, S, D): the mean of the columns that each target row covers."""
+    if columns.shape[1] < target.span:
+        return columns.mean(1, keepdim=True)
+    return columns.unfold(1, target.span, target.hop).mean(-1)[:, :rows]
+
+
+def _project(x: Tensor, heads: Mapping[str, Tensor], name: str) -> Tensor:
+    x = x.bfloat16()
+    if f"{name}.hidden" in heads:
+        x = F.gelu(F.linear(x, heads[f"{name}.hidden"].bfloat16()))
+    return F.linear(x, heads[f"{name}.weight"].bfloat16()).float() + heads[f"{name}.bias"]
+
+
+# --- loop ------------------------------------------------------------------------------------------------------------
+
+
+def epoch_batches(columns: np.ndarray, options: DistillOptions, geometry: Geometry, epoch: int) -> list[np.ndarray]:
+    """All views once: micro-batches of one length, shuffled by (seed, epoch)."""
+    rng = np.random.default_rng((options.seed, epoch))
+    batches = []
+    for length in np.unique(columns):
+        members = rng.permutation(np.flatnonzero(columns == length))
+        rows = max(1, round(options.batch_tokens / (2 + geometry.rows * int(length))))
+        batches += np.array_split(members, max(1, round(len(members) / rows)))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _steps(columns: np.ndarray, options: DistillOptions, geometry: Geometry, first: int) -> Iterator[list[np.ndarray]]:
+    """The micro-batches of step `first`, `first` + 1, ..."""
+    epoch, passed = 0, 0
+    while True:
+        batches = epoch_batches(columns, options, geometry, epoch)
+        steps = max(1, len(batches) // options.accumulate)
+        for step in range(max(0, first - passed), steps):
+            yield batches[step * options.accumulate : (step + 1) * options.accumulate]
+        passed, epoch = passed + steps, epoch + 1
+
+
+def learning_rate(step: int, options: DistillOptions) -> float:
+    """Linear warm-up, then cosine to 1 % of the peak."""
+    warm = max(1, round(options.warmup * options.steps))
+    if step < warm:
+        return options.lr * (step + 1) / warm
+    progress = (step - warm) / max(1, options.steps - warm)
+    return options.lr * (0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
+
+
+class Distiller:
+    """Student, heads, EMA and optimiser: all that a checkpoint holds.
+
+    Batches, masks and learning rate are functions of (seed, step), so that the state has no generator in it.
+    """
+
+    def __init__(
+        self, store: ViewStore, options: DistillOptions, geometry: Geometry = MINI, dtype: torch.dtype = torch.bfloat16
+    ):
+        self.store, self.options, self.geometry, self.dtype = store, options, geometry, dtype
+        self.columns = store.columns[: store.done]
+        self.statistics = target_statistics(store, options.seed)
+        self.student = init_student(geometry, options.seed)
+        self.heads = init_heads(store.targets, self.statistics, geometry, options)
+        self.ema = {name: tensor.clone() for name, tensor in self.student.items()}
+        self.step = 0
+        self.seconds = 0.0
+        every = [*self.student.values(), *self.heads.values()]
+        for tensor in every:
+            tensor.requires_grad_(True)
+        decayed = [t for t in every if t.ndim > 1]
+        rest = [t for t in every if t.ndim < 2]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            lr=options.lr, betas=(0.9, 0.98), fused=True,
+        )  # fmt: skip
+        self._every = every
+        # One thread per micro-batch: threads inside operations of this size mostly wait for each other.
+        self._pool = ThreadPoolExecutor(max_workers=options.accumulate)
+
+    def loss(self, views: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Of one micro-batch of views of one length."""
+        mel = normalise(self.store.batch("mel", views), AUDIOSET_MEAN, AUDIOSET_STD)
+        mel = spec_augment(mel, self.options, generator)
+        answers = {target.name: self.store.batch(target.name, views) for target in self.store.targets}
+        kept = None
+        if self.step < self.options.keep_until * self.options.steps:
+            draws = torch.rand(len(views), self.geometry.rows, generator=generator)
+            kept = draws.argsort(1)[:, : self.options.keep_rows].sort(1).values
+        tokens = student_tokens(self.student, mel, self.geometry, self.dtype, kept)
+        columns = int(self.columns[views[0]])
+        return distill_loss(tokens, answers, self.store.targets, self.heads, self.statistics, columns, self.options)
+
+    def _gradients(self, views: np.ndarray, index: int) -> tuple[tuple[Tensor, ...], dict[str, float]]:
+        torch.set_num_threads(1)
+        seed = (self.options.seed * 1_000_003 + self.step) * 64 + index
+        loss, parts = self.loss(views, torch.Generator().manual_seed(seed))
+        return torch.autograd.grad(loss, self._every), {"loss": float(loss.detach()), **parts}
+
+    def train_step(self, batches: list[np.ndarray]) -> dict[str, float]:
+        """One optimiser step; every row of the micro-batches counts the same."""
+        rows = sum(len(b) for b in batches)
+        means: dict[str, float] = {}
+        jobs = [self._pool.submit(self._gradients, views, index) for index, views in enumerate(batches)]
+        for views, job in zip(batches, jobs, strict=True):  # always added in this order: same bits every time
+            gradients, parts = job.result()
+            share = len(views) / rows
+            for tensor, gradient in zip(self._every, gradients, strict=True):
+                tensor.grad = gradient * share if tensor.grad is None else tensor.grad.add_(gradient, alpha=share)
+            for name, value in parts.items():
+                means[name] = means.get(name, 0.0) + share * value
+        norm = torch.nn.utils.clip_grad_norm_(self._every, self.options.clip)
+        if not math.isfinite(means["loss"]) or not torch.isfinite(norm):
+            raise TrainingDivergedError(f"loss {means['loss']} at step {self.step}; lower lr={self.options.lr}.")
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.step, self.options)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.values()), list(self.student.values()), 1 - decay)
+        self.step += 1
+        return means
+
+    def run(
+        self,
+        checkpoint: str | Path | None = None,
+        *,
+        save_every: float = 120.0,
+        log_every: int = 50,
+        until: int | None = None,
+        on_log: Callable[[int, dict[str, float]], None] | None = None,
+        on_save: Callable[[Distiller], None] | None = None,
+    ) -> None:
+        """Trains to `options.steps`, or to step `until`.
+
+        Args:
+            checkpoint: where the state goes every `save_every` seconds and at the end; resumed from if it exists.
+            on_log: receives the step and the mean losses of the last `log_every` steps.
+        """
+        if checkpoint is not None and Path(checkpoint).is_file():
+            self.load(checkpoint)
+        stop = min(self.options.steps, until or self.options.steps)
+        saved, sums = time.monotonic(), {}
+        columns = (TextColumn("distilling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))  # fmt: skip # noqa: E501
+        with Progress(*columns) as progress:
+            bar = progress.add_task("", total=stop, completed=self.step, loss="")
+            for batches in _steps(self.columns, self.options, self.geometry, self.step):
+                if self.step >= stop:
+                    break
+                began = time.monotonic()
+                for name, value in self.train_step(batches).items():
+                    sums[name] = sums.get(name, 0.0) + value / log_every
+                self.seconds += time.monotonic() - began
+                progress.update(bar, completed=self.step, loss=f"loss {sums['loss']:.3f}")
+                if self.step % log_every == 0:
+                    if on_log is not None:
+                        on_log(self.step, {**sums, "seconds": self.seconds})
+                    sums = {}
+                if checkpoint is not None and time.monotonic() - saved > save_every:
+                    self.save(checkpoint)
+                    if on_save is not None:
+                        on_save(self)
+                    saved = time.monotonic()
+        if checkpoint is not None:
+            self.save(checkpoint)
+        if on_save is not None:
+            on_save(self)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the whole state, atomically."""
+        state: dict[str, Any] = {
+            "options": asdict(self.options),
+            "geometry": asdict(self.geometry),
+            "views": len(self.columns),
+            "step": self.step,
+            "seconds": self.seconds,
+            "student": self.student,
+            "heads": self.heads,
+            "ema": self.ema,
+            "statistics": self.statistics,
+            "optimiser": self.optimiser.state_dict(),
+        }
+        temporary = f"{path}.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def load(self, path: str | Path) -> None:
+        """Goes on from `save`. Only `steps` may differ, and there may be more views: a run may be prolonged.
+
+        Raises:
+            StorageError: not a checkpoint, or one of other options, geometry or views.
+        """
+        try:
+            state = torch.load(path, weights_only=True)
+            found = ({**state["options"], "steps": 0}, state["geometry"], min(state["views"], len(self.columns)))
+        except (RuntimeError, KeyError, OSError, EOFError, ValueError) as error:
+            raise StorageError(f"{path} is not a checkpoint of a distillation: {error}.") from error
+        expected = ({**asdict(self.options), "steps": 0}, asdict(self.geometry), state["views"])
+        for what, got, wanted in zip(("options", "geometry", "views"), found, expected, strict=True):
+            if got != wanted:
+                raise StorageError(f"{path} was made with {what} {got}, now they are {wanted}; choose another out=.")
+        with torch.no_grad():
+            for mine, theirs in ((self.student, "student"), (self.heads, "heads"), (self.ema, "ema")):
+                for name, tensor in mine.items():
+                    tensor.copy_(state[theirs][name])
+        self.statistics = state["statistics"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.seconds = state["step"], state["seconds"]

@@ -1,0 +1,101 @@
+"""Distils frozen teachers into a small AST, from unlabelled audio: this made the embedded `ast-mini`.
+
+    pip install -e '.[pretrain]'
+    python recipes/pretrain_mini.py pool=<folder of audio> minutes=60 out=outputs/pretrain_mini
+    python recipes/pretrain_mini.py out=outputs/pretrain_mini           # goes on after a kill, to the same bits
+    python recipes/pretrain_mini.py steps=200000 teachers.whisper_npz=null teachers.yamnet_onnx=null \
+        "+teachers={'hf:MIT/ast-finetuned-audioset-10-10-0.4593': {}}"  # another teacher, with internet access
+
+Three steps, each of which resumes: (1) draw views of every clip: crops of about 1 to 10 s, other speeds, mixtures of
+two clips, gain; (2) let every teacher hear every view once; (3) train the student, which hears the same views through
+SpecAugment. `out/ast-mini` is a backbone in Hugging Face's format, refreshed while training goes on:
+`AdapterBank.from_pretrained("outputs/pretrain_mini/ast-mini")`. Training runs one thread per micro-batch: start it with
+OMP_NUM_THREADS=1, more so where others use the machine as well.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from adapterbank.errors import AdapterBankError
+from adapterbank.training import teachers
+from adapterbank.training.distill import Distiller, DistillOptions
+from adapterbank.training.memory import keep_freed_memory
+from adapterbank.training.student import MINI, export_backbone
+from adapterbank.training.views import Pool, ViewStore, draw_views, prepare
+
+MEASURED_STEPS = 20  # after as many that warm up, to see how many fit into `minutes`
+console = Console()
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A part of the configuration as a plain dictionary."""
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    return dict(values)
+
+
+def prepare_views(cfg: DictConfig, out: Path) -> ViewStore:
+    """Steps 1 and 2: the views, and what the teachers say about them."""
+    pool = Pool(cfg.pool, out / "pool")
+    options = plain(cfg.views)
+    views = draw_views(pool, **options)
+    asked = [teachers.build(name, **options) for name, options in plain(cfg.teachers).items() if options is not None]
+    seconds = sum(int(samples) for _, samples in pool.clips) / 16_000
+    console.print(f"{len(pool)} clips, {seconds / 3600:.1f} h; {len(views)} views; {len(asked)} teachers")
+    return prepare(pool, views, asked, out / "views", pass_size=len(pool))
+
+
+def planned_steps(cfg: DictConfig, store: ViewStore, checkpoint: Path) -> int:
+    """How many steps to train: as asked, as the checkpoint says, or as many as fit into `minutes`."""
+    if cfg.steps is not None:
+        return int(cfg.steps)
+    if cfg.resume and checkpoint.is_file():
+        return int(torch.load(checkpoint, weights_only=True)["options"]["steps"])
+    trial = Distiller(store, DistillOptions(steps=10**6, **plain(cfg.train)))
+    trial.run(until=MEASURED_STEPS)
+    began = time.monotonic()
+    trial.run(until=2 * MEASURED_STEPS)
+    each = (time.monotonic() - began) / MEASURED_STEPS
+    steps = max(100, int(60 * cfg.minutes / each))
+    console.print(f"{each:.2f} s a step: {steps} steps in {cfg.minutes} minutes")
+    return steps
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="pretrain_mini")
+def main(cfg: DictConfig) -> None:
+    """Prepares, trains and exports."""
+    out = Path(cfg.out)
+    out.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
+    try:
+        store = prepare_views(cfg, out)
+        checkpoint = out / "state.pt"
+        if not cfg.resume:
+            checkpoint.unlink(missing_ok=True)
+        options = DistillOptions(steps=planned_steps(cfg, store, checkpoint), **plain(cfg.train))
+        distiller = Distiller(store, options, MINI)
+
+        def log(step: int, losses: dict[str, float]) -> None:
+            with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **losses}) + "\n")
+
+        def export(state: Distiller) -> None:
+            export_backbone(state.ema, state.geometry, out / "ast-mini")
+
+        distiller.run(checkpoint, save_every=cfg.save_every, on_log=log, on_save=export)
+    except AdapterBankError as error:
+        console.print(f"[red]{type(error).__name__}[/]: {error}")
+        raise SystemExit(1) from error
+    console.print(f"{distiller.step} steps, {distiller.seconds / 60:.1f} minutes of training: {out / 'ast-mini'}")
+
+
+if __name__ == "__main__":
+    main()
