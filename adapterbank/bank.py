@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, overload
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -322,9 +323,10 @@ class AdapterBank:
         """Prints all tasks: method, parameters, share of the base, bytes, last metric."""
         base = self._backbone.parameters()
         sizes = self._backbone.geometry
-        table = Table(title=f"{self._backbone.source}: {sizes.layers} x {sizes.width}, {base:,} frozen parameters")
+        title = f"{self._backbone.source}: {sizes.layers} x {sizes.width}, {base:,} frozen parameters"
+        table = Table(title=title, box=SIMPLE_HEAD, padding=0)  # so that it fits 80 columns
         for column in ("task", "method"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")  # a name that is cut is no name
         for column in ("classes", "parameters", "% of base", "bytes", "metric"):
             table.add_column(column, justify="right", no_wrap=True)
         for name, task in self._tasks.items():

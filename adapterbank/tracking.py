@@ -60,11 +60,11 @@ METRICS = (
 VIEW = "tasks"  # key of the saved view that a new experiment has: "Views > Tasks", or ?viewStateShareKey=tasks
 _VIEW_METRICS = {  # column -> width in pixels
     "test/score": 90,
-    "trainable_parameters": 150,
+    "trainable_parameters": 145,
     "percent_of_base": 125,
     "train_seconds": 110,
     "gpu_seconds": 100,
-    "peak_memory_mb": 130,
+    "peak_memory_mb": 125,
 }
 _DIGITS = {"percent_of_base": 3, "train_seconds": 2, "gpu_seconds": 2, "peak_memory_mb": 1}  # else 6: what columns hold
 _SQLITE = "sqlite:///"
@@ -330,10 +330,10 @@ def _experiment_tags() -> dict[str, str]:
 
     A saved view is a tag of the experiment, with the UI's own state in it (MLflow 3; other versions ignore it).
     """
-    columns = [("tags", "task", 130), ("tags", "method", 80)]
+    columns = [("tags", "task", 120), ("tags", "method", 80)]
     columns += [("metrics", name, width) for name, width in _VIEW_METRICS.items()]
     keys = {f"{kind}.`{name}`": width for kind, name, width in columns}
-    shown = {"attributes.`Run Name`": 250, **keys}
+    shown = {"attributes.`Run Name`": 220, **keys}
     state = {
         "searchFilter": "tags.kind = 'task'",
         "orderByKey": "tags.`task`",
