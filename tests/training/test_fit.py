@@ -325,3 +325,12 @@ def test_crops_are_not_padded_to_the_tasks_clip_length(crop_seconds, frames, ban
     monkeypatch.setattr(Task, "prepare", lambda self, mel, frames: lengths.add(frames) or real(self, mel, frames))
     quick(bank, "padded", labelled_clips, crop_seconds=crop_seconds)
     assert lengths == {frames}  # 1 s: 98 frames, 7 patches of 16; 0.25 s: 23 frames, 2 patches
+
+
+def test_the_task_is_in_training_mode_for_steps_and_in_eval_mode_for_validation(bank, labelled_clips, monkeypatch):
+    modes, real = [], Task.prepare
+    monkeypatch.setattr(
+        Task, "prepare", lambda self, mel, frames: modes.append(self.training) or real(self, mel, frames)
+    )
+    quick(bank, "families", labelled_clips[:2], labelled_clips[:3])
+    assert modes == [True, True, False, False, False] * 2
