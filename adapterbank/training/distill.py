@@ -35,6 +35,15 @@ CLIP_SIGMA = 6.0  # standardised targets are cut here: YAMNet's embedding is spa
 STATISTIC_VIEWS = 3_000
 
 
+PROGRESS = (
+    TextColumn("distilling"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[loss]}"),
+)
+
+
 @dataclass(frozen=True)
 class DistillOptions:
     """How to train.
@@ -313,32 +322,34 @@ class Distiller:
         """
         if checkpoint is not None and Path(checkpoint).is_file():
             self.load(checkpoint)
+
+        def keep() -> None:
+            if checkpoint is not None:
+                self.save(checkpoint)
+            if on_save is not None:
+                on_save(self)
+
         stop = min(self.options.steps, until or self.options.steps)
-        saved, sums = time.monotonic(), {}
-        columns = (TextColumn("distilling"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))  # fmt: skip # noqa: E501
-        with Progress(*columns) as progress:
+        saved = time.monotonic()
+        sums: dict[str, float] = {}
+        with Progress(*PROGRESS) as progress:
             bar = progress.add_task("", total=stop, completed=self.step, loss="")
             for batches in _steps(self.columns, self.options, self.geometry, self.step):
                 if self.step >= stop:
                     break
                 began = time.monotonic()
-                for name, value in self.train_step(batches).items():
-                    sums[name] = sums.get(name, 0.0) + value / log_every
+                means = self.train_step(batches)
                 self.seconds += time.monotonic() - began
-                progress.update(bar, completed=self.step, loss=f"loss {sums['loss']:.3f}")
+                sums = {name: sums.get(name, 0.0) + value / log_every for name, value in means.items()}
+                progress.update(bar, completed=self.step, loss=f"loss {means['loss']:.3f}")
                 if self.step % log_every == 0:
                     if on_log is not None:
                         on_log(self.step, {**sums, "seconds": self.seconds})
                     sums = {}
                 if checkpoint is not None and time.monotonic() - saved > save_every:
-                    self.save(checkpoint)
-                    if on_save is not None:
-                        on_save(self)
+                    keep()
                     saved = time.monotonic()
-        if checkpoint is not None:
-            self.save(checkpoint)
-        if on_save is not None:
-            on_save(self)
+        keep()
 
     def save(self, path: str | Path) -> None:
         """Writes the whole state, atomically."""

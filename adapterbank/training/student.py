@@ -16,7 +16,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adapterbank.backbone.ast import ASTWeights, Geometry, embed
+from adapterbank.backbone.ast import ASTWeights, BlockWeights, Geometry, embed
 from adapterbank.backbone.checkpoints import MODEL_TYPE, expected_shapes
 from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
 
@@ -120,10 +120,11 @@ def student_tokens(
         grid = x[:, 2:].unflatten(1, (geometry.rows, -1))
         x = torch.cat((x[:, :2], grid[torch.arange(len(x))[:, None], kept].flatten(1, 2)), dim=1)
     scale = (geometry.width // geometry.heads) ** -0.5
-    for b in weights.blocks:
-        b = type(b)(*(None if t is None else t.to(dtype) for t in b))
+    for stored in weights.blocks:
+        b = BlockWeights(*(t.to(dtype) for t in stored if t is not None))  # a student has every bias
         h = F.layer_norm(x, (geometry.width,), b.ln1_weight, b.ln1_bias, geometry.eps)
-        qkv = F.linear(h, torch.cat((b.q_weight, b.k_weight, b.v_weight)), torch.cat((b.q_bias, b.k_bias, b.v_bias)))
+        bias = torch.cat([b.q_bias, b.k_bias, b.v_bias])  # type: ignore[list-item]
+        qkv = F.linear(h, torch.cat((b.q_weight, b.k_weight, b.v_weight)), bias)
         q, k, v = rearrange(qkv, "r n (three h d) -> three r h n d", three=3, h=geometry.heads)
         mixed = ((q * scale) @ k.transpose(-1, -2)).softmax(-1) @ v
         x = x + F.linear(rearrange(mixed, "r h n d -> r n (h d)"), b.proj_weight, b.proj_bias)

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapterbank.backbone.frontend import SAMPLE_RATE
-from adapterbank.errors import AdapterBankError, BackboneError, ConfigError, NameTakenError, UnknownNameError
+from adapterbank.errors import BackboneError, ConfigError, NameTakenError, UnknownNameError
 
 COLUMN_SAMPLES = 2_560  # 16 frames of 10 ms at 16 kHz
 TAIL_SAMPLES = 240  # what the last 25 ms window reaches beyond its 10 ms step
@@ -62,7 +62,7 @@ class Target:
 class Teacher(Protocol):
     """What the distillation asks of a teacher. `targets` never change after construction."""
 
-    targets: tuple[Target, ...]
+    targets: Sequence[Target]
 
     def __call__(self, waves: Tensor) -> dict[str, Tensor]:
         """(R, view_samples(t)) fp32 in [-1, 1] -> {target name: (R, S, E)} in fp32."""
@@ -70,12 +70,13 @@ class Teacher(Protocol):
 
 
 _BUILDERS: dict[str, Callable[..., Teacher]] = {}
+Builder = TypeVar("Builder", bound=Callable[..., "Teacher"])
 
 
-def register(name: str) -> Callable[[Callable[..., Teacher]], Callable[..., Teacher]]:
+def register(name: str) -> Callable[[Builder], Builder]:
     """Adds a teacher to the registry; `name` may be followed by ":<argument>" in `build`."""
 
-    def add(builder: Callable[..., Teacher]) -> Callable[..., Teacher]:
+    def add(builder: Builder) -> Builder:
         if name in _BUILDERS:
             raise NameTakenError(f"a teacher {name!r} is registered already; choose another name.")
         _BUILDERS[name] = builder
@@ -134,7 +135,7 @@ class YamnetOnnx:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.targets = (
+        self.targets: Sequence[Target] = (
             Target("yamnet.embedding", 1024, "embedding", span=6, hop=3),
             Target("yamnet.scores", 521, "probability", span=6, hop=3),
         )
@@ -209,7 +210,7 @@ class WhisperNpz:
         self.dtype, self.stride = dtype, silence_stride
         width = len(self.w["ln_post.weight"])
         # Two halves of 80 ms per column: about a phone each.
-        self.targets = (Target("whisper.frames", 2 * width, "embedding", span=1, hop=1, parts=3),)
+        self.targets: Sequence[Target] = (Target("whisper.frames", 2 * width, "embedding", span=1, hop=1, parts=3),)
 
     def __call__(self, waves: Tensor) -> dict[str, Tensor]:
         columns = (waves.shape[1] - TAIL_SAMPLES) // COLUMN_SAMPLES
@@ -307,7 +308,7 @@ class HuggingFaceAst:
                 "into a folder and use hf:<folder>."
             ) from error
         self.dtype = dtype
-        self.targets = (
+        self.targets: Sequence[Target] = (
             Target("hf.embedding", self.model.config.hidden_size, "embedding"),
             Target("hf.scores", self.model.config.num_labels, "probability"),
         )
@@ -318,6 +319,3 @@ class HuggingFaceAst:
         pooled = self.model.audio_spectrogram_transformer(inputs["input_values"].to(self.dtype)).pooler_output
         scores = self.model.classifier(pooled).float().sigmoid()
         return {"hf.embedding": pooled.float()[:, None], "hf.scores": scores[:, None]}
-
-
-__all__ = ["AdapterBankError", "Target", "Teacher", "build", "names", "register", "view_samples"]

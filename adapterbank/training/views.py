@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import soundfile
@@ -23,7 +23,9 @@ from torch import Tensor
 
 from adapterbank.backbone.frontend import SAMPLE_RATE, frame_count, log_mel, pad_frames
 from adapterbank.errors import DatasetError
-from adapterbank.training.teachers import TAIL_SAMPLES, Target, Teacher, view_samples
+from adapterbank.training.teachers import Target, Teacher, view_samples
+
+Mode = Literal["r", "r+", "w+"]
 
 FRAMES_PER_COLUMN = 16
 MEL_BINS = 128
@@ -185,9 +187,9 @@ class ViewStore:
         targets: what each teacher says, with its width.
     """
 
-    def __init__(self, folder: str | Path, columns: Sequence[int], targets: Sequence[Target], mode: str = "r"):
+    def __init__(self, folder: str | Path, columns: np.ndarray, targets: Sequence[Target], mode: Mode = "r"):
         self.folder, self.targets = Path(folder), tuple(targets)
-        self.columns = np.asarray(columns)
+        self.columns = columns
         self._starts: dict[str, np.ndarray] = {}
         self._arrays: dict[str, np.memmap] = {}
         for name, width, rows in self._layout():
@@ -195,9 +197,8 @@ class ViewStore:
             path = self.folder / f"{name}.f16"
             new = not path.is_file()
             self._starts[name] = starts
-            self._arrays[name] = np.memmap(
-                path, np.float16, "w+" if new and mode == "r+" else mode, shape=(int(starts[-1]), width)
-            )
+            how: Mode = "w+" if new and mode == "r+" else mode
+            self._arrays[name] = np.memmap(path, np.float16, how, shape=(int(starts[-1]), width))
 
     def _layout(self) -> Iterator[tuple[str, int, np.ndarray]]:
         yield "mel", FRAMES_PER_COLUMN * MEL_BINS, self.columns
@@ -297,6 +298,3 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content))
     os.replace(temporary, path)
-
-
-__all__ = ["TAIL_SAMPLES", "Pool", "View", "ViewStore", "draw_views", "prepare", "render"]
