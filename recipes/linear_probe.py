@@ -4,7 +4,7 @@
     python recipes/linear_probe.py data=../shared/data/esc50               # by the folder's own folds
     python recipes/linear_probe.py backbones=[ast-mini,MIT/ast-finetuned-audioset-10-10-0.4593]
 
-The features are `bank.embed`: (cls + dist) / 2 after the final norm. Needs scikit-learn: pip install "adapterbank[pretrain]".
+The features are `bank.embed`: (cls + dist) / 2 after the final norm. Needs scikit-learn: the extra `pretrain` has it.
 """
 
 from __future__ import annotations
