@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from adapterbank.backbone.ast import ASTWeights, BlockWeights, Geometry, embed
@@ -183,7 +183,8 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
         elif name == "embed.positions":
             tensor = tensor[None]
         named[_hugging_face_name(name)] = tensor.contiguous()
-    save_file(named, folder / "model.tmp", metadata={"format": "pt"})
+    # `save_file` would leave a file that only its owner can read.
+    (folder / "model.tmp").write_bytes(save(named, metadata={"format": "pt"}))
     os.replace(folder / "model.tmp", folder / "model.safetensors")
     for name, content in (("config", config), ("preprocessor_config", extractor)):
         (folder / f"{name}.tmp").write_text(json.dumps(content, indent=2) + "\n")
