@@ -2,7 +2,7 @@
 
     python recipes/sequential_tasks.py                                    # three tasks of real recordings, offline
     python recipes/sequential_tasks.py strategy=bank tasks=[instruments,studio_samples] method=prompt
-    python recipes/sequential_tasks.py methods.mandarin_tones=joint fit.epochs=20
+    python recipes/sequential_tasks.py methods.mandarin_tones=joint fits.mandarin_tones.epochs=40
     python recipes/sequential_tasks.py data_dir=my_folders tasks=[birds,engines] fit.crop_seconds=2
     python recipes/sequential_tasks.py resume=true out=outputs/sequential_tasks/2026-01-31_12-00-00
     mlflow ui                                                             # every task's cost and score, side by side
@@ -42,7 +42,7 @@ console = Console()
 
 def plain(node: Any) -> dict[str, Any]:
     """A part of the configuration as a plain dictionary, without what is null."""
-    values: Any = OmegaConf.to_container(node, resolve=True)
+    values: Any = OmegaConf.to_container(OmegaConf.create(node), resolve=True)
     return {key: value for key, value in values.items() if value is not None}
 
 
@@ -62,7 +62,7 @@ def stages_of(cfg: DictConfig) -> list[Stage]:
             "seed": cfg.seed,
             **plain(cfg.task),
         }
-        fit_options = {"seed": cfg.seed, **plain(cfg.fit)}
+        fit_options = {"seed": cfg.seed, **plain(cfg.fit), **plain(cfg.fits.get(name) or {})}
         stages.append(Stage(name, train, val, test, task_options, fit_options))
         console.print(f"{name}: {len(train)} / {len(val)} / {len(test)} clips, {len(data.labels)} classes")
     return stages

@@ -63,7 +63,7 @@ def test_the_main_job_runs_resumes_and_refuses_to_overwrite(few_clips, hf_folder
         f"backbone={backbone}",
         f"data_dir={few_clips}",
         "fit.epochs=1",
-        "naive_fit.epochs=1",
+        "fits.mandarin_tones.epochs=1",
         "methods.mandarin_tones=prompt",
         "out=outputs/mine",
     ]
