@@ -82,6 +82,8 @@ def main(cfg: DictConfig) -> None:
             checkpoint.unlink(missing_ok=True)
         options = DistillOptions(steps=planned_steps(cfg, store, checkpoint), **plain(cfg.train))
         distiller = Distiller(store, options, MINI)
+        if cfg.start is not None:
+            distiller.start_from(cfg.start)  # a checkpoint in `out`, if there is one, still goes first
 
         def log(step: int, losses: dict[str, float]) -> None:
             with (out / "log.jsonl").open("a", encoding="utf-8") as file:

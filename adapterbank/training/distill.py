@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,21 +20,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from adapterbank.backbone.ast import Geometry
 from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD, normalise
 from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError
-from adapterbank.training.student import INIT_STD, MINI, Tensors, init_student, student_tokens
-from adapterbank.training.teachers import Target
+from adapterbank.training.distill_losses import distill_loss, init_heads, target_statistics
+from adapterbank.training.student import MINI, init_student, student_tokens
 from adapterbank.training.views import ViewStore
-
-CLIP_SIGMA = 6.0  # standardised targets are cut here: YAMNet's embedding is sparse, its rare units have long tails
-STATISTIC_VIEWS = 3_000
-
 
 PROGRESS = (
     TextColumn("distilling"),
@@ -83,9 +78,6 @@ class DistillOptions:
             raise ConfigError(f"got steps={self.steps}, accumulate={self.accumulate}; both are at least 1.")
 
 
-# --- input ----------------------------------------------------------------------------------------------------------
-
-
 def spec_augment(mel: Tensor, options: DistillOptions, generator: torch.Generator) -> Tensor:
     """One frequency and one time mask per clip, filled with 0 (about the mean of normalised log-mels), and gain."""
     rows, frames, bins = mel.shape
@@ -97,103 +89,6 @@ def spec_augment(mel: Tensor, options: DistillOptions, generator: torch.Generato
         mel = mel.masked_fill(masked[:, :, None] if axis == 1 else masked[:, None, :], 0.0)
     decibel = (torch.rand(rows, 1, 1, generator=generator) * 2 - 1) * options.gain
     return mel + decibel * (math.log(10) / 10) / (2 * AUDIOSET_STD)
-
-
-# --- losses ----------------------------------------------------------------------------------------------------------
-
-
-def pooled_target(target: Target, rows: Tensor) -> Tensor:
-    """(R, S, E) -> (R, parts x E): means over equal parts of time."""
-    return F.adaptive_avg_pool1d(rows.transpose(1, 2), target.parts).transpose(1, 2).flatten(1)
-
-
-def target_statistics(store: ViewStore, seed: int) -> Tensors:
-    """Mean and standard deviation per dimension, of rows and of pooled targets, over a sample of views."""
-    rng = np.random.default_rng((seed, 2))
-    sample = np.sort(rng.choice(store.done, min(STATISTIC_VIEWS, store.done), replace=False))
-    statistics = {}
-    for target in store.targets:
-        rows = [store.batch(target.name, [v])[0] for v in sample]
-        pooled = torch.stack([pooled_target(target, r[None])[0] for r in rows])
-        for kind, values in (("rows", torch.cat(rows)), ("pooled", pooled)):
-            std = values.std(0)
-            statistics[f"{target.name}.{kind}.mean"] = values.mean(0)
-            # A unit that hardly ever fires would be all noise after division by its own deviation.
-            statistics[f"{target.name}.{kind}.std"] = std.clamp_min(0.2 * float(std.median())).clamp_min(1e-4)
-    return statistics
-
-
-def init_heads(
-    targets: tuple[Target, ...], statistics: Tensors, geometry: Geometry, options: DistillOptions
-) -> Tensors:
-    """Projection heads; those of probabilities start at the mean score of each class."""
-    generator = torch.Generator().manual_seed(options.seed + 1)
-    heads: Tensors = {}
-    for target in targets:
-        for kind in ("pooled", "rows") if target.span else ("pooled",):
-            mean = statistics[f"{target.name}.{kind}.mean"]
-            name = f"{target.name}.{kind}"
-            width = geometry.width
-            if options.head_width:
-                hidden = torch.empty(options.head_width, width)
-                heads[f"{name}.hidden"] = torch.nn.init.trunc_normal_(hidden, std=INIT_STD, generator=generator)
-                width = options.head_width
-            weight = torch.empty(len(mean), width)
-            heads[f"{name}.weight"] = torch.nn.init.trunc_normal_(weight, std=INIT_STD, generator=generator)
-            heads[f"{name}.bias"] = torch.logit(mean, 1e-4) if target.kind == "probability" else torch.zeros_like(mean)
-    return heads
-
-
-def distill_loss(
-    tokens: Tensor,
-    answers: Mapping[str, Tensor],
-    targets: tuple[Target, ...],
-    heads: Mapping[str, Tensor],
-    statistics: Mapping[str, Tensor],
-    columns: int,
-    options: DistillOptions,
-) -> tuple[Tensor, dict[str, float]]:
-    """Sum of all losses, and each of them by name.
-
-    Args:
-        tokens: (R, N, D), the student's.
-        columns: t of these views.
-        answers: {target name: (R, S, E)}, the teachers'.
-    """
-    pooled = (tokens[:, 0] + tokens[:, 1]) / 2
-    in_time = rearrange(tokens[:, 2:], "r (rows t) d -> r rows t d", t=columns).mean(1)  # (R, t, D)
-    total, parts = tokens.new_zeros(()), {}
-    for target in targets:
-        rows = answers[target.name]
-        views = [("pooled", pooled, pooled_target(target, rows), 1.0)]
-        if target.span:
-            views.append(("rows", _span_means(in_time, target, rows.shape[1]), rows, options.row_weight))
-        for kind, features, wanted, weight in views:
-            name = f"{target.name}.{kind}"
-            guess = _project(features, heads, name)
-            if target.kind == "probability":
-                loss = F.binary_cross_entropy_with_logits(guess, wanted, reduction="none").sum(-1).mean()
-                weight = weight * options.probability_weight
-            else:
-                z = (wanted - statistics[f"{name}.mean"]) / statistics[f"{name}.std"]
-                loss = F.mse_loss(guess, z.clamp(-CLIP_SIGMA, CLIP_SIGMA))
-            total = total + weight * loss
-            parts[name] = float(loss.detach())
-    return total, parts
-
-
-def _span_means(columns: Tensor, target: Target, rows: int) -> Tensor:
-    """(R, t, D) -> (R, S, D): the mean of the columns that each target row covers."""
-    if columns.shape[1] < target.span:
-        return columns.mean(1, keepdim=True)
-    return columns.unfold(1, target.span, target.hop).mean(-1)[:, :rows]
-
-
-def _project(x: Tensor, heads: Mapping[str, Tensor], name: str) -> Tensor:
-    x = x.bfloat16()
-    if f"{name}.hidden" in heads:
-        x = F.gelu(F.linear(x, heads[f"{name}.hidden"].bfloat16()))
-    return F.linear(x, heads[f"{name}.weight"].bfloat16()).float() + heads[f"{name}.bias"]
 
 
 # --- loop ------------------------------------------------------------------------------------------------------------
@@ -243,7 +138,7 @@ class Distiller:
         self.columns = store.columns[: store.done]
         self.statistics = target_statistics(store, options.seed)
         self.student = init_student(geometry, options.seed)
-        self.heads = init_heads(store.targets, self.statistics, geometry, options)
+        self.heads = init_heads(store.targets, self.statistics, geometry.width, options.head_width, options.seed)
         self.ema = {name: tensor.clone() for name, tensor in self.student.items()}
         self.step = 0
         self.seconds = 0.0
@@ -271,7 +166,8 @@ class Distiller:
             kept = draws.argsort(1)[:, : self.options.keep_rows].sort(1).values
         tokens = student_tokens(self.student, mel, self.geometry, self.dtype, kept)
         columns = int(self.columns[views[0]])
-        return distill_loss(tokens, answers, self.store.targets, self.heads, self.statistics, columns, self.options)
+        weights = (self.options.row_weight, self.options.probability_weight)
+        return distill_loss(tokens, answers, self.store.targets, self.heads, self.statistics, columns, *weights)
 
     def _gradients(self, views: np.ndarray, index: int) -> tuple[tuple[Tensor, ...], dict[str, float]]:
         torch.set_num_threads(1)
@@ -369,17 +265,31 @@ class Distiller:
         torch.save(state, temporary)
         os.replace(temporary, path)
 
+    def start_from(self, path: str | Path) -> None:
+        """Begins with the averaged student of an earlier run, and with its heads as far as the targets are the same.
+
+        Raises:
+            StorageError: not a checkpoint, or one of another geometry.
+        """
+        state = _read(path)
+        if state["geometry"] != asdict(self.geometry):
+            raise StorageError(f"{path} is of geometry {state['geometry']}, expected {asdict(self.geometry)}.")
+        with torch.no_grad():
+            for name, tensor in self.student.items():
+                tensor.copy_(state["ema"][name])
+                self.ema[name].copy_(tensor)
+            for name, tensor in self.heads.items():
+                if name in state["heads"] and state["heads"][name].shape == tensor.shape:
+                    tensor.copy_(state["heads"][name])
+
     def load(self, path: str | Path) -> None:
         """Goes on from `save`. Only `steps` may differ, and there may be more views: a run may be prolonged.
 
         Raises:
             StorageError: not a checkpoint, or one of other options, geometry or views.
         """
-        try:
-            state = torch.load(path, weights_only=True)
-            found = ({**state["options"], "steps": 0}, state["geometry"], min(state["views"], len(self.columns)))
-        except (RuntimeError, KeyError, OSError, EOFError, ValueError) as error:
-            raise StorageError(f"{path} is not a checkpoint of a distillation: {error}.") from error
+        state = _read(path)
+        found = ({**state["options"], "steps": 0}, state["geometry"], min(state["views"], len(self.columns)))
         expected = ({**asdict(self.options), "steps": 0}, asdict(self.geometry), state["views"])
         for what, got, wanted in zip(("options", "geometry", "views"), found, expected, strict=True):
             if got != wanted:
@@ -391,3 +301,14 @@ class Distiller:
         self.statistics = state["statistics"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _read(path: str | Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, weights_only=True)
+        missing = {"options", "geometry", "views", "student", "heads", "ema"} - state.keys()
+    except (RuntimeError, OSError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+        raise StorageError(f"{path} is not a checkpoint of a distillation: {error}.") from error
+    if missing:
+        raise StorageError(f"{path} is not a checkpoint of a distillation: {', '.join(sorted(missing))} missing.")
+    return state

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapterbank.backbone.frontend import SAMPLE_RATE
+from adapterbank.backbone.frontend import SAMPLE_RATE, log_mel
 from adapterbank.errors import BackboneError, ConfigError, NameTakenError, UnknownNameError
 
 COLUMN_SAMPLES = 2_560  # 16 frames of 10 ms at 16 kHz
@@ -106,6 +106,34 @@ def build(name: str, **options: Any) -> Teacher:
         return _BUILDERS[kind](**options)
     except TypeError as error:
         raise ConfigError(f"teacher {name!r} cannot be built with {sorted(options)}: {error}.") from error
+
+
+# --- The sound itself ------------------------------------------------------------------------------------------------
+
+DYNAMIC_RANGE = math.log(1e6)  # 60 dB below the loudest bin of a view: quieter is silence
+
+
+@register("log_mel")
+class LogMel:
+    """The view's own log-mel, level removed: what is linear in the spectrum stays linear in the student.
+
+    A random AST keeps pitch (0.93 on the Mandarin tones), which YAMNet and Whisper do not ask for; without this target
+    distillation unlearns it.
+    """
+
+    def __init__(self, mel_bins: int = 128):
+        self.mel_bins = mel_bins
+        self.targets: Sequence[Target] = (Target("mel.halves", 2 * mel_bins, "embedding", span=1, hop=1, parts=3),)
+
+    def __call__(self, waves: Tensor) -> dict[str, Tensor]:
+        return {"mel.halves": mel_halves(torch.stack(log_mel(list(waves), self.mel_bins)))}
+
+
+def mel_halves(mel: Tensor) -> Tensor:
+    """(R, 16 t, M) -> (R, t, 2 M): means over the halves of every patch column, less the view's mean."""
+    mel = torch.maximum(mel, mel.amax(dim=(1, 2), keepdim=True) - DYNAMIC_RANGE)
+    halves = mel.unflatten(1, (-1, 2, 8)).mean(3)  # (R, t, 2, M)
+    return (halves - halves.mean(dim=(1, 2, 3), keepdim=True)).flatten(2)
 
 
 # --- YAMNet ----------------------------------------------------------------------------------------------------------

@@ -21,9 +21,9 @@ from adapterbank.training.distill import (
     DistillOptions,
     epoch_batches,
     learning_rate,
-    pooled_target,
     spec_augment,
 )
+from adapterbank.training.distill_losses import pooled_target
 from adapterbank.training.student import MINI, export_backbone, init_student, student_tokens
 from adapterbank.training.teachers import Target, view_samples
 from adapterbank.training.views import Pool, ViewStore, draw_views, prepare, render
@@ -179,6 +179,19 @@ def test_a_killed_run_resumes_to_the_same_bits(store: ViewStore, tmp_path: Path)
     assert resumed.step == whole.step == OPTIONS.steps
     for a, b in zip(state_of(whole), state_of(resumed), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_run_can_start_from_the_averaged_student_of_another(store: ViewStore, tmp_path: Path) -> None:
+    first = Distiller(store, OPTIONS, SMALL)
+    first.run(tmp_path / "state.pt", until=4)
+    second = Distiller(store, replace(OPTIONS, lr=3e-4), SMALL)
+    second.start_from(tmp_path / "state.pt")
+    assert second.step == 0
+    for name, tensor in first.ema.items():
+        assert torch.equal(second.student[name], tensor)
+        assert torch.equal(second.ema[name], tensor)
+    with pytest.raises(StorageError, match="geometry"):
+        Distiller(store, OPTIONS, replace(SMALL, layers=1)).start_from(tmp_path / "state.pt")
 
 
 def test_a_checkpoint_of_another_run_is_refused(store: ViewStore, tmp_path: Path) -> None:

@@ -144,6 +144,15 @@ def test_a_hugging_face_ast_can_teach(tmp_path: Path) -> None:
     assert ((answer["hf.scores"] > 0) & (answer["hf.scores"] < 1)).all()
 
 
+def test_the_log_mel_target_ignores_level_and_keeps_time_and_pitch() -> None:
+    teacher = teachers.build("log_mel")
+    x = torch.randn(1, view_samples(4)) * torch.linspace(0.01, 0.1, view_samples(4))
+    got = teacher(x)["mel.halves"]
+    assert got.shape == (1, 4, 256)
+    torch.testing.assert_close(teacher(x * 0.3)["mel.halves"], got, atol=1e-3, rtol=0)
+    assert (got[0, :-1].mean(1) < got[0, 1:].mean(1)).all()
+
+
 def test_errors_say_what_to_put_where(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match=r"yamnet_onnx"):
         teachers.build("yamnet")
