@@ -99,7 +99,7 @@ def confusion_matrix(counts: Tensor, labels: Sequence[str], *, title: str = "") 
     size = len(labels)
     shares = (counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).numpy()
     side = min(3.2 + 0.34 * size, 4.5 + 0.19 * size) + 1.0
-    figure = Figure(figsize=(side + 0.5, side), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(side + 1.1, side), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     image = _heat(axes, shares, labels, labels)
     if size <= COUNTED_CLASSES:

@@ -98,7 +98,7 @@ def run(cfg: DictConfig) -> None:
     }
     results = []
     for strategy in STRATEGIES[cfg.strategy]:
-        name = f"{strategy}: {len(stages)} tasks in sequence"
+        name = f"{strategy}: {len(stages)} tasks"
         with tracker.sequence(name, params=params, tags={"strategy": strategy, "backbone": cfg.backbone}) as parent:
             if bank is not None and strategy == "bank":
                 console.rule(f"bank: {backbone.parameters():,} frozen parameters, each task trains its own")
