@@ -1,0 +1,40 @@
+"""The backbone inside the package: what the default of `from_pretrained` promises."""
+
+import torch
+from safetensors import safe_open
+
+from adapterbank import AdapterBank
+from adapterbank.backbone.ast import Geometry
+from adapterbank.backbone.checkpoints import EMBEDDED
+
+DEIT_TINY = Geometry(
+    layers=12, width=192, heads=3, mlp_width=768, max_frames=1024, frequency_stride=16, time_stride=16, eps=1e-6
+)
+MEGABYTE = 10**6
+
+
+def test_the_default_backbone_is_an_ast_of_deit_tiny_size():
+    bank = AdapterBank.from_pretrained()
+    assert bank.backbone.geometry == DEIT_TINY
+    assert 5.3e6 < bank.backbone.parameters() < 5.7e6
+    assert dict(bank.tasks) == {}
+
+
+def test_the_embedded_file_is_bf16_and_small():
+    file = EMBEDDED["ast-mini"] / "model.safetensors"
+    assert file.stat().st_size <= 12 * MEGABYTE
+    with safe_open(file, framework="pt") as handle:
+        assert {handle.get_tensor(name).dtype for name in handle.keys()} == {torch.bfloat16}  # noqa: SIM118
+
+
+def test_transformers_reads_the_embedded_folder_and_agrees():
+    from transformers import ASTModel
+
+    model = ASTModel.from_pretrained(EMBEDDED["ast-mini"], dtype=torch.float32).eval()
+    bank = AdapterBank.from_pretrained(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    clip = 0.1 * torch.randn(1, (1024 - 1) * 160 + 400, generator=generator)
+    mel = bank._mels(clip, 16000)[0]
+    with torch.no_grad():
+        pooled = model(((mel - bank.backbone.mean) / (2 * bank.backbone.std))[None]).pooler_output
+    torch.testing.assert_close(bank.embed(clip), pooled, rtol=0, atol=1e-4)
