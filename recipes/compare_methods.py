@@ -4,8 +4,9 @@
     python recipes/compare_methods.py data=my/clips methods=[head,prompt,aat_ms] fit.epochs=20 out=outputs/mine
 
 Each method's learning rate is the best of three on the validation fold (first seed); test numbers are the mean over the
-seeds at that rate. Every finished run is a line of `out/runs.jsonl`; a second start continues there, so an interrupted
-comparison loses one run at most, and two processes may share the work (methods=[head] here, methods=[aat_ms] there).
+seeds at that rate. All epochs are trained and the last one is measured. Every finished run is a line of
+`out/runs.jsonl`; a second start continues there, so an interrupted comparison loses one run at most, and two processes
+may share the work (methods=[head] here, methods=[aat_ms] there).
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ def read_runs(file: Path) -> list[Run]:
 
 
 def train_and_test(cfg: DictConfig, splits: Any, method: str, lr: float, seed: int) -> Run:
-    """One run: a new task on the frozen backbone, the best epoch by validation, tested on whole clips in fp32."""
+    """One run: a new task on the frozen backbone; after its last epoch whole clips of both other parts."""
     train, val, test = splits
     bank = AdapterBank.from_pretrained(cfg.backbone)
     name = f"{train.name}-{method}".lower().replace("+", "-")
     bank.add_task(name, method=method, labels=train.labels, multilabel=train.multilabel, seed=seed)
-    history = fit(bank, name, train, val, lr=lr, seed=seed, **OmegaConf.to_container(cfg.fit, resolve=True))
+    history = fit(bank, name, train, lr=lr, seed=seed, **OmegaConf.to_container(cfg.fit, resolve=True))
     metric = bank.task(name).primary_metric
+    bank.to(base_dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.test_precision])
     return {
         "method": method,
         "lr": lr,
         "seed": seed,
         "metric": metric,
-        "val": history.epochs[history.best_epoch][f"val/{metric}"],
+        "val": bank.evaluate(name, val)[metric],
         "test": bank.evaluate(name, test)[metric],
-        "best_epoch": history.best_epoch,
         "parameters": bank.trainable_parameters(name),
         "seconds": round(history.seconds, 1),
         "protocol": protocol(cfg, bank),
@@ -59,6 +60,7 @@ def protocol(cfg: DictConfig, bank: AdapterBank) -> dict[str, Any]:
         "data": Path(cfg.data).name,
         "test_fold": cfg.test_fold,
         "val_fold": cfg.val_fold,
+        "test_precision": cfg.test_precision,
         **OmegaConf.to_container(cfg.fit, resolve=True),
     }
 
@@ -92,7 +94,6 @@ def table(runs: list[Run], cfg: DictConfig) -> str:
 
 @hydra.main(version_base=None, config_path="conf", config_name="compare_methods")
 def main(cfg: DictConfig) -> None:
-    torch.set_float32_matmul_precision("highest")
     console = Console()
     dataset = load_folder(cfg.data)
     splits = standard_splits(dataset, test_fold=cfg.test_fold, val_fold=cfg.val_fold)
