@@ -4,7 +4,7 @@
     python recipes/pretrain_mini.py pool=<folder of audio> minutes=60 out=outputs/pretrain_mini
     python recipes/pretrain_mini.py out=outputs/pretrain_mini           # goes on after a kill, to the same bits
     python recipes/pretrain_mini.py steps=200000 teachers.whisper_npz=null teachers.yamnet_onnx=null \
-        "+teachers={'hf:MIT/ast-finetuned-audioset-10-10-0.4593': {}}"  # another teacher, with internet access
+        +teachers.hf.model=MIT/ast-finetuned-audioset-10-10-0.4593      # another teacher, with internet access
 
 Three steps, each of which resumes: (1) draw views of every clip: crops of about 1 to 10 s, other speeds, mixtures of
 two clips, gain; (2) let every teacher hear every view once; (3) train the student, which hears the same views through
