@@ -49,16 +49,18 @@ class Prediction:
 class TaskModule(nn.Module):
     """One task as an optimiser, Accelerate or torch.compile sees it: its parameters are the task's, no others.
 
+    Move it with `bank.to(device)`: the frozen tensors are the bank's and do not follow `module.to`.
+
     Shapes: waveforms (B, T) or B one-dimensional tensors of any lengths -> logits (B, C), with gradients.
     """
 
-    def __init__(self, task: Task, backbone: Backbone):
+    def __init__(self, task: Task, bank: AdapterBank):
         super().__init__()
         self.task = task
-        self._frozen = (backbone,)  # in a tuple: nothing of it may become a parameter or a buffer
+        self._bank = bank  # no module: none of its tensors becomes a parameter or a buffer here
 
     def forward(self, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> Tensor:
-        (backbone,) = self._frozen
+        backbone = self._bank.backbone
         waveforms = [w.to(backbone.device) for w in as_waveforms(x)]
         mels = log_mel(waveforms, backbone.geometry.mel_bins, sample_rate)
         return torch.stack(run(backbone, [self.task] * len(mels), mels))
@@ -97,7 +99,7 @@ class AdapterBank:
             BackboneError: no such backbone, or it is damaged.
             StorageError: the saved bank is damaged.
         """
-        if (Path(name_or_folder) / storage.MANIFEST).is_file():
+        if (Path(name_or_folder).expanduser() / storage.MANIFEST).is_file():
             return cls.load(name_or_folder, device=device, base_dtype=base_dtype)
         bank = cls(load_backbone(name_or_folder))
         classifier = bank.backbone.classifier
@@ -115,7 +117,7 @@ class AdapterBank:
         Raises:
             StorageError: the folder cannot be written, or belongs to something else.
         """
-        storage.save_bank(Path(folder), self._backbone, self._tasks)
+        storage.save_bank(Path(folder).expanduser(), self._backbone, self._tasks)
 
     @classmethod
     def load(
@@ -135,10 +137,11 @@ class AdapterBank:
             StorageError: a file is missing, cut or was changed.
             BackboneMismatchError: the bank belongs to another backbone.
         """
-        manifest = storage.read_manifest(Path(folder))
+        folder = Path(folder).expanduser()
+        manifest = storage.read_manifest(folder)
         if not isinstance(backbone, Backbone):
             backbone = load_backbone(backbone or manifest["backbone"]["source"])
-        bank = cls(backbone, storage.load_tasks(Path(folder), manifest, backbone))
+        bank = cls(backbone, storage.load_tasks(folder, manifest, backbone))
         return bank.to(device or _default_device(), base_dtype=base_dtype)
 
     def to(self, device: torch.device | str | None = None, *, base_dtype: torch.dtype | None = None) -> AdapterBank:
@@ -253,7 +256,7 @@ class AdapterBank:
 
     def task_module(self, name: str) -> TaskModule:
         """One task as an `nn.Module` for your own training loop."""
-        return TaskModule(self.task(name), self._backbone)
+        return TaskModule(self.task(name), self)
 
     def trainable_parameters(self, task: str) -> int:
         """How many numbers training this task may change."""

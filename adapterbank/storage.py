@@ -81,6 +81,7 @@ def task_bytes(task: Task, backbone: Backbone) -> bytes:
     header = {
         "format_version": FORMAT_VERSION,
         "fingerprint": backbone.fingerprint,
+        "mean_std": [backbone.mean, backbone.std],  # what normalize="backbone" meant when the task was trained
         "spec": task.spec.to_json(),
         "metrics": task.metrics,
     }
@@ -179,6 +180,12 @@ def load_task(path: Path, backbone: Backbone) -> Task:
         raise StorageError(f"{path} is no task of format version {FORMAT_VERSION}; save it with this library first.")
     check_fingerprint(header.get("fingerprint"), backbone, str(path))
     spec = TaskSpec.from_json(header.get("spec"))
+    here = [backbone.mean, backbone.std]
+    if spec.normalize == "backbone" and header.get("mean_std", here) != here:
+        raise BackboneMismatchError(
+            f"{path} was trained on log-mels with (mean, std) {header['mean_std']}, this backbone has {here}: "
+            "its preprocessor_config.json is missing or another one. Put the right one beside config.json."
+        )
     try:
         task = Task(spec, backbone)
     except TypeError as error:

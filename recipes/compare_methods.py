@@ -12,6 +12,7 @@ may share the work (methods=[head] here, methods=[aat_ms] there).
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -35,7 +36,7 @@ def train_and_test(cfg: DictConfig, splits: Any, method: str, lr: float, seed: i
     """One run: a new task on the frozen backbone; after its last epoch whole clips of both other parts."""
     train, val, test = splits
     bank = AdapterBank.from_pretrained(cfg.backbone)
-    name = f"{train.name}-{method}".lower().replace("+", "-")
+    name = re.sub(r"[^a-z0-9]+", "-", f"{train.name}-{method}".lower()).strip("-")
     bank.add_task(name, method=method, labels=train.labels, multilabel=train.multilabel, seed=seed)
     history = fit(bank, name, train, lr=lr, seed=seed, **OmegaConf.to_container(cfg.fit, resolve=True))
     metric = bank.task(name).primary_metric

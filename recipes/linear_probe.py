@@ -24,6 +24,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from adapterbank import AdapterBank, load_folder
+from adapterbank.backbone.checkpoints import fingerprint
 from adapterbank.data import FolderDataset, demo_tasks
 from adapterbank.training.metrics import batches
 
@@ -41,11 +42,12 @@ def open_bank(name: str, like: str, seed: int, dtype: torch.dtype) -> AdapterBan
             return torch.zeros_like(tensor)
         if "ln" in tensor_name or tensor_name.startswith("norm"):
             return torch.ones_like(tensor)
-        return torch.nn.init.trunc_normal_(torch.empty_like(tensor, device="cpu"), std=0.02, generator=generator)
+        drawn = torch.empty_like(tensor, device="cpu")
+        return torch.nn.init.trunc_normal_(drawn, std=0.02, generator=generator).to(tensor.device)
 
-    return AdapterBank(replace(bank.backbone, weights=bank.backbone.weights.map(draw), source="random")).to(
-        base_dtype=dtype
-    )
+    weights = bank.backbone.weights.map(draw)
+    mark = fingerprint(bank.backbone.geometry, dict(weights.named()))
+    return AdapterBank(replace(bank.backbone, weights=weights, source="random", fingerprint=mark)).to(base_dtype=dtype)
 
 
 def features(bank: AdapterBank, dataset: FolderDataset, title: str) -> np.ndarray:

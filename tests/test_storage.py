@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -397,3 +398,12 @@ def test_a_task_with_nan_is_refused(saved, small_backbone, tmp_path):
     tensors["adapters.prompts.0"][0, 0] = float("nan")
     with pytest.raises(StorageError, match="the tensor adapters.prompts.0 holds NaN or Inf"):
         AdapterBank(small_backbone).import_task(edited_task(saved, tmp_path / "nan.safetensors", tensors))
+
+
+def test_a_task_is_refused_by_a_backbone_that_normalises_otherwise(small_backbone, tmp_path):
+    bank = AdapterBank(small_backbone)
+    bank.add_task("mine", "head", num_classes=3)
+    bank.save(tmp_path)
+    other = dataclasses.replace(small_backbone, mean=small_backbone.mean + 1)
+    with pytest.raises(BackboneMismatchError, match="mean, std"):
+        AdapterBank.load(tmp_path, backbone=other)

@@ -125,12 +125,12 @@ def load_backbone(name_or_folder: str | Path) -> Backbone:
     config = _read_json(folder / "config.json")
     geometry = _geometry(config, folder)
     body, head = _canonical(_read_weights(folder), folder)
-    if "embed.patch_weight" in body:
+    if "embed.patch_weight" in body and body["embed.patch_weight"].ndim > 1:
         body["embed.patch_weight"] = body["embed.patch_weight"].flatten(1)
     for name in ("embed.cls", "embed.dist"):
         if name in body:
             body[name] = body[name].flatten()
-    if "embed.positions" in body:
+    if "embed.positions" in body and body["embed.positions"].ndim > 1:
         body["embed.positions"] = body["embed.positions"].flatten(0, 1)
     _check_shapes(body, geometry, bool(config.get("qkv_bias", True)), folder)
     mean, std = _normalisation(folder)
@@ -312,15 +312,21 @@ def _classifier(
     missing = sorted(set(_CLASSIFIER.values()) - head.keys())
     if missing:
         raise BackboneError(f"{folder} has an incomplete classifier: missing {', '.join(missing)}.")
-    classes = len(head["linear.bias"])
+    classes = head["linear.bias"].numel()
+    expected = {
+        "norm.weight": (geometry.width,),
+        "norm.bias": (geometry.width,),
+        "linear.weight": (classes, geometry.width),
+        "linear.bias": (classes,),
+    }
+    for name, shape in expected.items():
+        if (got := tuple(head[name].shape)) != shape:
+            raise BackboneError(f"{folder}: {name} of the classifier has shape {got}, expected {shape}.")
+        if not torch.isfinite(head[name]).all():
+            raise BackboneError(f"{folder}: {name} of the classifier holds NaN or Inf. Fetch the file again.")
     names = config.get("id2label") or {}
     labels = tuple(str(names.get(str(i), i)) for i in range(classes))
     if len(set(labels)) != classes:
         labels = tuple(f"{i}:{label}" for i, label in enumerate(labels))
-    if head["linear.weight"].shape != (classes, geometry.width):
-        raise BackboneError(
-            f"{folder}: the classifier has shape {tuple(head['linear.weight'].shape)}, "
-            f"expected {(classes, geometry.width)}."
-        )
     multilabel = config.get("problem_type") == "multi_label_classification" or classes == AUDIOSET_CLASSES
     return Classifier(dict(head), labels, multilabel)

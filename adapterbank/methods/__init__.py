@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from adapterbank.errors import CompositionError, ConfigError, UnknownNameError
-from adapterbank.methods.sites import NOTHING, Adapters, Sites, merge
+from adapterbank.methods.sites import Adapters, Sites, merge
 
 if TYPE_CHECKING:
     from adapterbank.backbone.ast import ASTWeights, Geometry
@@ -147,7 +147,7 @@ class Composition(Adapters):
         self.parts = nn.ModuleDict(dict(parts))
 
     def sites(self, layer: int) -> Sites:
-        return merge((name, part.sites(layer)) for name, part in self._items()) or NOTHING
+        return merge((name, part.sites(layer)) for name, part in self._items())
 
     def owned(self, base: ASTWeights) -> ASTWeights:
         for _, part in self._items():

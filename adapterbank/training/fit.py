@@ -147,6 +147,7 @@ def fit(
         raise
     finally:
         owner.eval()
+        owner.zero_grad(set_to_none=True)  # else every trained task keeps its gradients in memory
     history.seconds, history.gpu_seconds = meter.seconds, meter.gpu_seconds
     history.peak_memory_mb = meter.peak_memory_mb
     return history
@@ -206,9 +207,9 @@ class _Trainer:
                 break
         if best_state is not None:
             self.task.load_state_dict(best_state)
-        if validate is not None:
-            found = history.epochs[history.best_epoch]
-            self.task.metrics = {k.removeprefix("val/"): v for k, v in found.items() if k.startswith("val/")}
+        # Without validation nothing is known of the new weights: what was measured on the old ones must not stay.
+        found = history.epochs[history.best_epoch] if validate is not None else {}
+        self.task.metrics = {k.removeprefix("val/"): v for k, v in found.items() if k.startswith("val/")}
 
     def _epoch(self, history: History, bar: Progress, row: Any) -> dict[str, float]:
         self.task.train()

@@ -28,6 +28,7 @@ def test_the_methods_of_the_paper_are_registered():
         ("head", 50, 39_986),
         ("prompt", 20, 127_508),
         ("aat_m", 20, 3_567_380),
+        ("aat_s", 20, 3_567_380),
         ("aat_ms", 20, 7_117_844),
         ("partial", 20, 42_544_148),
         ("joint", 30, 7_236_126),

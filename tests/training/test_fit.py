@@ -334,3 +334,13 @@ def test_the_task_is_in_training_mode_for_steps_and_in_eval_mode_for_validation(
     )
     quick(bank, "families", labelled_clips[:2], labelled_clips[:3])
     assert modes == [True, True, False, False, False] * 2
+
+
+def test_training_leaves_no_gradient_and_no_metric_of_the_old_weights_behind(small_bank, clips):
+    data = [(clip, index % 2) for index, clip in enumerate(clips)]
+    small_bank.add_task("fresh", "aat_m", num_classes=2)
+    small_bank.evaluate("fresh", data)
+    fit(small_bank, "fresh", data, steps=1, progress=False)
+    task = small_bank.task("fresh")
+    assert all(parameter.grad is None for parameter in task.parameters())
+    assert task.metrics == {}
