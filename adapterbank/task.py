@@ -212,8 +212,13 @@ class Task(nn.Module):
             if isinstance(names, Tensor) and names.shape == rows[row].shape:
                 rows[row] = names
                 continue
-            for name in [names] if isinstance(names, (str, int)) else names:
-                rows[row, self._index(name)] = 1
+            chosen = [self._index(name) for name in ([names] if isinstance(names, (str, int)) else names)]
+            if len(set(chosen)) < len(chosen):  # a row of 0 and 1 would be read as the classes 0 and 1
+                raise LabelsError(
+                    f"got {names!r} as the labels of one clip of {self.name!r}, where one stands twice. Pass each name "
+                    f"or index once, or a tensor of {len(self.labels)} zeros and ones."
+                )
+            rows[row, chosen] = 1
         return rows
 
     def _index(self, label: Any) -> int:

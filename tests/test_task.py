@@ -199,3 +199,15 @@ def test_only_a_task_without_anything_before_its_head_has_frozen_features(small_
 def test_bytes_are_those_of_all_tensors(small_backbone):
     task = Task(TaskSpec(**SPEC), small_backbone)
     assert task.num_bytes() == 4 * sum(p.numel() for p in task.parameters()) == 4 * task.trainable_parameters()
+
+
+def test_a_row_of_zeros_and_ones_is_never_read_as_class_indices(small_backbone):
+    task = Task(TaskSpec("many", "head", ("a", "b", "c", "d"), multilabel=True), small_backbone)
+    with pytest.raises(LabelsError, match="stands twice"):
+        task.targets([[0, 1, 1, 0]])
+    assert task.targets([["b", "c"], [1, 2], [], torch.tensor([0.0, 1, 1, 0])]).tolist() == [
+        [0, 1, 1, 0],
+        [0, 1, 1, 0],
+        [0, 0, 0, 0],
+        [0, 1, 1, 0],
+    ]
