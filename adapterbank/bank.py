@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from adapterbank import storage
 from adapterbank.backbone.ast import Segment
 from adapterbank.backbone.checkpoints import Backbone, load_backbone
-from adapterbank.backbone.frontend import HOP, SAMPLE_RATE, WINDOW, as_waveforms, log_mel
+from adapterbank.backbone.frontend import HOP, SAMPLE_RATE, WINDOW
 from adapterbank.data import catalog
 from adapterbank.errors import ConfigError, LabelsError, NameTakenError, UnknownNameError
 from adapterbank.methods.sites import NOTHING
-from adapterbank.routing import embed_mels, run
+from adapterbank.routing import embed_mels, mels_of, run
 from adapterbank.task import Task, TaskSpec, check_name
 from adapterbank.training.metrics import evaluate_task
 
@@ -61,8 +61,7 @@ class TaskModule(nn.Module):
 
     def forward(self, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> Tensor:
         backbone = self._bank.backbone
-        waveforms = [w.to(backbone.device) for w in as_waveforms(x)]
-        mels = log_mel(waveforms, backbone.geometry.mel_bins, sample_rate)
+        mels = mels_of(backbone, x, sample_rate)
         return torch.stack(run(backbone, [self.task] * len(mels), mels))
 
 
@@ -288,7 +287,7 @@ class AdapterBank:
         Raises:
             WaveformError, UnknownNameError, ConfigError (a list of another length).
         """
-        mels = self._mels(x, sample_rate)
+        mels = mels_of(self._backbone, x, sample_rate)
         if isinstance(task, str) or not isinstance(task, Iterable):
             return torch.stack(run(self._backbone, [self.task(task)] * len(mels), mels))
         names = list(task)
@@ -301,7 +300,7 @@ class AdapterBank:
         """Features of the frozen AST, with no task: (cls + dist) / 2 after the final norm. (B, T) -> (B, D)."""
         backbone = self._backbone
         untouched = Segment((NOTHING,) * backbone.geometry.layers, backbone.weights)
-        return embed_mels(backbone, untouched, self._mels(x, sample_rate))
+        return embed_mels(backbone, untouched, mels_of(backbone, x, sample_rate))
 
     def predict(
         self, x: Tensor | Sequence[Tensor], task: str | Sequence[str], *, sample_rate: int = SAMPLE_RATE
@@ -340,10 +339,6 @@ class AdapterBank:
             size = f"{task.num_bytes():,}"
             table.add_row(name, task.method, str(len(task.labels)), f"{count:,}", share, size, metric)
         Console().print(table)
-
-    def _mels(self, x: Tensor | Sequence[Tensor], sample_rate: int) -> list[Tensor]:
-        waveforms = [w.to(self._backbone.device) for w in as_waveforms(x)]
-        return log_mel(waveforms, self._backbone.geometry.mel_bins, sample_rate)
 
     def __repr__(self) -> str:
         return f"AdapterBank({self._backbone.source!r}, tasks=[{', '.join(self._tasks)}])"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adapterbank.backbone.ast import Segment, encode
 from adapterbank.backbone.checkpoints import Backbone
-from adapterbank.backbone.frontend import normalise, pad_frames
+from adapterbank.backbone.frontend import SAMPLE_RATE, as_waveforms, log_mel, normalise, pad_frames
 from adapterbank.methods.head import pool
 from adapterbank.task import Task
 
@@ -26,6 +26,16 @@ class Group:
     task: Task
     frames: int
     rows: tuple[int, ...]
+
+
+def mels_of(backbone: Backbone, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> list[Tensor]:
+    """Waveforms (B, T), or B of any lengths -> raw log-mels, (F, M) each, on the backbone's device.
+
+    Raises:
+        WaveformError: not a batch of finite, non-empty waveforms.
+    """
+    waveforms = [w.to(backbone.device) for w in as_waveforms(x)]
+    return log_mel(waveforms, backbone.geometry.mel_bins, sample_rate)
 
 
 def plan(tasks: Sequence[Task], frames: Sequence[int]) -> list[Group]:

@@ -6,7 +6,7 @@
     python recipes/pretrain_mini.py steps=200000 teachers.whisper_npz=null teachers.yamnet_onnx=null \
         +teachers.hf.model=MIT/ast-finetuned-audioset-10-10-0.4593      # another teacher, with internet access
 
-Three steps, each of which resumes: (1) draw views of every clip: crops of about 1 to 10 s, other speeds, mixtures of
+Three steps, each of which resumes: (1) draw views of every clip: crops of about 0.2 to 10 s, other speeds, mixtures of
 two clips, gain; (2) let every teacher hear every view once; (3) train the student, which hears the same views through
 SpecAugment. `out/ast-mini` is a backbone in Hugging Face's format, refreshed while training goes on:
 `AdapterBank.from_pretrained("outputs/pretrain_mini/ast-mini")`. Training runs one thread per micro-batch: start it with

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from adapterbank.backbone.checkpoints import Backbone
-from adapterbank.backbone.frontend import SAMPLE_RATE, as_waveforms, log_mel
+from adapterbank.backbone.frontend import SAMPLE_RATE
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, DatasetError, TrainingDivergedError, UnknownNameError
-from adapterbank.routing import run
+from adapterbank.routing import mels_of, run
 from adapterbank.task import Task, seeded
 from adapterbank.training.augment import MAX_TIME_SHARE, check_masks, random_crop, spec_augment
 from adapterbank.training.meter import Meter
@@ -234,12 +234,15 @@ class _Trainer:
         self.scaler.unscale_(self.optimizer)
         limit = self.options.clip_grad or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), limit)
-        # A scaler expects an overflow now and then, skips that step and lowers its scale.
-        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+        # A scaler expects an overflow now and then, skips that step and lowers its scale; below 1 nothing overflows any
+        # more, so what is not finite comes from the data or the weights.
+        scale = self.scaler.get_scale()
+        if not torch.isfinite(norm) and (not self.scaler.is_enabled() or scale < 1):
             raise self._diverged(step, f"gradient norm {norm.item()}")
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.scheduler.step()
+        if self.scaler.get_scale() >= scale:  # else the step was skipped
+            self.scheduler.step()
         return loss.item()
 
     def _logits(self, inputs: list[Tensor]) -> Tensor:
@@ -252,7 +255,7 @@ class _Trainer:
             inputs = [random_crop(w, samples, self.generator) for w in inputs]
             seconds = None if seconds is None else min(seconds, options.crop_seconds)
         with torch.no_grad():
-            mels = log_mel([w.to(self.device) for w in as_waveforms(inputs)], self.backbone.geometry.mel_bins)
+            mels = mels_of(self.backbone, inputs)
             if self.freq_mask or self.time_mask:
                 mels = [spec_augment(mel, self.freq_mask, self.time_mask, self.generator) for mel in mels]
         return torch.stack(run(self.backbone, [self.task] * len(mels), mels, [seconds] * len(mels)))
@@ -263,8 +266,7 @@ class _Trainer:
         self.task.eval()
         with torch.no_grad(), self.autocast:
             for waveforms, labels in batches(data, self.options.batch_size):
-                clips = [w.to(self.device) for w in as_waveforms(waveforms)]
-                mels = log_mel(clips, self.backbone.geometry.mel_bins)
+                mels = mels_of(self.backbone, waveforms)
                 vectors = run(self.backbone, [self.task] * len(mels), mels, pooled=True)
                 features.extend(zip((v.float() for v in vectors), labels, strict=True))
         return features

@@ -13,9 +13,8 @@ from torch import Tensor
 from torchmetrics.functional.classification import binary_accuracy, binary_average_precision, multiclass_accuracy
 
 from adapterbank.backbone.checkpoints import Backbone
-from adapterbank.backbone.frontend import as_waveforms, log_mel
 from adapterbank.errors import ConfigError, DatasetError
-from adapterbank.routing import run
+from adapterbank.routing import mels_of, run
 from adapterbank.task import Task
 
 
@@ -40,8 +39,7 @@ def evaluate_task(backbone: Backbone, task: Task, data: Any, *, batch_size: int 
     try:
         with torch.no_grad():
             for waveforms, labels in batches(data, batch_size):
-                clips = [w.to(backbone.device) for w in as_waveforms(waveforms)]
-                mels = log_mel(clips, backbone.geometry.mel_bins)
+                mels = mels_of(backbone, waveforms)
                 logits.append(torch.stack(run(backbone, [task] * len(mels), mels)).float().cpu())
                 targets.append(task.targets(labels))
     finally:

@@ -21,7 +21,6 @@ from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, InterferenceError
 from adapterbank.storage import write_atomically
-from adapterbank.task import Task
 from adapterbank.training.fit import History, fit
 from adapterbank.training.metrics import (
     Evaluation,
@@ -132,29 +131,28 @@ def train_sequence(
     """
     result = SequenceResult("bank")
     for index, stage in enumerate(_checked(stages)):
-        there = resume and stage.name in bank.tasks
+        there = trained = resume and stage.name in bank.tasks
         if there:
-            _check_same(bank.task(stage.name), stage)
+            _check_same(bank, stage)
         else:
             bank.add_task(stage.name, **stage.task_options)
-        with _nested(tracker, bank, stages, index, "bank", resumed=there) as run:
-            if there:
-                history = _recall(folder, stage.name)
-            else:
-                try:
-                    history = _train(bank, stage, run, progress)
-                except BaseException:
-                    bank.remove_task(stage.name)
-                    raise
-            found = _test(bank, stages[: index + 1])
-            result._record(stage.name, history, found)
-            _check_unchanged(result, found)
-            if folder is not None:
-                _remember(folder, stage.name, history)
-                bank.save(folder)
-            _track(run, history, found[stage.name], index, replay=there)
-            if run is not None:
-                run.log_adapter()
+        try:
+            with _nested(tracker, bank, stages, index, "bank", resumed=there) as run:
+                history = _recall(folder, stage.name) if there else _train(bank, stage, run, progress)
+                trained = True
+                found = _test(bank, stages[: index + 1])
+                result._record(stage.name, history, found)
+                _check_unchanged(result, found)
+                if folder is not None:
+                    _remember(folder, stage.name, history)
+                    bank.save(folder)
+                _track(run, history, found[stage.name], index, replay=there)
+                if run is not None:
+                    run.log_adapter()
+        except BaseException:
+            if not trained:
+                bank.remove_task(stage.name)
+            raise
         if tracker is not None:
             tracker.log_scores(found, bank, index)
     if tracker is not None:
@@ -237,12 +235,13 @@ def _checked(stages: Sequence[Stage]) -> Sequence[Stage]:
     return stages
 
 
-def _check_same(task: Task, stage: Stage) -> None:
+def _check_same(bank: AdapterBank, stage: Stage) -> None:
     """A resumed bank must hold what the caller would have trained."""
-    asked = {"method": "aat_ms", **stage.task_options}
-    for key in ("method", "labels", "seed", "clip_seconds"):
-        got, wanted = getattr(task.spec, key), asked.get(key, getattr(task.spec, key))
-        if got != (tuple(wanted) if key == "labels" else wanted):
+    asked = AdapterBank(bank.backbone).add_task(stage.name, **stage.task_options)
+    found = bank.task(stage.name).spec.to_json()
+    for key, wanted in asked.spec.to_json().items():  # as stored: a saved bank gives tuples back as lists
+        got = found[key]
+        if got != wanted:
             raise ConfigError(
                 f"the bank to resume holds {stage.name!r} with {key}={got!r}, asked for is {wanted!r}. "
                 "Resume with the options it was started with, or start another bank in another folder."

@@ -31,8 +31,8 @@ FRAMES_PER_COLUMN = 16
 MEL_BINS = 128
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
 SPEEDS = ((6, 5), (9, 8), (1, 1), (1, 1), (1, 1), (1, 1), (8, 9), (5, 6))  # output over input length; half are 1
-# (share, fewest, most patch columns): about 1 s, 2 s, 3-5 s and 5-10 s
-LENGTHS = ((0.40, 5, 7), (0.36, 10, 13), (0.16, 18, 31), (0.08, 31, 62))
+# (share, fewest, most patch columns): up to 0.6 s (notes, syllables), about 1 s, 2 s, 3-5 s and 5-10 s
+LENGTHS = ((0.18, 1, 4), (0.30, 5, 7), (0.30, 10, 13), (0.15, 18, 31), (0.07, 31, 62))
 
 
 class Pool:

@@ -89,8 +89,7 @@ def test_short_clips_keep_their_own_length(pool: Pool) -> None:
     lengths = [
         v.columns for v in draw_views(pool, 20, seed=0, mix=0.0, join=0.0) if v.clips == (0,) and v.speed == (1, 1)
     ]
-    assert lengths
-    assert set(lengths) == {3}  # 0.4 s are 38 frames
+    assert max(lengths) == 3  # 0.4 s are 38 frames: longer views are not filled up
 
 
 def test_prepare_goes_on_where_it_was_killed(pool: Pool, store: ViewStore, tmp_path: Path, monkeypatch) -> None:

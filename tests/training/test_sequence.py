@@ -131,7 +131,17 @@ def test_a_lost_history_costs_a_resumed_run_nothing_else(bank, stages, tmp_path)
     assert run(bank, stages[:1], folder=tmp_path, resume=True).histories == {"first": None}
 
 
-@pytest.mark.parametrize(("key", "other"), [("method", "prompt"), ("seed", 3), ("labels", ["x", "y", "z"])])
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("method", "prompt"),
+        ("seed", 3),
+        ("labels", ["x", "y", "z"]),
+        ("head", "linear"),
+        ("pooling", "mean"),
+        ("normalize", (-4.0, 3.0)),
+    ],
+)
 def test_resuming_with_other_options_is_refused(bank, stages, key, other):
     first = stages[0]
     run(bank, [first])
@@ -146,6 +156,16 @@ def test_a_training_that_fails_leaves_the_finished_tasks(bank, stages, tmp_path)
         run(bank, [stages[0], broken], folder=tmp_path)
     assert list(bank.tasks) == ["first"]
     assert list(AdapterBank.load(tmp_path, backbone=bank.backbone).tasks) == ["first"]
+
+
+def test_a_tracker_that_cannot_open_a_run_leaves_no_untrained_task(bank, stages):
+    class Unreachable:
+        def task(self, *args, **options):
+            raise ConnectionError("no tracking server")
+
+    with pytest.raises(ConnectionError):
+        run(bank, stages, tracker=Unreachable())
+    assert not bank.tasks
 
 
 def test_a_task_that_exists_is_not_overwritten(bank, stages):
