@@ -146,6 +146,35 @@ def accuracy_matrix(matrices: Mapping[str, Matrix], tasks: Sequence[str], *, sco
     return figure
 
 
+def score_bars(scores: Mapping[str, Mapping[str, float]], *, score: str = "test score") -> Figure:
+    """One group of bars per column (a dataset), one bar per row (a model or method).
+
+    Args:
+        scores: {row: {column: score in [0, 1]}}; what a row lacks is left out.
+
+    Raises:
+        ConfigError: there is nothing to draw.
+    """
+    columns = list(dict.fromkeys(column for row in scores.values() for column in row))
+    if not columns:
+        raise ConfigError("got no scores to draw, expected {row: {column: score}}.")
+    figure = Figure(figsize=(max(6.4, 0.17 * len(columns) * len(scores) + 2.5), 4.2), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    width = 0.84 / len(scores)
+    shades = _BLUES(np.linspace(0.2, 0.95, len(scores)))
+    for index, (row, found) in enumerate(scores.items()):
+        places = [columns.index(column) - 0.42 + (index + 0.5) * width for column in found]
+        axes.bar(places, list(found.values()), width * 0.92, color=shades[index], label=row)
+    axes.set_xticks(range(len(columns)), columns, fontsize=_font(len(columns)))
+    axes.set_ylim(0, 1)
+    axes.set_ylabel(score)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e4e7eb", linewidth=0.6)
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside lower center", ncols=min(4, len(scores)), fontsize=8, frameon=False)
+    return figure
+
+
 def _line(axes: Axes, x: Sequence[int], y: Sequence[float], label: str, colour: str) -> None:
     if not np.isnan(y).all():
         axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=3 if len(y) < 40 else 0, label=label)

@@ -29,6 +29,7 @@ from adapterbank.errors import BackboneError
 EMBEDDED = {"ast-mini": Path(__file__).parent / "weights" / "ast-mini"}
 AUDIOSET_CLASSES = 527
 MODEL_TYPE = "audio-spectrogram-transformer"
+INIT_STD = 0.02  # `initializer_range` of transformers' ASTConfig
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # Hugging Face's names, of files (to 5.8) and of modules (from 5.9), after the model prefix is gone.
@@ -144,6 +145,23 @@ def load_backbone(name_or_folder: str | Path) -> Backbone:
         std,
         _classifier(head, config, geometry, folder),
     )
+
+
+def random_backbone(like: Backbone, seed: int = 0) -> Backbone:
+    """An untrained AST of the same sizes, as transformers initialises it: the baseline of any pretraining."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(name: str, tensor: Tensor) -> Tensor:
+        if name.endswith("bias"):
+            return torch.zeros_like(tensor)
+        if "ln" in name or name.startswith("norm"):
+            return torch.ones_like(tensor)
+        drawn = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return torch.nn.init.trunc_normal_(drawn, std=INIT_STD, generator=generator).to(tensor.device)
+
+    weights = like.weights.map(draw)
+    mark = fingerprint(like.geometry, dict(weights.named()))
+    return replace(like, weights=weights, source="random", fingerprint=mark, classifier=None)
 
 
 def fingerprint(geometry: Geometry, tensors: Mapping[str, Tensor]) -> str:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from adapterbank.training.student import INIT_STD, Tensors
+from adapterbank.backbone.checkpoints import INIT_STD
+from adapterbank.training.student import Tensors
 from adapterbank.training.teachers import Target
 from adapterbank.training.views import ViewStore
 

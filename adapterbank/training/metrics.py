@@ -56,10 +56,8 @@ def score(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
     loss = loss_function(task, logits, targets)
     if task.spec.multilabel:
         probabilities, truth = logits.sigmoid(), targets.long()
-        # Class by class: torchmetrics' multi-label form warns of classes without a positive and refuses a single class.
-        average = [binary_average_precision(probabilities[:, c], truth[:, c]) for c in truth.any(0).nonzero().flatten()]
         found = {
-            "map": torch.stack(average).mean() if average else torch.tensor(math.nan),
+            "map": mean_average_precision(probabilities, truth),
             "accuracy": binary_accuracy(probabilities.flatten(), truth.flatten()),
         }
     elif classes == 1:
@@ -71,6 +69,14 @@ def score(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
             "macro_accuracy": recalls[targets.unique()].mean(),
         }
     return {**{name: float(value) for name, value in found.items()}, "loss": float(loss)}
+
+
+def mean_average_precision(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """mAP over the classes that occur; NaN if none does. (B, C) in [0, 1], (B, C) zeros and ones -> ()."""
+    # Class by class: torchmetrics' multi-label form warns of classes without a positive and refuses a single class.
+    occurring = targets.any(0).nonzero().flatten()
+    average = [binary_average_precision(probabilities[:, c], targets[:, c]) for c in occurring]
+    return torch.stack(average).mean() if average else torch.tensor(math.nan)
 
 
 def loss_function(task: Task, logits: Tensor, targets: Tensor) -> Tensor:

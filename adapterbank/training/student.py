@@ -17,13 +17,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from adapterbank.backbone.ast import ASTWeights, BlockWeights, Geometry, embed
-from adapterbank.backbone.checkpoints import MODEL_TYPE, expected_shapes
+from adapterbank.backbone.checkpoints import INIT_STD, MODEL_TYPE, expected_shapes
 from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
 
 MINI = Geometry(
     layers=12, width=192, heads=3, mlp_width=768, max_frames=1024, frequency_stride=16, time_stride=16, eps=1e-6
 )
-INIT_STD = 0.02
 SINUSOID_BASE = 100.0  # the slowest wave is 2 pi x 100 columns long
 SINUSOID_SCALE = 0.5  # about the spread of embedded patches
 QUERY_KEY_SCALE = 0.7  # a token's logit for itself is about 8 x 0.7^2 = 4

@@ -108,6 +108,14 @@ def build(name: str, **options: Any) -> Teacher:
         raise ConfigError(f"teacher {name!r} cannot be built with {sorted(options)}: {error}.") from error
 
 
+def pooled_embedding(teacher: Teacher, wave: Tensor) -> Tensor:
+    """Time means of a teacher's embeddings over the whole columns of a clip, end to end. (T,) -> (E,)"""
+    columns = max(1, (len(wave) - TAIL_SAMPLES) // COLUMN_SAMPLES)
+    wave = F.pad(wave, (0, max(0, view_samples(columns) - len(wave))))[: view_samples(columns)]
+    answers = teacher(wave[None])
+    return torch.cat([answers[t.name][0].mean(0) for t in teacher.targets if t.kind == "embedding"])
+
+
 # --- The sound itself ------------------------------------------------------------------------------------------------
 
 DYNAMIC_RANGE = math.log(1e6)  # 60 dB below the loudest bin of a view: quieter is silence
