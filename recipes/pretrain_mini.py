@@ -1,10 +1,11 @@
-"""Distils frozen teachers into a small AST, from unlabelled audio: this made the embedded `ast-mini`.
+"""Pretrains a small AST on unlabelled audio, by frozen teachers or masked patches: this made the embedded `ast-mini`.
 
     pip install -e '.[pretrain]'
     python recipes/pretrain_mini.py pool=<folder of audio> minutes=60 out=outputs/pretrain_mini
     python recipes/pretrain_mini.py out=outputs/pretrain_mini           # goes on after a kill, to the same bits
-    python recipes/pretrain_mini.py steps=200000 teachers.whisper_npz=null teachers.yamnet_onnx=null \
-        +teachers.hf.model=MIT/ast-finetuned-audioset-10-10-0.4593      # another teacher, with internet access
+    python recipes/pretrain_mini.py steps=200000 teacher=hf:MIT/ast-finetuned-audioset-10-10-0.4593 out=outputs/base
+    python recipes/pretrain_mini.py objective=masked_patch minutes=60 out=outputs/pretrain_ssl          # ast-mini-ssl
+    python recipes/pretrain_mini.py start=outputs/pretrain_mini/state.pt train.seed=1 out=outputs/second_leg
 
 Three steps, each of which resumes: (1) draw views of every clip: crops of about 0.2 to 10 s, other speeds, mixtures of
 two clips, gain; (2) let every teacher hear every view once; (3) train the student, which hears the same views through
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from adapterbank.errors import AdapterBankError
+from adapterbank.tracking import Tracker
 from adapterbank.training import teachers
 from adapterbank.training.distill import Distiller, DistillOptions
 from adapterbank.training.memory import keep_freed_memory
@@ -44,10 +47,15 @@ def plain(node: Any) -> dict[str, Any]:
 
 def prepare_views(cfg: DictConfig, out: Path) -> ViewStore:
     """Steps 1 and 2: the views, and what the teachers say about them."""
+    if cfg.views_dir is not None:
+        return ViewStore.open(cfg.views_dir)
     pool = Pool(cfg.pool, out / "pool")
-    options = plain(cfg.views)
-    views = draw_views(pool, **options)
-    asked = [teachers.build(name, **options) for name, options in plain(cfg.teachers).items() if options is not None]
+    views = draw_views(pool, **plain(cfg.views))
+    known = {name: options for name, options in plain(cfg.teachers or {}).items() if options is not None}
+    names = list(known) if cfg.teacher is None else [cfg.teacher] if isinstance(cfg.teacher, str) else cfg.teacher
+    if cfg.objective == "masked_patch":
+        names = []
+    asked = [teachers.build(name, **known.get(name, {})) for name in names]
     seconds = sum(int(samples) for _, samples in pool.clips) / 16_000
     console.print(f"{len(pool)} clips, {seconds / 3600:.1f} h; {len(views)} views; {len(asked)} teachers")
     return prepare(pool, views, asked, out / "views", pass_size=len(pool))
@@ -59,7 +67,7 @@ def planned_steps(cfg: DictConfig, store: ViewStore, checkpoint: Path) -> int:
         return int(cfg.steps)
     if cfg.resume and checkpoint.is_file():
         return int(torch.load(checkpoint, weights_only=True)["options"]["steps"])
-    trial = Distiller(store, DistillOptions(steps=10**6, **plain(cfg.train)))
+    trial = Distiller(store, DistillOptions(steps=10**6, objective=cfg.objective, **plain(cfg.train)))
     trial.run(until=MEASURED_STEPS)
     began = time.monotonic()
     trial.run(until=2 * MEASURED_STEPS)
@@ -80,19 +88,24 @@ def main(cfg: DictConfig) -> None:
         checkpoint = out / "state.pt"
         if not cfg.resume:
             checkpoint.unlink(missing_ok=True)
-        options = DistillOptions(steps=planned_steps(cfg, store, checkpoint), **plain(cfg.train))
+        steps = planned_steps(cfg, store, checkpoint)
+        options = DistillOptions(steps=steps, objective=cfg.objective, **plain(cfg.train))
         distiller = Distiller(store, options, MINI)
         if cfg.start is not None:
             distiller.start_from(cfg.start)  # a checkpoint in `out`, if there is one, still goes first
 
-        def log(step: int, losses: dict[str, float]) -> None:
-            with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **losses}) + "\n")
-
         def export(state: Distiller) -> None:
             export_backbone(state.ema, state.geometry, out / "ast-mini")
 
-        distiller.run(checkpoint, save_every=cfg.save_every, on_log=log, on_save=export)
+        params = {"pool": cfg.pool, "views": store.done, "out": out, **asdict(options)}
+        with Tracker(cfg.experiment).sequence(out.name, params=params, tags={"kind": "pretraining"}) as run:
+
+            def log(step: int, losses: dict[str, float]) -> None:
+                with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": step, **losses}) + "\n")
+                run.tracker.log_metrics(run.run_id, {f"train/{name}": value for name, value in losses.items()}, step)
+
+            distiller.run(checkpoint, save_every=cfg.save_every, on_log=log, on_save=export)
     except AdapterBankError as error:
         console.print(f"[red]{type(error).__name__}[/]: {error}")
         raise SystemExit(1) from error

@@ -1,7 +1,8 @@
-"""Distils frozen teachers into a small AST: the student, its losses and a training loop that resumes to the bit.
+"""Pretrains a small AST from frozen teachers or from masked patches: a training loop that resumes to the bit.
 
 The student's two global tokens learn what the teachers say about the whole view; the mean of each patch column learns
-what they say about that moment. Each target has linear projection heads of its own, thrown away afterwards.
+what they say about that moment. Each target has linear projection heads of its own, thrown away afterwards. Without
+teachers the student guesses hidden patches (`masked.py`).
 
 Symbols: R rows of a batch, F frames, M mel bins, t patch columns, N tokens, D width, S rows of a target, E its width.
 """
@@ -25,8 +26,9 @@ from torch import Tensor
 
 from adapterbank.backbone.ast import Geometry
 from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD, normalise
-from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError
+from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError, UnknownNameError
 from adapterbank.training.distill_losses import distill_loss, init_heads, target_statistics
+from adapterbank.training.masked import MaskedPatches
 from adapterbank.training.student import MINI, init_student, student_tokens
 from adapterbank.training.views import ViewStore
 
@@ -39,11 +41,16 @@ PROGRESS = (
 )
 
 
+OBJECTIVES = ("teachers", "masked_patch")
+
+
 @dataclass(frozen=True)
 class DistillOptions:
     """How to train.
 
     Attributes:
+        objective: "teachers", or "masked_patch", which asks no teacher and draws no SpecAugment masks.
+        hidden_share: of the patches that "masked_patch" hides.
         steps: optimiser steps in all; the cosine ends there.
         batch_tokens: patch columns x 8 and the two global tokens, over the rows of one micro-batch of one length.
         accumulate: micro-batches (each of another length) per step.
@@ -72,14 +79,18 @@ class DistillOptions:
     keep_until: float = 0.8
     gain: float = 4.0
     seed: int = 0
+    objective: str = "teachers"
+    hidden_share: float = 0.6
 
     def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise UnknownNameError("objective", self.objective, OBJECTIVES)
         if self.steps < 1 or self.accumulate < 1:
             raise ConfigError(f"got steps={self.steps}, accumulate={self.accumulate}; both are at least 1.")
 
 
 def spec_augment(mel: Tensor, options: DistillOptions, generator: torch.Generator) -> Tensor:
-    """One frequency and one time mask per clip, filled with 0 (about the mean of normalised log-mels), and gain."""
+    """One frequency and one time mask per clip, filled with 0 (about the mean of normalised log-mels)."""
     rows, frames, bins = mel.shape
     for axis, size, widest in ((1, frames, int(options.mask_time * frames)), (2, bins, options.mask_frequency)):
         width = torch.rand(rows, generator=generator) * (widest + 1)
@@ -87,7 +98,12 @@ def spec_augment(mel: Tensor, options: DistillOptions, generator: torch.Generato
         index = torch.arange(size)
         masked = (index >= start.floor()[:, None]) & (index < (start.floor() + width.floor())[:, None])
         mel = mel.masked_fill(masked[:, :, None] if axis == 1 else masked[:, None, :], 0.0)
-    decibel = (torch.rand(rows, 1, 1, generator=generator) * 2 - 1) * options.gain
+    return mel
+
+
+def random_gain(mel: Tensor, options: DistillOptions, generator: torch.Generator) -> Tensor:
+    """Normalised log-mels of clips that are up to `gain` dB louder or softer."""
+    decibel = (torch.rand(len(mel), 1, 1, generator=generator) * 2 - 1) * options.gain
     return mel + decibel * (math.log(10) / 10) / (2 * AUDIOSET_STD)
 
 
@@ -136,9 +152,15 @@ class Distiller:
     ):
         self.store, self.options, self.geometry, self.dtype = store, options, geometry, dtype
         self.columns = store.columns[: store.done]
-        self.statistics = target_statistics(store, options.seed)
         self.student = init_student(geometry, options.seed)
-        self.heads = init_heads(store.targets, self.statistics, geometry.width, options.head_width, options.seed)
+        self.masked = MaskedPatches(geometry, options.hidden_share) if options.objective == "masked_patch" else None
+        if self.masked is not None:
+            self.statistics, self.heads = {}, self.masked.init_heads(options.seed)
+        elif not store.targets:
+            raise ConfigError("no teacher has answered for these views; name one, or set objective=masked_patch.")
+        else:
+            self.statistics = target_statistics(store, options.seed)
+            self.heads = init_heads(store.targets, self.statistics, geometry.width, options.head_width, options.seed)
         self.ema = {name: tensor.clone() for name, tensor in self.student.items()}
         self.step = 0
         self.seconds = 0.0
@@ -158,7 +180,10 @@ class Distiller:
     def loss(self, views: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Of one micro-batch of views of one length."""
         mel = normalise(self.store.batch("mel", views), AUDIOSET_MEAN, AUDIOSET_STD)
-        mel = spec_augment(mel, self.options, generator)
+        if self.masked is not None:
+            mel = random_gain(mel, self.options, generator)
+            return self.masked.loss(self.student, self.heads, mel, self.dtype, generator)
+        mel = random_gain(spec_augment(mel, self.options, generator), self.options, generator)
         answers = {target.name: self.store.batch(target.name, views) for target in self.store.targets}
         kept = None
         if self.step < self.options.keep_until * self.options.steps:
@@ -173,7 +198,8 @@ class Distiller:
         torch.set_num_threads(1)
         seed = (self.options.seed * 1_000_003 + self.step) * 64 + index
         loss, parts = self.loss(views, torch.Generator().manual_seed(seed))
-        return torch.autograd.grad(loss, self._every), {"loss": float(loss.detach()), **parts}
+        gradients = torch.autograd.grad(loss, self._every, materialize_grads=True)
+        return gradients, {"loss": float(loss.detach()), **parts}
 
     def train_step(self, batches: list[np.ndarray]) -> dict[str, float]:
         """One optimiser step.

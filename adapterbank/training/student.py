@@ -118,7 +118,12 @@ def student_tokens(
     if kept is not None:
         grid = x[:, 2:].unflatten(1, (geometry.rows, -1))
         x = torch.cat((x[:, :2], grid[torch.arange(len(x))[:, None], kept].flatten(1, 2)), dim=1)
-    scale = (geometry.width // geometry.heads) ** -0.5
+    return student_blocks(weights, x, geometry)
+
+
+def student_blocks(weights: ASTWeights, x: Tensor, geometry: Geometry) -> Tensor:
+    """All blocks and the final norm, in the dtype of the embedded tokens. (R, N, D) -> (R, N, D) in fp32."""
+    dtype, scale = x.dtype, (geometry.width // geometry.heads) ** -0.5
     for stored in weights.blocks:
         b = BlockWeights(*(t.to(dtype) for t in stored if t is not None))  # a student has every bias
         h = F.layer_norm(x, (geometry.width,), b.ln1_weight, b.ln1_bias, geometry.eps)

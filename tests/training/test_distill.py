@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adapterbank.backbone.ast import ASTWeights, Geometry, Segment, encode
 from adapterbank.backbone.checkpoints import load_backbone
+from adapterbank.backbone.frontend import AUDIOSET_STD
 from adapterbank.errors import ConfigError, DatasetError, StorageError, TrainingDivergedError
 from adapterbank.methods.sites import Sites
 from adapterbank.training import views as views_module
@@ -21,6 +22,7 @@ from adapterbank.training.distill import (
     DistillOptions,
     epoch_batches,
     learning_rate,
+    random_gain,
     spec_augment,
 )
 from adapterbank.training.distill_losses import pooled_target
@@ -230,11 +232,19 @@ def test_the_learning_rate_warms_up_and_ends_near_zero() -> None:
 
 
 def test_masks_are_no_wider_than_asked() -> None:
-    options = replace(OPTIONS, gain=0.0, mask_time=0.2, mask_frequency=16)
+    options = replace(OPTIONS, mask_time=0.2, mask_frequency=16)
     masked = spec_augment(torch.ones(64, 160, 128), options, torch.Generator().manual_seed(0)) == 0
     assert masked.all(2).sum(1).max() <= 32
     assert masked.all(1).sum(1).max() <= 16
     assert masked.any()
+
+
+def test_gain_moves_every_bin_of_a_clip_by_the_same_few_decibels() -> None:
+    mel = torch.randn(64, 32, 128)
+    moved = (random_gain(mel, replace(OPTIONS, gain=4.0), torch.Generator().manual_seed(0)) - mel) * 2 * AUDIOSET_STD
+    decibels = moved * 10 / np.log(10)
+    assert decibels.std(dim=(1, 2)).max() < 1e-4
+    assert 2 < decibels.abs().max() <= 4.001
 
 
 def test_pooled_targets_are_means_over_equal_parts_of_time() -> None:
