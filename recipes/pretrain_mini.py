@@ -51,7 +51,7 @@ def prepare_views(cfg: DictConfig, out: Path) -> ViewStore:
         return ViewStore.open(cfg.views_dir)
     pool = Pool(cfg.pool, out / "pool")
     views = draw_views(pool, **plain(cfg.views))
-    known = {name: options for name, options in plain(cfg.teachers or {}).items() if options is not None}
+    known = {name: plain(options) for name, options in (cfg.teachers or {}).items() if options is not None}
     names = list(known) if cfg.teacher is None else [cfg.teacher] if isinstance(cfg.teacher, str) else cfg.teacher
     if cfg.objective == "masked_patch":
         names = []

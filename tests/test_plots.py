@@ -97,3 +97,13 @@ def test_the_accuracy_matrix_is_blank_where_nothing_was_measured():
 def test_what_cannot_be_drawn_is_refused(draw, message):
     with pytest.raises(ConfigError, match=message):
         draw()
+
+
+def test_bars_stand_for_every_score_that_was_measured():
+    scores = {"head": {"esc": 0.25, "urban": 0.5}, "aat_ms": {"urban": 0.75}}
+    axes = plots.score_bars(scores).axes[0]
+    assert sorted(round(bar.get_height(), 2) for bar in axes.patches) == [0.25, 0.5, 0.75]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["esc", "urban"]
+    assert axes.patches[2].get_x() > axes.patches[1].get_x()  # the second row stands right of the first
+    with pytest.raises(ConfigError, match="no scores"):
+        plots.score_bars({})

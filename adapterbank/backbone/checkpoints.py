@@ -27,6 +27,7 @@ from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD
 from adapterbank.errors import BackboneError
 
 EMBEDDED = {"ast-mini": Path(__file__).parent / "weights" / "ast-mini"}
+EMBEDDED_SHA256 = {"ast-mini": "748388cc6a5372991b21d7f36d73e839da85736cceb458320551febfe88292c7"}  # of the weights
 AUDIOSET_CLASSES = 527
 MODEL_TYPE = "audio-spectrogram-transformer"
 INIT_STD = 0.02  # `initializer_range` of transformers' ASTConfig
@@ -123,6 +124,8 @@ def load_backbone(name_or_folder: str | Path) -> Backbone:
         BackboneError: not found, not an AST, unreadable, or tensors that do not fit the configuration.
     """
     folder = _find(str(name_or_folder))
+    if str(name_or_folder) in EMBEDDED:
+        _check_digest(folder / WEIGHT_FILES[0], EMBEDDED_SHA256[str(name_or_folder)])
     config = _read_json(folder / "config.json")
     geometry = _geometry(config, folder)
     body, head = _canonical(_read_weights(folder), folder)
@@ -229,6 +232,15 @@ def _geometry(config: Mapping[str, Any], folder: Path) -> Geometry:
         time_stride=config.get("time_stride", default.time_stride),
         eps=config.get("layer_norm_eps", default.eps),
     )
+
+
+def _check_digest(path: Path, expected: str) -> None:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BackboneError(f"cannot read {path}: {error}. Reinstall adapterbank.") from error
+    if found != expected:
+        raise BackboneError(f"{path} has SHA-256 {found}, expected {expected}. Reinstall adapterbank.")
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:

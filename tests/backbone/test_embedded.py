@@ -1,16 +1,24 @@
 """The backbone inside the package: what the default of `from_pretrained` promises."""
 
+import shutil
+from pathlib import Path
+
+import pytest
 import torch
 from safetensors import safe_open
 
 from adapterbank import AdapterBank
 from adapterbank.backbone.ast import Geometry
-from adapterbank.backbone.checkpoints import EMBEDDED
+from adapterbank.backbone import checkpoints
+from adapterbank.backbone.checkpoints import EMBEDDED, EMBEDDED_SHA256, load_backbone
+from adapterbank.errors import BackboneError
+from adapterbank.routing import mels_of
 
 DEIT_TINY = Geometry(
     layers=12, width=192, heads=3, mlp_width=768, max_frames=1024, frequency_stride=16, time_stride=16, eps=1e-6
 )
 MEGABYTE = 10**6
+CARD = Path(__file__).parents[2] / "docs" / "ast_mini.md"
 
 
 def test_the_default_backbone_is_an_ast_of_deit_tiny_size():
@@ -34,7 +42,21 @@ def test_transformers_reads_the_embedded_folder_and_agrees():
     bank = AdapterBank.from_pretrained(device="cpu")
     generator = torch.Generator().manual_seed(0)
     clip = 0.1 * torch.randn(1, (1024 - 1) * 160 + 400, generator=generator)
-    mel = bank._mels(clip, 16000)[0]
+    mel = mels_of(bank.backbone, clip)[0]
     with torch.no_grad():
         pooled = model(((mel - bank.backbone.mean) / (2 * bank.backbone.std))[None]).pooler_output
     torch.testing.assert_close(bank.embed(clip), pooled, rtol=0, atol=1e-4)
+
+
+def test_the_card_names_the_digest_that_loading_checks():
+    assert EMBEDDED_SHA256["ast-mini"] in CARD.read_text(encoding="utf-8")
+
+
+def test_an_embedded_file_with_one_other_bit_is_refused(tmp_path, monkeypatch):
+    folder = shutil.copytree(EMBEDDED["ast-mini"], tmp_path / "ast-mini")
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    monkeypatch.setitem(checkpoints.EMBEDDED, "ast-mini", folder)
+    with pytest.raises(BackboneError, match=f"expected {EMBEDDED_SHA256['ast-mini']}.*[Rr]einstall"):
+        load_backbone("ast-mini")

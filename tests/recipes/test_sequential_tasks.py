@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -42,20 +39,8 @@ def few_clips(tmp_path):
     return tmp_path / "data"
 
 
-def start(folder, *arguments):
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    return subprocess.run(
-        [sys.executable, ROOT / "recipes" / "sequential_tasks.py", *arguments],
-        cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.mark.slow
-def test_the_main_job_runs_resumes_and_refuses_to_overwrite(few_clips, hf_folder, hf_model, tmp_path):
+def test_the_main_job_runs_resumes_and_refuses_to_overwrite(few_clips, hf_folder, hf_model, tmp_path, run_recipe):
     work = tmp_path / "work"
     work.mkdir()
     backbone = hf_folder(hf_model(frequency_stride=16, time_stride=16))
@@ -67,13 +52,13 @@ def test_the_main_job_runs_resumes_and_refuses_to_overwrite(few_clips, hf_folder
         "methods.mandarin_tones=prompt",
         "out=outputs/mine",
     ]
-    first = start(work, *arguments, "tasks=[instruments]", "strategy=bank")
+    first = run_recipe("sequential_tasks", work, *arguments, "tasks=[instruments]", "strategy=bank")
     assert first.returncode == 0, first.stderr
-    again = start(work, *arguments, "tasks=[instruments,mandarin_tones]")
+    again = run_recipe("sequential_tasks", work, *arguments, "tasks=[instruments,mandarin_tones]")
     assert again.returncode == 1
     assert "resume=true" in again.stderr
     assert "Traceback" not in again.stderr
-    second = start(work, *arguments, "tasks=[instruments,mandarin_tones]", "resume=true")
+    second = run_recipe("sequential_tasks", work, *arguments, "tasks=[instruments,mandarin_tones]", "resume=true")
     assert second.returncode == 0, second.stderr
     assert "instruments (aat_ms)" not in second.stdout  # no second training, so no progress bar of one
     assert "R[j,j]" in second.stdout
@@ -100,8 +85,8 @@ def test_the_main_job_runs_resumes_and_refuses_to_overwrite(few_clips, hf_folder
 
 
 @pytest.mark.slow
-def test_an_unknown_task_ends_with_one_clear_line(tmp_path):
-    result = start(tmp_path, "tasks=[instrumets]")
+def test_an_unknown_task_ends_with_one_clear_line(tmp_path, run_recipe):
+    result = run_recipe("sequential_tasks", tmp_path, "tasks=[instrumets]")
     assert result.returncode == 1
     assert result.stderr.strip().splitlines()[-1].startswith("ConfigError: no recordings of 'instrumets'")
 

@@ -1,0 +1,73 @@
+"""Probes, teachers and methods in one table, as a user makes it; a second start repeats nothing."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from matplotlib.image import imread
+
+from adapterbank.data import demo_tasks
+
+
+@pytest.fixture
+def packs(tmp_path):
+    """Clips of two classes in three folds, and the same clips with sets of labels."""
+    source = demo_tasks()["instruments"]
+    with (source / "metadata.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    classes = sorted({row["label"] for row in rows})[:2]
+    chosen = [row for label in classes for row in [r for r in rows if r["label"] == label][:9]]
+    for pack, several in (("single", False), ("sets", True)):
+        folder = tmp_path / "data" / pack
+        folder.mkdir(parents=True)
+        with (folder / "metadata.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["filename", "label", "fold", "group"])
+            for place, row in enumerate(chosen):
+                label = ";".join(classes) if several and place % 9 == 0 else row["label"]
+                writer.writerow([row["filename"], label, 1 + place % 3, f"g{place}"])
+                shutil.copy(source / row["filename"], folder)
+    return tmp_path / "data"
+
+
+@pytest.mark.slow
+def test_every_row_is_measured_once_and_stands_in_the_table(packs, hf_folder, hf_model, tmp_path, run_recipe):
+    backbone = hf_folder(hf_model(frequency_stride=16, time_stride=16))
+    arguments = [
+        f"backbone={backbone}",
+        f"data={packs}",
+        "packs=[single,sets]",
+        "teachers=null",
+        "methods=[head,aat_m]",
+        "fit.epochs=1",
+        "fit.precision=fp32",
+        "out=table",
+    ]
+    first = run_recipe("evaluate_backbone", tmp_path, *arguments)
+    assert first.returncode == 0, first.stderr
+    assert "budget: 2 trainings on each of 2 packs" in first.stdout
+    files = [tmp_path / "table" / name for name in ("probes.jsonl", "runs.jsonl", "table.md", "scores.png")]
+    before = [file.read_bytes() for file in files[:3]]
+    assert len(before[0].splitlines()) == 6
+    assert len(before[1].splitlines()) == 4
+    table = files[2].read_text().splitlines()
+    assert [line.split("|")[1].strip() for line in table[2:7]] == [
+        "ridge: mean log-mel",
+        "probe: random",
+        f"probe: {backbone}",
+        "head",
+        "aat_m",
+    ]
+    runs = [json.loads(line) for line in before[1].splitlines()]
+    assert {(run["pack"], run["metric"]) for run in runs} == {("single", "accuracy"), ("sets", "map")}
+    assert f"{runs[0]['test']:.3f}" in table[5]
+    assert imread(files[3]).ndim == 3
+
+    again = run_recipe("evaluate_backbone", tmp_path, *arguments)
+    assert again.returncode == 0, again.stderr
+    assert [file.read_bytes() for file in files[:3]] == before
+    other = run_recipe("evaluate_backbone", tmp_path, *arguments, "fit.epochs=2")
+    assert other.returncode == 1
+    assert "ConfigError" in other.stderr
+    assert "Traceback" not in other.stderr

@@ -1,0 +1,66 @@
+"""Pretraining as a user starts it: killed, started again, and the same bits come out."""
+
+import time
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from mlflow import MlflowClient
+
+from adapterbank.backbone.checkpoints import load_backbone
+from adapterbank.training.student import MINI
+
+STEPS = 30
+
+
+@pytest.fixture
+def pool(tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "pool"
+    folder.mkdir()
+    for number, seconds in enumerate((0.5, 0.9, 1.4, 0.7)):
+        soundfile.write(folder / f"{number}.wav", rng.normal(size=round(seconds * 16_000)) * 0.1, 16_000)
+    return folder
+
+
+def arguments(pool, out, *more):
+    sizes = (f"steps={STEPS}", "save_every=0.5", "train.batch_tokens=60", "views.per_clip=3")
+    return (f"pool={pool}", f"out={out}", *sizes, *more)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [("teacher=log_mel",), ("objective=masked_patch", "teachers=null")])
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(pool, tmp_path, launch, run_recipe, objective):
+    whole = run_recipe("pretrain_mini", tmp_path, *arguments(pool, "whole", *objective))
+    assert whole.returncode == 0, whole.stderr
+    killed = launch("pretrain_mini", tmp_path, *arguments(pool, "killed", *objective))
+    state = tmp_path / "killed" / "state.pt"
+    while killed.poll() is None and not state.is_file():
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    assert torch.load(state, weights_only=True)["step"] < STEPS
+    rest = run_recipe("pretrain_mini", tmp_path, *arguments(pool, "killed", *objective))
+    assert rest.returncode == 0, rest.stderr
+    assert f"{STEPS} steps" in rest.stdout
+
+    models = [(tmp_path / out / "ast-mini" / "model.safetensors").read_bytes() for out in ("whole", "killed")]
+    assert models[0] == models[1]
+    assert load_backbone(tmp_path / "killed" / "ast-mini").geometry == MINI
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("pretrain_mini").experiment_id])
+    assert {run.info.run_name for run in runs} == {"whole", "killed"}
+    assert len(runs) == 3
+    assert all(run.data.tags["kind"] == "pretraining" for run in runs)
+
+
+@pytest.mark.slow
+def test_an_absent_pool_or_teacher_ends_with_one_clear_line(tmp_path, pool, run_recipe):
+    absent = run_recipe("pretrain_mini", tmp_path, "pool=nowhere", "out=a", "teacher=log_mel")
+    assert absent.returncode == 1
+    assert "DatasetError: no audio in nowhere" in " ".join(absent.stdout.split())
+    unknown = run_recipe("pretrain_mini", tmp_path, f"pool={pool}", "out=b", "teacher=yamnet")
+    assert unknown.returncode == 1
+    assert "Did you mean 'yamnet_onnx'?" in " ".join(unknown.stdout.split())
+    assert "Traceback" not in absent.stderr + unknown.stderr
