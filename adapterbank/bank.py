@@ -21,6 +21,7 @@ from adapterbank.backbone.checkpoints import Backbone, load_backbone
 from adapterbank.backbone.frontend import HOP, SAMPLE_RATE, WINDOW
 from adapterbank.data import catalog
 from adapterbank.errors import ConfigError, LabelsError, NameTakenError, UnknownNameError
+from adapterbank.methods.head import POOLINGS
 from adapterbank.methods.sites import NOTHING
 from adapterbank.routing import embed_mels, mels_of, run
 from adapterbank.task import Task, TaskSpec, check_name
@@ -296,11 +297,22 @@ class AdapterBank:
         return run(self._backbone, [self.task(name) for name in names], mels)
 
     @torch.no_grad()
-    def embed(self, x: Tensor | Sequence[Tensor], *, sample_rate: int = SAMPLE_RATE) -> Tensor:
-        """Features of the frozen AST, with no task: (cls + dist) / 2 after the final norm. (B, T) -> (B, D)."""
+    def embed(
+        self, x: Tensor | Sequence[Tensor], *, sample_rate: int = SAMPLE_RATE, pooling: str = "cls_dist"
+    ) -> Tensor:
+        """Features of the frozen AST, with no task, after the final norm. (B, T) -> (B, D).
+
+        Args:
+            pooling: "cls_dist", (cls + dist) / 2; or "mean" over all tokens, for backbones whose two were not trained.
+
+        Raises:
+            UnknownNameError: another pooling. WaveformError.
+        """
+        if pooling not in POOLINGS:
+            raise UnknownNameError("pooling", pooling, POOLINGS)
         backbone = self._backbone
         untouched = Segment((NOTHING,) * backbone.geometry.layers, backbone.weights)
-        return embed_mels(backbone, untouched, mels_of(backbone, x, sample_rate))
+        return embed_mels(backbone, untouched, mels_of(backbone, x, sample_rate), pooling)
 
     def predict(
         self, x: Tensor | Sequence[Tensor], task: str | Sequence[str], *, sample_rate: int = SAMPLE_RATE

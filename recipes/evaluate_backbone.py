@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -50,7 +51,8 @@ def extractor(cfg: DictConfig, name: str) -> Extract:
     if name == "mean log-mel":
         return lambda waves: torch.stack([mel.mean(0) for mel in mels_of(backbone, waves)])
     body = random_backbone(backbone) if name == "random" else backbone
-    return AdapterBank(body).to(base_dtype=DTYPES[cfg.precision]).embed
+    bank = AdapterBank(body).to(base_dtype=DTYPES[cfg.precision])
+    return partial(bank.embed, pooling=cfg.pooling)
 
 
 def features(extract: Extract, dataset: FolderDataset, title: str) -> np.ndarray:
@@ -85,9 +87,8 @@ def run_methods(cfg: DictConfig, log: RunLog, datasets: Mapping[str, FolderDatas
             if log.find(pack=pack, method=method, seed=seed):
                 continue
             lr = cfg.lr.get(method, cfg.lr.default)
-            found = train_and_test(
-                cfg.backbone, parts, method, lr=lr, seed=seed, fit_options=fit, test_precision=cfg.precision
-            )
+            shared = {"fit_options": fit, "test_precision": cfg.precision, "pooling": cfg.pooling}
+            found = train_and_test(cfg.backbone, parts, method, lr=lr, seed=seed, **shared)
             log.add({"pack": pack, **found})
             console.print(f"{pack} {method} seed {seed}: {found['test']:.3f} after {found['seconds']:.0f} s")
 
@@ -109,7 +110,8 @@ def score_rows(cfg: DictConfig, probes: RunLog, methods: RunLog) -> dict[str, di
 def run(cfg: DictConfig) -> None:
     datasets = {pack: load_folder(Path(cfg.data) / pack) for pack in cfg.packs}
     fit: Any = OmegaConf.to_container(cfg.fit, resolve=True)
-    mark = {"backbone": load_backbone(cfg.backbone).fingerprint[:12], "precision": cfg.precision}
+    body = load_backbone(cfg.backbone)
+    mark = {"backbone": body.fingerprint[:12], "precision": cfg.precision, "pooling": cfg.pooling}
     probes = RunLog(Path(cfg.out) / "probes.jsonl", {**mark, "folds": cfg.folds})
     rates = OmegaConf.to_container(cfg.lr)
     methods = RunLog(Path(cfg.out) / "runs.jsonl", {**mark, "test_fold": cfg.test_fold, "lr": rates, **fit})

@@ -81,6 +81,21 @@ def test_embeddings_know_no_task_and_are_cls_and_dist_after_the_final_norm(small
     assert torch.equal(small_bank.embed(clips), features)
 
 
+def test_mean_embeddings_are_the_mean_over_all_tokens(small_bank, clips):
+    from adapterbank.backbone.ast import Segment, encode
+    from adapterbank.methods.sites import NOTHING
+    from adapterbank.routing import mels_of
+
+    backbone = small_bank.backbone
+    (mel,) = mels_of(backbone, clips[:1])
+    mel = torch.nn.functional.pad(mel, (0, 0, 0, -len(mel) % 16))
+    mel = (mel - backbone.mean) / (2 * backbone.std)
+    (tokens,) = encode([mel[None]], [Segment((NOTHING,) * 2, backbone.weights)], backbone.geometry)
+    torch.testing.assert_close(small_bank.embed(clips[:1], pooling="mean"), tokens.mean(1), rtol=0, atol=1e-5)
+    with pytest.raises(UnknownNameError, match="cls_dist, mean"):
+        small_bank.embed(clips, pooling="max")
+
+
 def test_predictions_are_sorted_probabilities(small_bank, clips):
     logits = small_bank(clips, "tones")
     for prediction, row in zip(small_bank.predict(clips, "tones"), logits, strict=True):

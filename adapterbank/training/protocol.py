@@ -30,6 +30,7 @@ def train_and_test(
     seed: int,
     fit_options: Mapping[str, Any],
     test_precision: str = "bf16",
+    pooling: str = "cls_dist",
 ) -> Run:
     """A new task on a frozen backbone; after its last epoch, whole clips of the validation and the test part.
 
@@ -39,6 +40,7 @@ def train_and_test(
         backbone: as `AdapterBank.from_pretrained` takes it.
         splits: train, validation and test.
         test_precision: "fp32" or "bf16", of the frozen linears at test; everything trained is fp32.
+        pooling: as `add_task` takes it.
 
     Raises:
         UnknownNameError: another precision. Whatever `add_task` and `fit` raise.
@@ -48,7 +50,7 @@ def train_and_test(
     train, val, test = splits
     bank = AdapterBank.from_pretrained(backbone)
     name = re.sub(r"[^a-z0-9]+", "-", f"{train.name}-{method}".lower()).strip("-")[:64]
-    bank.add_task(name, method=method, labels=train.labels, multilabel=train.multilabel, seed=seed)
+    bank.add_task(name, method=method, labels=train.labels, multilabel=train.multilabel, pooling=pooling, seed=seed)
     history = fit(bank, name, train, lr=lr, seed=seed, **fit_options)
     metric = bank.task(name).primary_metric
     bank.to(base_dtype=DTYPES[test_precision])

@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 
 from adapterbank import AdapterBank
-from adapterbank.backbone.ast import Geometry
 from adapterbank.backbone import checkpoints
+from adapterbank.backbone.ast import Geometry
 from adapterbank.backbone.checkpoints import EMBEDDED, EMBEDDED_SHA256, load_backbone
 from adapterbank.errors import BackboneError
 from adapterbank.routing import mels_of

@@ -1,0 +1,40 @@
+"""A copy of a test recording in the pretraining audio is found, however it was changed on the way."""
+
+import csv
+
+import numpy as np
+import pytest
+import soundfile
+from matplotlib.image import imread
+
+from adapterbank.data import demo_tasks, load_folder
+
+
+@pytest.mark.slow
+def test_a_planted_copy_stands_at_the_top(tmp_path, run_recipe):
+    instruments, tones = (load_folder(demo_tasks()[name]) for name in ("instruments", "mandarin_tones"))
+    rng = np.random.default_rng(0)
+    pool, data = tmp_path / "pool", tmp_path / "data" / "mine"
+    pool.mkdir()
+    for label in ("even", "odd"):
+        (data / label).mkdir(parents=True)
+    for number in range(6):
+        soundfile.write(pool / f"{number}.wav", tones[9 * number][0].numpy(), 16_000)
+        soundfile.write(
+            data / ("even", "odd")[number % 2] / f"{number}.wav", instruments[25 * number][0].numpy(), 16_000
+        )
+    copy = instruments[75][0].numpy()  # test clip 3, in the middle of noise, softer, and 13 ms off the grid
+    noise = 0.002 * rng.normal(size=3 * 16_000)
+    noise[16_208 : 16_208 + len(copy)] += 0.3 * copy[: len(noise) - 16_208]
+    soundfile.write(pool / "9.wav", noise, 16_000)
+    arguments = [f"pool={pool}", f"data={tmp_path / 'data'}", "demo=false", "cache=cache", "out=found", "pairs=3"]
+    result = run_recipe("check_overlap", tmp_path, *arguments)
+    assert result.returncode == 0, result.stderr
+    with (tmp_path / "found" / "closest.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert (rows[0]["test_clip"], rows[0]["pool_clip"]) == ("mine/3.wav", "6")
+    assert float(rows[0]["correlation"]) > 0.9
+    assert float(rows[0]["pool_second"]) - float(rows[0]["test_second"]) == pytest.approx(1.013, abs=0.05)
+    assert float(rows[1]["correlation"]) < float(rows[0]["correlation"]) - 0.05
+    assert imread(tmp_path / "found" / "closest.png").ndim == 3
