@@ -27,7 +27,7 @@ from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD
 from adapterbank.errors import BackboneError
 
 EMBEDDED = {"ast-mini": Path(__file__).parent / "weights" / "ast-mini"}
-EMBEDDED_SHA256 = {"ast-mini": "748388cc6a5372991b21d7f36d73e839da85736cceb458320551febfe88292c7"}  # of the weights
+EMBEDDED_SHA256 = {"ast-mini": "158f8a319d3c67dbc2d3ddebe629ad7704dd802931486018c3eab1d5f8269692"}  # of the weights
 AUDIOSET_CLASSES = 527
 MODEL_TYPE = "audio-spectrogram-transformer"
 INIT_STD = 0.02  # `initializer_range` of transformers' ASTConfig
