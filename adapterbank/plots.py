@@ -175,6 +175,31 @@ def score_bars(scores: Mapping[str, Mapping[str, float]], *, score: str = "test 
     return figure
 
 
+def spectrogram_pairs(pairs: Sequence[tuple[str, Tensor, Tensor]], rows: tuple[str, str]) -> Figure:
+    """Two log-mels above each other, pair by pair.
+
+    Args:
+        pairs: (title, upper (F, M), lower (F, M)), in nats below the clip's maximum.
+        rows: what the upper and the lower ones are.
+
+    Raises:
+        ConfigError: there is nothing to draw.
+    """
+    if not pairs:
+        raise ConfigError("got no pairs to draw, expected (title, log-mel, log-mel).")
+    figure = Figure(figsize=(2.1 * len(pairs) + 0.4, 4.4), dpi=DPI, layout="constrained")
+    panels = figure.subplots(2, len(pairs), squeeze=False)
+    for column, (title, *both) in enumerate(pairs):
+        panels[0][column].set_title(title, fontsize=6)
+        for row, mel in enumerate(both):
+            panels[row][column].imshow(mel.T, origin="lower", aspect="auto", vmax=0, interpolation="nearest")
+            panels[row][column].set_xticks([])
+            panels[row][column].set_yticks([])
+    for row, name in enumerate(rows):
+        panels[row][0].set_ylabel(name)
+    return figure
+
+
 def _line(axes: Axes, x: Sequence[int], y: Sequence[float], label: str, colour: str) -> None:
     if not np.isnan(y).all():
         axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=3 if len(y) < 40 else 0, label=label)

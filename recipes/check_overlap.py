@@ -4,9 +4,9 @@
     python recipes/check_overlap.py pool=my/audio data=my/benchmarks pairs=20
 
 For every test clip: (1) its 0.64 s windows are compared with all windows of the pool by mean and spread of each band,
-which finds candidates whatever their offset; (2) its loudest second slides over each candidate, and the highest
-normalised correlation counts. Copies correlate above 0.95 even after another codec; so do some steady notes and tones
-that are not copies: look at the picture of the closest pairs, and listen.
+which finds candidates whatever their offset; (2) its three loudest separate seconds slide over each candidate, and the
+highest normalised correlation counts. Copies correlate near 1, and so do some steady notes, tones and noises that are
+no copies: look at the picture of the closest pairs, and listen.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from pathlib import Path
 import hydra
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from adapterbank import load_folder
+from adapterbank import load_folder, plots
 from adapterbank.backbone.frontend import log_mel
 from adapterbank.data import demo_tasks
-from adapterbank.errors import AdapterBankError
+from adapterbank.errors import AdapterBankError, DatasetError
 from adapterbank.training.views import Pool
 
 BANDS, STEP = 32, 4  # steps of 40 ms
 WINDOW, QUERY_HOP, POOL_HOP = 16, 8, 4  # steps: 0.64 s, every 0.32 and 0.16 s
-EXCERPT = 25  # steps: one second
+EXCERPT, EXCERPTS = 25, 3  # steps: one second; how many of them
 FLOOR = 8.0  # nats below a clip's maximum: quieter is silence
 console = Console()
 
@@ -53,22 +52,28 @@ def descriptors(steps: Tensor, hop: int) -> Tensor:
     return F.normalize(both, dim=1)
 
 
-def loudest(steps: Tensor) -> tuple[Tensor, int]:
-    """The second with the most energy, and where it begins."""
+def excerpts(steps: Tensor) -> list[tuple[int, Tensor]]:
+    """Up to three seconds of a clip that do not overlap, the loudest first: where each begins, and its steps."""
     size = min(EXCERPT, len(steps))
-    start = int(steps.exp().sum(1).unfold(0, size, 1).sum(1).argmax())
-    return steps[start : start + size], start
+    energy = steps.exp().sum(1).unfold(0, size, 1).sum(1)
+    found = []
+    while len(found) < EXCERPTS and energy.max() > 0:
+        start = int(energy.argmax())
+        found.append((start, steps[start : start + size]))
+        energy[max(0, start - size + 1) : start + size] = 0
+    return found
 
 
 def correlation(excerpt: Tensor, other: Tensor) -> tuple[float, int]:
     """Highest normalised correlation of an excerpt with a piece of `other`, and where that piece begins."""
-    other = F.pad(other, (0, 0, 0, max(0, len(excerpt) - len(other))), value=-FLOOR)
+    margin = len(excerpt) // 2  # a shorter sound may lie anywhere in the excerpt
+    other = F.pad(other, (0, 0, margin, margin + max(0, len(excerpt) - len(other))), value=-FLOOR)
     centred = excerpt - excerpt.mean()
     pieces = other.unfold(0, len(excerpt), 1).transpose(1, 2)  # (places, steps, BANDS)
     pieces = pieces - pieces.mean(dim=(1, 2), keepdim=True)
     products = (pieces * centred).sum((1, 2)) / (pieces.norm(dim=(1, 2)) * centred.norm()).clamp_min(1e-6)
     best = int(products.argmax())
-    return float(products[best]), best
+    return float(products[best]), best - margin
 
 
 def recordings(cfg: DictConfig) -> Iterator[tuple[str, Tensor]]:
@@ -81,25 +86,9 @@ def recordings(cfg: DictConfig) -> Iterator[tuple[str, Tensor]]:
             yield f"{folder.name}/{file.name}", dataset[index][0]
 
 
-def picture(pairs: list[tuple[float, str, int, Tensor, Tensor]]) -> Figure:
-    """Each test excerpt above the piece of the pool that is most like it."""
-    figure = Figure(figsize=(2.1 * len(pairs), 4.2), dpi=110, layout="constrained")
-    panels = figure.subplots(2, len(pairs), squeeze=False)
-    for column, (value, name, clip, excerpt, piece) in enumerate(pairs):
-        for row, steps in enumerate((excerpt, piece)):
-            axes = panels[row][column]
-            axes.imshow(steps.T, origin="lower", aspect="auto", vmin=-FLOOR, vmax=0)
-            axes.set_xticks([])
-            axes.set_yticks([])
-        folder, _, file = name.partition("/")
-        panels[0][column].set_title(f"{folder}\n{file[:22]}", fontsize=7)
-        panels[1][column].set_title(f"pool clip {clip}: {value:.3f}", fontsize=8)
-    panels[0][0].set_ylabel("test recording")
-    panels[1][0].set_ylabel("pretraining audio")
-    return figure
-
-
 def run(cfg: DictConfig) -> None:
+    if cfg.data is not None and not Path(cfg.data).is_dir():
+        raise DatasetError(f"no folder {cfg.data}; pass data=<a folder of folders of clips>, or data=null.")
     pool = Pool(cfg.pool, cfg.cache)
     sketches = [sketch(pool.read(clip)).half() for clip in track(range(len(pool)), "sketching the pool")]
     windows = [descriptors(steps.float(), POOL_HOP) for steps in sketches]
@@ -109,11 +98,16 @@ def run(cfg: DictConfig) -> None:
     for name, wave in recordings(cfg):
         steps = sketch(wave)
         likeness = (descriptors(steps, QUERY_HOP) @ table.T).amax(0)
-        near = owner[likeness.topk(min(len(owner), 4 * cfg.candidates)).indices].unique_consecutive().tolist()
-        excerpt, start = loudest(steps)
-        scores = [(*correlation(excerpt, sketches[clip].float()), clip) for clip in dict.fromkeys(near)]
-        value, place, clip = max(scores[: cfg.candidates])
-        found.append((value, name, clip, start, place, excerpt))
+        by_clip = torch.full((len(pool),), -2.0).scatter_reduce(0, owner, likeness, "amax")
+        near = by_clip.topk(min(len(pool), cfg.candidates)).indices.tolist()
+        pieces = excerpts(steps)
+        scores = [
+            (*correlation(piece, sketches[clip].float()), clip, index)
+            for clip in near
+            for index, (_, piece) in enumerate(pieces)
+        ]
+        value, place, clip, index = max(scores)
+        found.append((value, name, clip, pieces[index][0], place, pieces[index][1]))
     found.sort(key=lambda entry: -entry[0])
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -122,8 +116,15 @@ def run(cfg: DictConfig) -> None:
         writer.writerow(["correlation", "test_clip", "pool_clip", "test_second", "pool_second"])
         second = 160 * STEP / 16_000
         writer.writerows([f"{v:.4f}", n, c, f"{s * second:.2f}", f"{p * second:.2f}"] for v, n, c, s, p, _ in found)
-    pairs = [(v, n, c, e, sketches[c].float()[p : p + len(e)]) for v, n, c, _, p, e in found[: cfg.pairs]]
-    picture(pairs).savefig(out / "closest.png")
+    pairs = [
+        (
+            f"{name}\npool clip {clip}: {value:.3f}",
+            excerpt,
+            sketches[clip].float()[max(0, place) : place + len(excerpt)],
+        )
+        for value, name, clip, _, place, excerpt in found[: cfg.pairs]
+    ]
+    plots.spectrogram_pairs(pairs, ("test recording", "pretraining audio")).savefig(out / "closest.png")
     for value, name, clip, *_ in found[: cfg.pairs]:
         console.print(f"{value:.3f}  {name}  ~  pool clip {clip}", highlight=False)
     console.print(f"{len(found)} test clips against {len(pool)}: {out / 'closest.csv'}, {out / 'closest.png'}")

@@ -48,6 +48,16 @@ def row(log: RunLog, cfg: DictConfig, method: str) -> str:
     return f"| {method} | {chosen[0]['parameters']:,} | {lr:g} | {val:.1f} | {mean(tests):.1f}{spread} | {each} |"
 
 
+def complete(log: RunLog, cfg: DictConfig) -> list[str]:
+    """Methods of which every rate and every seed at the best one has been run, by whichever process."""
+    named = dict.fromkeys([*cfg.methods, *(run["method"] for run in log.find())])
+    tried = [
+        method for method in named
+        if all(log.find(method=method, lr=lr, seed=cfg.seeds[0]) for lr in rates_of(cfg, method))
+    ]  # fmt: skip
+    return [m for m in tried if all(log.find(method=m, lr=best_lr(log, cfg, m), seed=seed) for seed in cfg.seeds)]
+
+
 def run(cfg: DictConfig) -> None:
     splits = standard_splits(load_folder(cfg.data), test_fold=cfg.test_fold, val_fold=cfg.val_fold)
     fit_options: Any = OmegaConf.to_container(cfg.fit, resolve=True)
@@ -77,7 +87,7 @@ def run(cfg: DictConfig) -> None:
             run_once(method, best_lr(log, cfg, method), seed)
 
     lines = ["| method | trainable | lr | validation | test, mean of seeds | each seed |", "|---|---|---|---|---|---|"]
-    markdown = "\n".join(lines + [row(log, cfg, method) for method in cfg.methods]) + "\n"
+    markdown = "\n".join(lines + [row(log, cfg, method) for method in complete(log, cfg)]) + "\n"
     (Path(cfg.out) / "table.md").write_text(f"{markdown}\nProtocol: {json.dumps(protocol)}\n", encoding="utf-8")
     console.print(markdown, markup=False)
 

@@ -13,42 +13,35 @@ import json
 from pathlib import Path
 
 import hydra
-import numpy as np
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import track
 
 from adapterbank import AdapterBank, load_folder
-from adapterbank.backbone.checkpoints import load_backbone, random_backbone
-from adapterbank.data import FolderDataset, demo_tasks
-from adapterbank.errors import AdapterBankError
+from adapterbank.backbone.checkpoints import random_backbone
+from adapterbank.data import demo_tasks
+from adapterbank.errors import AdapterBankError, ConfigError
 from adapterbank.training import probe
-from adapterbank.training.metrics import batches
+from adapterbank.training.protocol import dtype_of
 
 
-def open_bank(name: str, like: str, seed: int, dtype: torch.dtype) -> AdapterBank:
-    if name != "random":
-        return AdapterBank.from_pretrained(name, base_dtype=dtype)
-    return AdapterBank(random_backbone(load_backbone(like), seed)).to(base_dtype=dtype)
-
-
-def features(bank: AdapterBank, dataset: FolderDataset, title: str) -> np.ndarray:
-    steps = track(batches(dataset, 32), description=title, total=-(-len(dataset) // 32))
-    return np.concatenate([bank.embed(waveforms).float().cpu().numpy() for waveforms, _ in steps])
+def open_bank(name: str, like: str, seed: int, precision: str) -> AdapterBank:
+    bank = AdapterBank.from_pretrained(like if name == "random" else name)
+    bank = AdapterBank(random_backbone(bank.backbone, seed)) if name == "random" else bank
+    return bank.to(base_dtype=dtype_of(precision))
 
 
 def run(cfg: DictConfig) -> None:
     console = Console()
     folders = demo_tasks() if cfg.data is None else {Path(cfg.data).name: Path(cfg.data)}
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[cfg.precision]
     rows = []
     for task, folder in folders.items():
         dataset = load_folder(folder)
+        if dataset.multilabel:
+            raise ConfigError(f"the labels of {folder} are sets; recipes/evaluate_backbone.py probes those.")
         y, folds = probe.targets_of(dataset), probe.fold_of_each(dataset, cfg.folds, cfg.seed)
         for name in cfg.backbones:
-            bank = open_bank(name, cfg.backbones[0], cfg.seed, dtype)
-            scores = probe.cross_scores(features(bank, dataset, f"{task} / {name}"), y, folds)
+            bank = open_bank(name, cfg.backbones[0], cfg.seed, cfg.precision)
+            scores = probe.cross_scores(probe.features(bank.embed, dataset, f"{task} / {name}"), y, folds)
             low, high = probe.interval(y, scores, cfg.bootstrap, cfg.seed)
             row = {"task": task, "backbone": name, "fingerprint": bank.backbone.fingerprint[:12]}
             rows.append({**row, "macro_accuracy": probe.macro_accuracy(y, scores), "low": low, "high": high})

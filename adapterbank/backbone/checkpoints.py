@@ -151,7 +151,11 @@ def load_backbone(name_or_folder: str | Path) -> Backbone:
 
 
 def random_backbone(like: Backbone, seed: int = 0) -> Backbone:
-    """An untrained AST of the same sizes, as transformers initialises it: the baseline of any pretraining."""
+    """An untrained AST of the same sizes: the baseline of any pretraining.
+
+    Truncated normal of deviation 0.02 for every matrix, token and position, norms 1, biases 0: how DeiT, and with it
+    the original AST, starts. (transformers' `_init_weights` leaves tokens and positions at zero.)
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(name: str, tensor: Tensor) -> Tensor:

@@ -244,7 +244,7 @@ class Distiller:
 
         Args:
             checkpoint: where the state goes every `save_every` seconds and at the end; resumed from if it exists.
-            on_log: receives the step and the mean losses of the last `log_every` steps.
+            on_log: receives the step and the mean losses since it was called last, or since this call began.
         """
         if checkpoint is not None and Path(checkpoint).is_file():
             self.load(checkpoint)
@@ -258,6 +258,7 @@ class Distiller:
         stop = min(self.options.steps, until or self.options.steps)
         saved = time.monotonic()
         sums: dict[str, float] = {}
+        summed = 0
         with Progress(*PROGRESS) as progress:
             bar = progress.add_task("", total=stop, completed=self.step, loss="")
             for batches in _steps(self.columns, self.options, self.geometry, self.step):
@@ -266,12 +267,14 @@ class Distiller:
                 began = time.monotonic()
                 means = self.train_step(batches)
                 self.seconds += time.monotonic() - began
-                sums = {name: sums.get(name, 0.0) + value / log_every for name, value in means.items()}
+                sums = {name: sums.get(name, 0.0) + value for name, value in means.items()}
+                summed += 1
                 progress.update(bar, completed=self.step, loss=f"loss {means['loss']:.3f}")
                 if self.step % log_every == 0:
                     if on_log is not None:
-                        on_log(self.step, {**sums, "seconds": self.seconds})
-                    sums = {}
+                        found = {name: value / summed for name, value in sums.items()}
+                        on_log(self.step, {**found, "seconds": self.seconds})
+                    sums, summed = {}, 0
                 if checkpoint is not None and time.monotonic() - saved > save_every:
                     keep()
                     saved = time.monotonic()
@@ -301,7 +304,7 @@ class Distiller:
         Raises:
             StorageError: not a checkpoint, or one of another geometry.
         """
-        state = _read(path)
+        state = read_checkpoint(path)
         if state["geometry"] != asdict(self.geometry):
             raise StorageError(f"{path} is of geometry {state['geometry']}, expected {asdict(self.geometry)}.")
         with torch.no_grad():
@@ -318,8 +321,13 @@ class Distiller:
         Raises:
             StorageError: not a checkpoint, or one of other options, geometry or views.
         """
-        state = _read(path)
-        found = ({**state["options"], "steps": 0}, state["geometry"], min(state["views"], len(self.columns)))
+        state = read_checkpoint(path)
+        defaults = {name: entry.default for name, entry in DistillOptions.__dataclass_fields__.items()}
+        found = (
+            {**defaults, **state["options"], "steps": 0},
+            state["geometry"],
+            min(state["views"], len(self.columns)),
+        )
         expected = ({**asdict(self.options), "steps": 0}, asdict(self.geometry), state["views"])
         for what, got, wanted in zip(("options", "geometry", "views"), found, expected, strict=True):
             if got != wanted:
@@ -333,7 +341,12 @@ class Distiller:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def _read(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The state that `Distiller.save` wrote.
+
+    Raises:
+        StorageError: not a checkpoint.
+    """
     try:
         state = torch.load(path, weights_only=True)
         missing = {"options", "geometry", "views", "student", "heads", "ema"} - state.keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,7 @@ def loss_function(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets)
 
 
-def batches(data: Iterable[Any], size: int) -> Iterator[tuple[list[Tensor], list[Any]]]:
+def batches(data: Any, size: int) -> Iterator[tuple[list[Tensor], list[Any]]]:
     """Lists of waveforms and of labels, `size` at a time, in the data's order."""
     if not isinstance(size, int) or size < 1:
         raise ConfigError(f"got batch_size={size!r}, expected a positive integer.")

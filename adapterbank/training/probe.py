@@ -5,13 +5,16 @@ Symbols: B clips, D width of the features, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.progress import track
+from torch import Tensor
 
 from adapterbank.errors import ConfigError, UnknownNameError
-from adapterbank.training.metrics import mean_average_precision
+from adapterbank.training.metrics import batches, mean_average_precision
 
 if TYPE_CHECKING:
     from adapterbank.data import FolderDataset
@@ -19,6 +22,13 @@ if TYPE_CHECKING:
 MODELS = ("logistic", "ridge")
 LOGISTIC_C = 0.1  # inverse strength of the penalty on standardised features, the same for all backbones
 RIDGE_ALPHA = 10.0
+BATCH = 32
+
+
+def features(extract: Callable[[list[Tensor]], Tensor], dataset: FolderDataset, title: str = "") -> np.ndarray:
+    """(B, D) of all clips, with a progress bar; `extract` makes (B, D) of a list of waveforms at 16 kHz."""
+    steps = track(batches(dataset, BATCH), description=title, total=-(-len(dataset) // BATCH))
+    return np.concatenate([extract(waveforms).float().cpu().numpy() for waveforms, _ in steps])
 
 
 def fold_of_each(dataset: FolderDataset, folds: int = 5, seed: int = 0) -> np.ndarray:
@@ -59,7 +69,8 @@ def cross_scores(x: np.ndarray, y: np.ndarray, folds: np.ndarray, model: str = "
     scores = np.full((len(x), classes), -np.inf)
     for fold in np.unique(folds):
         inside, outside = folds != fold, folds == fold
-        mean, std = x[inside].mean(0), x[inside].std(0) + 1e-8
+        mean, std = x[inside].mean(0), x[inside].std(0)
+        std[std < 1e-6 * (1 + abs(mean))] = 1.0  # a constant feature tells nothing: its rounding must not be blown up
         train, test = (x[inside] - mean) / std, (x[outside] - mean) / std
         if y.ndim == 1:
             known = np.unique(y[inside])

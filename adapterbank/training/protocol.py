@@ -18,7 +18,14 @@ from adapterbank.training.fit import fit
 Run = dict[str, Any]
 Splits = tuple[FolderDataset, FolderDataset, FolderDataset]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Of the frozen linears: "fp32" or "bf16". Raises UnknownNameError."""
+    if precision not in _DTYPES:
+        raise UnknownNameError("precision", precision, _DTYPES)
+    return _DTYPES[precision]
 
 
 def train_and_test(
@@ -45,15 +52,14 @@ def train_and_test(
     Raises:
         UnknownNameError: another precision. Whatever `add_task` and `fit` raise.
     """
-    if test_precision not in DTYPES:
-        raise UnknownNameError("test_precision", test_precision, DTYPES)
+    dtype = dtype_of(test_precision)
     train, val, test = splits
     bank = AdapterBank.from_pretrained(backbone)
     name = re.sub(r"[^a-z0-9]+", "-", f"{train.name}-{method}".lower()).strip("-")[:64]
     bank.add_task(name, method=method, labels=train.labels, multilabel=train.multilabel, pooling=pooling, seed=seed)
     history = fit(bank, name, train, lr=lr, seed=seed, **fit_options)
     metric = bank.task(name).primary_metric
-    bank.to(base_dtype=DTYPES[test_precision])
+    bank.to(base_dtype=dtype)
     return {
         "method": method,
         "lr": lr,

@@ -10,6 +10,7 @@ Symbols: R rows of a batch, T samples, t patch columns, S rows of a target, E it
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from adapterbank.backbone.frontend import SAMPLE_RATE, log_mel
 from adapterbank.errors import BackboneError, ConfigError, NameTakenError, UnknownNameError
 
 COLUMN_SAMPLES = 2_560  # 16 frames of 10 ms at 16 kHz
+LONGEST_PIECE = 62  # columns: 10 s
 TAIL_SAMPLES = 240  # what the last 25 ms window reaches beyond its 10 ms step
 
 
@@ -109,11 +111,21 @@ def build(name: str, **options: Any) -> Teacher:
 
 
 def pooled_embedding(teacher: Teacher, wave: Tensor) -> Tensor:
-    """Time means of a teacher's embeddings over the whole columns of a clip, end to end. (T,) -> (E,)"""
+    """Time means of a teacher's embeddings over the whole columns of a clip, side by side. (T,) -> (E,)
+
+    Clips longer than 10 s, which teachers may cut or refuse, are heard in equal pieces of at most that length.
+    """
     columns = max(1, (len(wave) - TAIL_SAMPLES) // COLUMN_SAMPLES)
-    wave = F.pad(wave, (0, max(0, view_samples(columns) - len(wave))))[: view_samples(columns)]
-    answers = teacher(wave[None])
-    return torch.cat([answers[t.name][0].mean(0) for t in teacher.targets if t.kind == "embedding"])
+    wave = F.pad(wave, (0, max(0, view_samples(columns) - len(wave))))
+    pieces = -(-columns // LONGEST_PIECE)
+    edges = [columns * index // pieces for index in range(pieces + 1)]
+    means = []
+    for first, last in itertools.pairwise(edges):
+        start = COLUMN_SAMPLES * first
+        answers = teacher(wave[None, start : start + view_samples(last - first)])
+        own = [answers[t.name][0].mean(0) for t in teacher.targets if t.kind == "embedding"]
+        means.append(torch.cat(own) * (last - first) / columns)
+    return torch.stack(means).sum(0)
 
 
 # --- The sound itself ------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,14 +43,20 @@ class Pool:
         cache: where the decoded samples are kept.
 
     Raises:
-        DatasetError: no audio there, or a file that cannot be read.
+        DatasetError: no audio there, a file that cannot be read, or a cache of another folder's audio.
     """
 
     def __init__(self, folder: str | Path, cache: str | Path):
         folder, cache = Path(folder), Path(cache)
+        files = _audio_files(folder)
+        source = {"files": [[path.name, path.stat().st_size] for path in files]}
         cache.mkdir(parents=True, exist_ok=True)
-        if not (cache / "clips.npy").is_file():
-            _decode(folder, cache)
+        marker = cache / "source.json"
+        if not marker.is_file():
+            _decode(folder, files, cache)
+            _write_json(marker, source)
+        elif json.loads(marker.read_text(encoding="utf-8")) != source:
+            raise DatasetError(f"{cache} holds the audio of another folder than {folder}; choose another, or empty it.")
         self.clips = np.load(cache / "clips.npy")  # (clips, 2): start, samples
         self.samples = np.memmap(cache / "samples.i16", np.int16, "r")
 
@@ -64,20 +70,35 @@ class Pool:
         return torch.from_numpy(self.samples[first + start : first + stop].astype(np.float32) / 32768)
 
 
-def _decode(folder: Path, cache: Path) -> None:
+def _index(folder: Path) -> list[dict[str, str]]:
+    """The rows of `index.csv`; none where there is no such file."""
     index = folder / "index.csv"
-    clips: list[tuple[int, int]] = []
-    written = 0
-    if index.is_file():
-        with index.open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        shards = sorted({row["shard"] for row in rows})
-        files = [next(folder.glob(f"{Path(shard).stem}.*"), folder / shard) for shard in shards]
-    else:
-        rows, shards = [], []
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    if not index.is_file():
+        return []
+    with index.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _shards(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    return sorted({row["shard"] for row in rows})
+
+
+def _audio_files(folder: Path) -> list[Path]:
+    shards = _shards(_index(folder))
+    files = [next(folder.glob(f"{Path(shard).stem}.*"), folder / shard) for shard in shards]
+    files = files or sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    if absent := [path.name for path in files if not path.is_file()]:
+        raise DatasetError(f"{folder / 'index.csv'} names {absent[0]}, which is not there; fetch the shards again.")
     if not files:
         raise DatasetError(f"no audio in {folder}; put audio files there, or shards with an index.csv.")
+    return files
+
+
+def _decode(folder: Path, files: Sequence[Path], cache: Path) -> None:
+    clips: list[tuple[int, int]] = []
+    written = 0
+    rows = _index(folder)
+    shards = _shards(rows)
     partial = cache / "samples.part"
     with partial.open("wb") as out:
         for number, path in enumerate(track(files, "decoding the pool")):
@@ -207,7 +228,7 @@ class ViewStore:
 
     @classmethod
     def open(cls, folder: str | Path) -> ViewStore:
-        """Raises DatasetError if `prepare` has not finished a first pass there."""
+        """What `prepare` has written so far: `done` views. Raises DatasetError if it never ran there."""
         path = Path(folder) / "store.json"
         if not path.is_file():
             raise DatasetError(f"no prepared views in {folder}; run prepare(...) first.")

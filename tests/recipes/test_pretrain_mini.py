@@ -1,5 +1,6 @@
 """Pretraining as a user starts it: killed, started again, and the same bits come out."""
 
+import json
 import time
 
 import numpy as np
@@ -11,7 +12,7 @@ from mlflow import MlflowClient
 from adapterbank.backbone.checkpoints import load_backbone
 from adapterbank.training.student import MINI
 
-STEPS = 30
+STEPS = 55  # the losses are logged at step 50
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def pool(tmp_path):
 
 
 def arguments(pool, out, *more):
-    sizes = (f"steps={STEPS}", "save_every=0.5", "train.batch_tokens=60", "views.per_clip=3")
+    sizes = (f"steps={STEPS}", "train.batch_tokens=60", "views.per_clip=3")
     return (f"pool={pool}", f"out={out}", *sizes, *more)
 
 
@@ -34,12 +35,14 @@ def arguments(pool, out, *more):
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(pool, tmp_path, launch, run_recipe, objective):
     whole = run_recipe("pretrain_mini", tmp_path, *arguments(pool, "whole", *objective))
     assert whole.returncode == 0, whole.stderr
-    killed = launch("pretrain_mini", tmp_path, *arguments(pool, "killed", *objective))
+    killed = launch("pretrain_mini", tmp_path, *arguments(pool, "killed", *objective, "save_every=0"))
     state = tmp_path / "killed" / "state.pt"
-    while killed.poll() is None and not state.is_file():
+    deadline = time.monotonic() + 240
+    while killed.poll() is None and not state.is_file() and time.monotonic() < deadline:
         time.sleep(0.01)
     killed.kill()
-    killed.communicate()
+    _, errors = killed.communicate()
+    assert state.is_file(), errors
     assert torch.load(state, weights_only=True)["step"] < STEPS
     rest = run_recipe("pretrain_mini", tmp_path, *arguments(pool, "killed", *objective))
     assert rest.returncode == 0, rest.stderr
@@ -53,6 +56,10 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(pool, tmp_path, launch, 
     assert {run.info.run_name for run in runs} == {"whole", "killed"}
     assert len(runs) == 3
     assert all(run.data.tags["kind"] == "pretraining" for run in runs)
+    logged = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    (first,) = [run for run in runs if run.info.run_name == "whole"]
+    assert [entry["step"] for entry in logged] == [50]
+    assert first.data.metrics["train/loss"] == pytest.approx(logged[0]["loss"], abs=1e-5)
 
 
 @pytest.mark.slow

@@ -171,6 +171,16 @@ def test_training_lowers_the_loss_and_moves_every_tensor(store: ViewStore) -> No
     assert all(name.endswith("k_bias") for name in still)
 
 
+def test_logged_losses_are_means_of_the_steps_since_the_last_log(store: ViewStore, tmp_path: Path) -> None:
+    single: list[float] = []
+    Distiller(store, OPTIONS, SMALL).run(log_every=1, until=6, on_log=lambda _, means: single.append(means["loss"]))
+    Distiller(store, OPTIONS, SMALL).run(tmp_path / "state.pt", until=2)
+    logged: list[float] = []
+    resumed = Distiller(store, OPTIONS, SMALL)
+    resumed.run(tmp_path / "state.pt", log_every=3, until=6, on_log=lambda _, means: logged.append(means["loss"]))
+    assert logged == pytest.approx([single[2], np.mean(single[3:])])
+
+
 def test_a_killed_run_resumes_to_the_same_bits(store: ViewStore, tmp_path: Path) -> None:
     whole = Distiller(store, OPTIONS, SMALL)
     whole.run()
