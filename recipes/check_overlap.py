@@ -5,8 +5,8 @@
 
 For every test clip: (1) its 0.64 s windows are compared with all windows of the pool by mean and spread of each band,
 which finds candidates whatever their offset; (2) its three loudest separate seconds slide over each candidate, and the
-highest normalised correlation counts. Copies correlate near 1, and so do some steady notes, tones and noises that are
-no copies: look at the picture of the closest pairs, and listen.
+highest normalised correlation counts; a shorter candidate slides over the test clip. Copies correlate near 1, and so do
+some steady notes, tones and noises that are no copies: look at the picture of the closest pairs, and listen.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from adapterbank.training.views import Pool
 BANDS, STEP = 32, 4  # steps of 40 ms
 WINDOW, QUERY_HOP, POOL_HOP = 16, 8, 4  # steps: 0.64 s, every 0.32 and 0.16 s
 EXCERPT, EXCERPTS = 25, 3  # steps: one second; how many of them
+SHORTEST = 8  # steps: a third of a second; shorter sounds are like many others
 FLOOR = 8.0  # nats below a clip's maximum: quieter is silence
 console = Console()
 
@@ -65,15 +66,24 @@ def excerpts(steps: Tensor) -> list[tuple[int, Tensor]]:
 
 
 def correlation(excerpt: Tensor, other: Tensor) -> tuple[float, int]:
-    """Highest normalised correlation of an excerpt with a piece of `other`, and where that piece begins."""
-    margin = len(excerpt) // 2  # a shorter sound may lie anywhere in the excerpt
-    other = F.pad(other, (0, 0, margin, margin + max(0, len(excerpt) - len(other))), value=-FLOOR)
+    """Highest normalised correlation of an excerpt with a piece of a longer sketch, and where that piece begins."""
     centred = excerpt - excerpt.mean()
     pieces = other.unfold(0, len(excerpt), 1).transpose(1, 2)  # (places, steps, BANDS)
     pieces = pieces - pieces.mean(dim=(1, 2), keepdim=True)
     products = (pieces * centred).sum((1, 2)) / (pieces.norm(dim=(1, 2)) * centred.norm()).clamp_min(1e-6)
     best = int(products.argmax())
-    return float(products[best]), best - margin
+    return float(products[best]), best
+
+
+def likeness(steps: Tensor, other: Tensor) -> tuple[float, int, int, int]:
+    """Correlation of the most alike pieces of a test clip and a pool clip, where both begin, and their steps."""
+    if len(other) < EXCERPT:  # the shorter one slides over the longer
+        shorter = other[: len(steps)]
+        value, place = correlation(shorter, steps) if len(shorter) >= SHORTEST else (0.0, 0)
+        return value, place, 0, len(shorter)
+    found = [(*correlation(piece, other), start, len(piece)) for start, piece in excerpts(steps)]
+    value, place, start, size = max(found)
+    return value, start, place, size
 
 
 def recordings(cfg: DictConfig) -> Iterator[tuple[str, Tensor]]:
@@ -97,17 +107,11 @@ def run(cfg: DictConfig) -> None:
     found = []
     for name, wave in recordings(cfg):
         steps = sketch(wave)
-        likeness = (descriptors(steps, QUERY_HOP) @ table.T).amax(0)
-        by_clip = torch.full((len(pool),), -2.0).scatter_reduce(0, owner, likeness, "amax")
-        near = by_clip.topk(min(len(pool), cfg.candidates)).indices.tolist()
-        pieces = excerpts(steps)
-        scores = [
-            (*correlation(piece, sketches[clip].float()), clip, index)
-            for clip in near
-            for index, (_, piece) in enumerate(pieces)
-        ]
-        value, place, clip, index = max(scores)
-        found.append((value, name, clip, pieces[index][0], place, pieces[index][1]))
+        near = (descriptors(steps, QUERY_HOP) @ table.T).amax(0)
+        by_clip = torch.full((len(pool),), -2.0).scatter_reduce(0, owner, near, "amax")
+        clips = by_clip.topk(min(len(pool), cfg.candidates)).indices.tolist()
+        (value, start, place, size), clip = max((likeness(steps, sketches[clip].float()), clip) for clip in clips)
+        found.append((value, name, clip, start, place, steps[start : start + size]))
     found.sort(key=lambda entry: -entry[0])
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +124,7 @@ def run(cfg: DictConfig) -> None:
         (
             f"{name}\npool clip {clip}: {value:.3f}",
             excerpt,
-            sketches[clip].float()[max(0, place) : place + len(excerpt)],
+            sketches[clip].float()[place : place + len(excerpt)],
         )
         for value, name, clip, _, place, excerpt in found[: cfg.pairs]
     ]

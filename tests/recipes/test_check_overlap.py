@@ -24,7 +24,7 @@ def test_a_planted_copy_stands_at_the_top(tmp_path, run_recipe):
             data / ("even", "odd")[number % 2] / f"{number}.wav", instruments[25 * number][0].numpy(), 16_000
         )
     copy = instruments[75][0].numpy()  # test clip 3, in the middle of noise, softer, and 13 ms off the grid
-    short = instruments[100][0].numpy()[8000:14_000]  # of test clip 4: shorter than what is compared, begun later
+    short = instruments[100][0].numpy()[3200:9_600]  # of test clip 4: shorter than what is compared, begun later
     soundfile.write(pool / "8.wav", short, 16_000)
     noise = 0.002 * rng.normal(size=3 * 16_000)
     noise[16_208 : 16_208 + len(copy)] += 0.3 * copy[: len(noise) - 16_208]
@@ -42,7 +42,7 @@ def test_a_planted_copy_stands_at_the_top(tmp_path, run_recipe):
     assert (whole["pool_clip"], part["pool_clip"]) == ("7", "6")
     assert float(whole["correlation"]) > 0.9
     assert float(whole["pool_second"]) - float(whole["test_second"]) == pytest.approx(1.013, abs=0.05)
-    assert float(part["pool_second"]) - float(part["test_second"]) == pytest.approx(-0.5, abs=0.05)
+    assert float(part["pool_second"]) - float(part["test_second"]) == pytest.approx(-0.2, abs=0.05)
     assert float(rows[2]["correlation"]) < float(rows[1]["correlation"])
     again = run_recipe("check_overlap", tmp_path, f"pool={data}", *arguments[1:])
     assert again.returncode == 1
