@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from adapterbank import storage
+from adapterbank import methods, storage
 from adapterbank.backbone.ast import Segment
 from adapterbank.backbone.checkpoints import Backbone, load_backbone
 from adapterbank.backbone.frontend import HOP, SAMPLE_RATE, WINDOW
@@ -171,8 +171,8 @@ class AdapterBank:
         labels: Sequence[str] | None = None,
         num_classes: int | None = None,
         multilabel: bool | None = None,
-        head: str = "ln_linear",
-        pooling: str = "cls_dist",
+        head: str | None = None,
+        pooling: str | None = None,
         train_final_norm: bool = False,
         clip_seconds: float | None = None,
         normalize: str | tuple[float, float] = "backbone",
@@ -186,8 +186,10 @@ class AdapterBank:
             method: a method or composition, as in `adapterbank.methods.names()`.
             labels: class names in the order of the logits; or only `num_classes`.
             multilabel: each class is present or not (sigmoid, mAP) instead of one of all (softmax, accuracy).
-            head: "ln_linear" (AST, AAT) or "linear" (PETL_AST).
-            pooling: "cls_dist" (AST, AAT) or "mean" over all tokens (PETL_AST).
+            head: "ln_linear" (AST, AAT) or "linear" (PETL_AST); None: the method's own, which is "ln_linear" for all
+                but `linear`.
+            pooling: "cls_dist" (AST, AAT) or "mean" over all tokens (PETL_AST); None: the method's own, "cls_dist" for
+                all but `linear`.
             clip_seconds: pad shorter clips to this length; None: each clip keeps its own.
             normalize: "backbone", or (mean, std) of this task's log-mels.
             seed: of the initialisation, together with the name.
@@ -203,14 +205,17 @@ class AdapterBank:
         if known is not None:
             clip_seconds = known.clip_seconds if clip_seconds is None else clip_seconds
             multilabel = known.multilabel if multilabel is None else multilabel
+        defaults = {"head": "ln_linear", "pooling": "cls_dist"}
+        for part in methods.parse(method):
+            defaults.update(part.defaults)
         spec = TaskSpec(
             name=name,
             method=method,
             labels=known.labels if known is not None else _labels(name, labels, num_classes),
             options=method_options,
             multilabel=bool(multilabel),
-            head=head,
-            pooling=pooling,
+            head=defaults["head"] if head is None else head,
+            pooling=defaults["pooling"] if pooling is None else pooling,
             train_final_norm=train_final_norm,
             clip_seconds=clip_seconds,
             normalize=normalize,

@@ -97,6 +97,13 @@ class BlockWeights(NamedTuple):
     fc2_bias: Tensor
 
 
+class FrozenLinear(NamedTuple):
+    """One frozen linear, in the dtype it is stored in."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor | None  # (out,)
+
+
 class NormWeights(NamedTuple):
     weight: Tensor  # (D,)
     bias: Tensor  # (D,)
@@ -199,6 +206,7 @@ def positions(table: Tensor, geometry: Geometry, columns: int) -> Tensor:
 def run_layer(xs: list[Tensor], segments: Sequence[Segment], layer: int, geometry: Geometry) -> list[Tensor]:
     """Block `layer` for all segments, (R, N, D) each: packed where tensors are shared, alone where a task owns them."""
     sites = [s.sites[layer] for s in segments]
+    xs = [x if s.rewrite is None else s.rewrite(x).to(x.dtype) for x, s in zip(xs, sites, strict=True)]
     xs = [_append(x, s.tokens) if s.tokens else x for x, s in zip(xs, sites, strict=True)]
     by_weights: dict[int, list[int]] = {}
     for index, segment in enumerate(segments):
@@ -313,13 +321,13 @@ class _Packed:
         return _pack([self._own(name, xp, yp, s).to(yp.dtype) for xp, yp, s in parts])
 
     def _own(self, name: str, x: Tensor, y: Tensor, sites: Sites) -> Tensor:
+        frozen = FrozenLinear(getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
+        for hook in sites.linear.get(name, ()):
+            y = hook(x, y, frozen).to(y.dtype)
         own = sites.affine.get(name)
         if own is not None and own.bias is not None:
             # The shared matmul has the frozen bias fused in, so that this segment never changes how others' rows run.
-            frozen = getattr(self.weights, f"{name}_bias")
-            y = y + (own.bias if frozen is None else own.bias - frozen)
-        for hook in sites.linear.get(name, ()):
-            y = hook(x, y)
+            y = y + (own.bias if frozen.bias is None else own.bias - frozen.bias)
         return y
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

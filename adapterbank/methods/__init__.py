@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,19 +27,28 @@ _FIXED = ("geometry", "base", "generator")
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: how to build it, its options with their defaults, and where it was published."""
+    """A registered method: how to build it, its options with their defaults, and where it was published.
+
+    Attributes:
+        defaults: of the task around it, where the paper has others than AAT: "head", "pooling".
+    """
 
     name: str
     build: Builder
     options: Mapping[str, Any]
     paper: str
+    defaults: Mapping[str, str] = field(default_factory=dict)
 
 
 _REGISTRY: dict[str, Method] = {}
 
 
-def register(name: str, *, paper: str) -> Callable[[Builder], Builder]:
+def register(name: str, *, paper: str, defaults: Mapping[str, str] | None = None) -> Callable[[Builder], Builder]:
     """Decorator that makes a builder known under `name`.
+
+    Args:
+        paper: where the method was published.
+        defaults: "head" and "pooling" of its tasks unless they are given.
 
     Raises:
         ConfigError: the name is taken, or cannot stand in a composition.
@@ -52,7 +61,7 @@ def register(name: str, *, paper: str) -> Callable[[Builder], Builder]:
             raise ConfigError(f"method name {name!r} must be letters, digits and underscores: '+' joins methods.")
         parameters = inspect.signature(builder).parameters
         options = {key: p.default for key, p in parameters.items() if key not in _FIXED}
-        _REGISTRY[name] = Method(name, builder, options, paper)
+        _REGISTRY[name] = Method(name, builder, options, paper, dict(defaults or {}))
         return builder
 
     return add
@@ -166,4 +175,18 @@ class Composition(Adapters):
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Adapters)]
 
 
-from adapterbank.methods import aat, head, prompt, tuned  # noqa: E402, F401  (each registers itself)
+from adapterbank.methods import (  # noqa: E402, F401  (each registers itself)
+    aat,
+    bitfit,
+    bottleneck,
+    conformer,
+    head,
+    linear,
+    ln_tuning,
+    lora,
+    moa,
+    prefix,
+    prompt,
+    shallow_prompt,
+    tuned,
+)

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from adapterbank.backbone.ast import ASTWeights, Geometry
 from adapterbank.errors import ConfigError
 from adapterbank.methods import init, register
+from adapterbank.methods.gate import gated
+from adapterbank.methods.layers import ByLayer, Layers, chosen
 from adapterbank.methods.sites import Adapters, Sites
 
 PAPER = "AAT, 2024"
@@ -30,21 +32,23 @@ class BottleneckAdapter(nn.Module):
     Args:
         width: D, the backbone's hidden size.
         ratio: bottleneck width over D.
+        dropout: of the bottleneck, in training.
 
     Shapes: (R, N, D) -> (R, N, D).
     Raises: ConfigError if the bottleneck would be empty.
     """
 
-    def __init__(self, width: int, ratio: float, generator: torch.Generator):
+    def __init__(self, width: int, ratio: float, generator: torch.Generator, dropout: float = 0.0):
         super().__init__()
         hidden = int(width * ratio) if isinstance(ratio, (int, float)) and ratio < math.inf else 0
         if hidden < 1:
             raise ConfigError(f"got ratio={ratio!r}, which leaves no bottleneck at width {width}; AAT uses {RATIO}.")
         self.down = init.linear(width, hidden, generator)
+        self.drop = init.dropout(dropout)
         self.up = init.zero_linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(F.gelu(self.down(x)))
+        return self.up(self.drop(F.gelu(self.down(x))))
 
 
 class SpatialAdapter(BottleneckAdapter):
@@ -55,34 +59,86 @@ class SpatialAdapter(BottleneckAdapter):
 
 
 class AAT(Adapters):
-    """One MLP and / or one Spatial adapter in each block."""
+    """One MLP and / or one Spatial adapter in each chosen block.
 
-    def __init__(self, geometry: Geometry, generator: torch.Generator, mlp: bool, spatial: bool, ratio: float):
+    Args:
+        ratio: bottleneck width over D.
+        layers: the blocks, "all" or numbers.
+        gate, gate_level: of the MLP adapters, as in `gate.py`.
+        dropout: of the bottlenecks, in training.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        generator: torch.Generator,
+        mlp: bool,
+        spatial: bool,
+        *,
+        ratio: float = RATIO,
+        layers: Layers = "all",
+        gate: str = "static",
+        gate_level: str = "clip",
+        dropout: float = 0.0,
+    ):
         super().__init__()
-        width, layers = geometry.width, range(geometry.layers)
-        self.mlp = nn.ModuleList(BottleneckAdapter(width, ratio, generator) for _ in layers if mlp)
-        self.spatial = nn.ModuleList(SpatialAdapter(width, ratio, generator) for _ in layers if spatial)
+        width = geometry.width
+        blocks = chosen(layers, geometry.layers)
+        self.mlp, self.spatial = ByLayer(), ByLayer()
+        for layer in blocks if mlp else ():
+            adapter = BottleneckAdapter(width, ratio, generator, dropout)
+            self.mlp.put(layer, gated(adapter, gate, gate_level, width))
+        for layer in blocks if spatial else ():
+            self.spatial.put(layer, SpatialAdapter(width, ratio, generator, dropout))
 
     def sites(self, layer: int) -> Sites:
-        return Sites(
-            beside_mlp=(self.mlp[layer],) if len(self.mlp) else (),
-            after_attention=self.spatial[layer] if len(self.spatial) else None,
-        )
+        mlp = self.mlp.at(layer)
+        return Sites(beside_mlp=() if mlp is None else (mlp,), after_attention=self.spatial.at(layer))
 
 
 @register("aat_m", paper=PAPER)
-def aat_m(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, ratio: float = RATIO) -> Adapters:
+def aat_m(
+    geometry: Geometry,
+    base: ASTWeights,
+    generator: torch.Generator,
+    *,
+    ratio: float = RATIO,
+    layers: Layers = "all",
+    gate: str = "static",
+    gate_level: str = "clip",
+    dropout: float = 0.0,
+) -> Adapters:
     """MLP adapters only."""
-    return AAT(geometry, generator, mlp=True, spatial=False, ratio=ratio)
+    gates = {"gate": gate, "gate_level": gate_level}
+    return AAT(geometry, generator, mlp=True, spatial=False, ratio=ratio, layers=layers, dropout=dropout, **gates)
 
 
 @register("aat_s", paper=PAPER)
-def aat_s(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, ratio: float = RATIO) -> Adapters:
+def aat_s(
+    geometry: Geometry,
+    base: ASTWeights,
+    generator: torch.Generator,
+    *,
+    ratio: float = RATIO,
+    layers: Layers = "all",
+    dropout: float = 0.0,
+) -> Adapters:
     """Spatial adapters only."""
-    return AAT(geometry, generator, mlp=False, spatial=True, ratio=ratio)
+    return AAT(geometry, generator, mlp=False, spatial=True, ratio=ratio, layers=layers, dropout=dropout)
 
 
 @register("aat_ms", paper=PAPER)
-def aat_ms(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, ratio: float = RATIO) -> Adapters:
+def aat_ms(
+    geometry: Geometry,
+    base: ASTWeights,
+    generator: torch.Generator,
+    *,
+    ratio: float = RATIO,
+    layers: Layers = "all",
+    gate: str = "static",
+    gate_level: str = "clip",
+    dropout: float = 0.0,
+) -> Adapters:
     """MLP and Spatial adapters: AAT itself."""
-    return AAT(geometry, generator, mlp=True, spatial=True, ratio=ratio)
+    gates = {"gate": gate, "gate_level": gate_level}
+    return AAT(geometry, generator, mlp=True, spatial=True, ratio=ratio, layers=layers, dropout=dropout, **gates)

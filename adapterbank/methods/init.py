@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from adapterbank.errors import ConfigError
+
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A Linear with torch's default weight (uniform, +-1/sqrt(inputs)) and zero bias (AAT, section 3.1.2)."""
@@ -22,6 +24,17 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def dropout(share: float) -> nn.Module:
+    """Dropout, nothing at all for 0.
+
+    Raises:
+        ConfigError: not a share from 0 to below 1.
+    """
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+        raise ConfigError(f"got dropout={share!r}, expected a share from 0 to below 1.")
+    return nn.Dropout(share) if share else nn.Identity()
 
 
 def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> nn.Parameter:

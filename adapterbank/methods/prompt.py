@@ -1,7 +1,10 @@
-"""Deep prompts: P trained tokens before each block, gone after it (AAT, section 3.1.3; VPT-deep, Jia et al., 2022).
+"""Deep prompts: P trained tokens before each block (AAT, section 3.1.3; VPT-deep, Jia et al., 2022), in three readings.
 
-Because their outputs are discarded, only their keys and values matter: they run through LN1, W_k and W_v, but never
-as queries nor through the MLP. The result equals the token form.
+discard     gone after their block (AAT's text): only their keys and values matter, so they run through LN1, W_k and
+            W_v, but never as queries nor through the MLP. The result equals the token form.
+petl        replaced before the next block, and the last ones stay: they enter a mean pooling (PETL_AST's code).
+overwrite   written over patch tokens 2 to P + 1 before every block but the first (AAT's released code): the first
+            block's prompts get no gradient, and what those patches held is lost.
 """
 
 from __future__ import annotations
@@ -9,32 +12,68 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from adapterbank.backbone.ast import ASTWeights, Geometry
-from adapterbank.errors import ConfigError
+from adapterbank.backbone.ast import PREFIX_TOKENS, ASTWeights, Geometry
+from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.methods import init, register
+from adapterbank.methods.layers import Layers, chosen
 from adapterbank.methods.sites import Adapters, Sites
 
 TOKENS = 12  # per layer, AAT section 3.1.3
+MODES = ("discard", "petl", "overwrite")
 
 
 class DeepPrompt(Adapters):
     """P prompts per block, uniform in +-sqrt(6 / (3 patch^2 + D)): VPT's Xavier bound for a patch of 3 channels."""
 
-    def __init__(self, geometry: Geometry, generator: torch.Generator, tokens: int):
+    def __init__(self, geometry: Geometry, generator: torch.Generator, tokens: int, mode: str, layers: Layers):
         super().__init__()
-        if not isinstance(tokens, int) or tokens < 1:
+        if type(tokens) is not int or tokens < 1:
             raise ConfigError(f"got tokens={tokens!r}, expected at least 1 prompt per layer; AAT uses {TOKENS}.")
+        if mode not in MODES:
+            raise UnknownNameError("mode of prompt", mode, MODES)
+        self.blocks = chosen(layers, geometry.layers)
+        if mode == "petl" and len(self.blocks) != self.blocks[-1] - self.blocks[0] + 1:
+            raise ConfigError(f"got layers={layers!r} with mode='petl', expected blocks without a gap.")
         bound = math.sqrt(6 / (3 * geometry.patch**2 + geometry.width))
         shape = (tokens, geometry.width)
-        self.prompts = nn.ParameterList(init.uniform(shape, bound, generator) for _ in range(geometry.layers))
+        self.mode, self.count = mode, tokens
+        self.prompts = torch.nn.ParameterList(init.uniform(shape, bound, generator) for _ in self.blocks)
 
     def sites(self, layer: int) -> Sites:
-        return Sites(extra_tokens=(self.prompts[layer],))
+        if layer not in self.blocks:
+            return Sites()
+        prompts = self.prompts[self.blocks.index(layer)]
+        if self.mode == "discard":
+            return Sites(extra_tokens=(prompts,))
+        if self.mode == "overwrite":
+            return Sites(rewrite=lambda x: self._overwrite(x, prompts)) if layer else Sites()
+        if layer == self.blocks[0]:
+            return Sites(tokens=(prompts,))
+        return Sites(rewrite=lambda x: torch.cat((x[:, : -self.count], _rows(prompts, x)), dim=1))
+
+    def _overwrite(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """(R, N, D) -> (R, N, D); a clip of fewer patches than prompts has all of them overwritten."""
+        free = min(self.count, x.shape[1] - PREFIX_TOKENS)
+        first, last = PREFIX_TOKENS, PREFIX_TOKENS + free
+        return torch.cat((x[:, :first], _rows(prompts[:free], x), x[:, last:]), dim=1)
 
 
-@register("prompt", paper="AAT, 2024; VPT (Jia et al., 2022)")
-def prompt(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, tokens: int = TOKENS) -> Adapters:
+def _rows(prompts: Tensor, x: Tensor) -> Tensor:
+    """(P, D) -> (R, P, D) beside (R, N, D)."""
+    return prompts.to(x.dtype).expand(len(x), -1, -1)
+
+
+@register("prompt", paper="AAT, 2024; VPT-deep (Jia et al., 2022)")
+def prompt(
+    geometry: Geometry,
+    base: ASTWeights,
+    generator: torch.Generator,
+    *,
+    tokens: int = TOKENS,
+    mode: str = "discard",
+    layers: Layers = "all",
+) -> Adapters:
     """Deep prompts, `tokens` per layer."""
-    return DeepPrompt(geometry, generator, tokens)
+    return DeepPrompt(geometry, generator, tokens, mode, layers)

@@ -3,7 +3,7 @@
 ```
 x ─ LN1* ─ q,k,v* ─ attention ─ proj* ─┬─ after_attention ─ + ─ LN2* ─ fc1* ─ GELU ─ fc2* ─┬─ after_mlp ─ +
   │             └ extra_tokens, extra_kv   beside_attention           └──── beside_mlp ────┘
-  └ tokens
+  └ rewrite, tokens
 ```
 Symbols: R rows of one task and length, N tokens, P prompts, D width.
 """
@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from adapterbank.errors import CompositionError
 
 if TYPE_CHECKING:
-    from adapterbank.backbone.ast import ASTWeights
+    from adapterbank.backbone.ast import ASTWeights, FrozenLinear
 
 Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
-LinearHook = Callable[[Tensor, Tensor], Tensor]  # input (R, N, in), output (R, N, out) -> output (R, N, out)
+# input (R, N, in), output (R, N, out), the frozen linear -> output (R, N, out)
+LinearHook = Callable[[Tensor, Tensor, "FrozenLinear"], Tensor]
 
 
 class Affine(NamedTuple):
@@ -41,8 +42,9 @@ class Sites:
         extra_tokens: (P, D) each; seen as keys and values only (through LN1, k, v and the task's own changes of them).
         extra_kv: pairs of (P, D) keys and (P, D) values.
         affine: gain and bias per LayerNorm ("ln1", "ln2"), bias per linear ("q", "k", "v", "proj", "fc1", "fc2").
-        linear: hooks `(input, output) -> output` per frozen linear, applied in order; with a half-precision base both
-            are of its dtype.
+        linear: hooks `(input, output, frozen) -> output` per frozen linear, applied in order, before an own bias; with
+            a half-precision base input and output are of its dtype.
+        rewrite: one change of the whole sequence before the block, ahead of `tokens`; (R, N, D) -> (R, any, D).
         beside_attention, beside_mlp: parallel adapters on the normalised input; their outputs are added.
         after_attention, after_mlp: one sequential adapter on the sublayer's output, inside the residual.
     """
@@ -56,6 +58,7 @@ class Sites:
     beside_mlp: tuple[Transform, ...] = ()
     after_attention: Transform | None = None
     after_mlp: Transform | None = None
+    rewrite: Transform | None = None
 
     def filled(self) -> frozenset[str]:
         """Names of the sites in use."""
@@ -63,6 +66,7 @@ class Sites:
 
 
 NOTHING = Sites()
+ONE_OWNER = ("after_attention", "after_mlp", "rewrite")
 
 
 def merge(parts: Iterable[tuple[str, Sites]]) -> Sites:
@@ -79,7 +83,7 @@ def merge(parts: Iterable[tuple[str, Sites]]) -> Sites:
     for method, sites in parts:
         for site in sorted(sites.filled()):
             value = getattr(sites, site)
-            if site in ("after_attention", "after_mlp"):
+            if site in ONE_OWNER:
                 _claim(owners, site, method)
                 merged[site] = value
             elif site == "affine":

@@ -142,7 +142,7 @@ def test_hooks_of_a_linear_run_in_order(name, by_hand, check):
     inputs, outputs = LINEARS[name]
     low_rank = torch.randn(inputs, outputs) * 0.1
     by_hand.hook[name] = lambda x, y: (y + x @ low_rank) * 1.5
-    check(Sites(linear={name: (lambda x, y: y + x @ low_rank, lambda x, y: y * 1.5)}), by_hand)
+    check(Sites(linear={name: (lambda x, y, frozen: y + x @ low_rank, lambda x, y, frozen: y * 1.5)}), by_hand)
 
 
 @pytest.mark.parametrize("site", ["beside_attention", "beside_mlp"])
@@ -167,7 +167,7 @@ def test_extra_tokens_run_through_the_tasks_own_hooks_and_affines(by_hand, check
     by_hand.w["ln1_weight"], by_hand.w["v_bias"] = gain, bias
     by_hand.hook["k"] = lambda x, y: y + x @ low_rank
     affine = {"ln1": Affine(gain=gain), "v": Affine(bias=bias)}
-    check(Sites(extra_tokens=(prompt,), affine=affine, linear={"k": (lambda x, y: y + x @ low_rank,)}), by_hand)
+    check(Sites(extra_tokens=(prompt,), affine=affine, linear={"k": (lambda x, y, frozen: y + x @ low_rank,)}), by_hand)
 
 
 def test_tokens_join_the_sequence_at_its_end_and_stay(small_backbone, weights, by_hand):
@@ -190,7 +190,7 @@ def test_all_sites_work_on_a_half_precision_base(weights, small_backbone):
             "fc1": Affine(bias=torch.randn(96)),
             "q": Affine(bias=torch.ones(48)),
         },
-        linear={"v": (lambda x, y: y + x.float() @ adapter.weight,)},
+        linear={"v": (lambda x, y, frozen: y + x.float() @ adapter.weight,)},
         beside_attention=(adapter,),
         beside_mlp=(adapter,),
         after_attention=adapter,

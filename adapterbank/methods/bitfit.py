@@ -1,0 +1,47 @@
+"""BitFit: the biases alone (Ben Zaken et al., 2022), as a task's own copies.
+
+Biases of every linear and LayerNorm of the chosen blocks, and of the final LayerNorm. They start at the frozen values,
+so an untrained task is the base; a projection without a frozen bias gets one that starts at zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from adapterbank.backbone.ast import LINEAR_NAMES, ASTWeights, Geometry
+from adapterbank.methods import register
+from adapterbank.methods.layers import ByLayer, Layers, chosen
+from adapterbank.methods.sites import Adapters, Affine, Sites
+
+NAMES = (*LINEAR_NAMES, "ln1", "ln2")
+
+
+class OwnBiases(Adapters):
+    """Own biases of the chosen blocks and of the final norm."""
+
+    def __init__(self, base: ASTWeights, geometry: Geometry, layers: Layers):
+        super().__init__()
+        self.biases = ByLayer()
+        for layer in chosen(layers, geometry.layers):
+            own = nn.ParameterDict()
+            for name in NAMES:
+                frozen = getattr(base.blocks[layer], f"{name}_bias")
+                if frozen is None:  # of q, k or v, as wide as the model
+                    frozen = base.norm.bias.new_zeros(geometry.width)
+                own[name] = nn.Parameter(frozen.detach().float().clone())
+            self.biases.put(layer, own)
+        self.norm_bias = nn.Parameter(base.norm.bias.detach().float().clone())
+
+    def sites(self, layer: int) -> Sites:
+        own = self.biases.at(layer)
+        return Sites() if own is None else Sites(affine={name: Affine(bias=own.get_parameter(name)) for name in NAMES})
+
+    def owned(self, base: ASTWeights) -> ASTWeights:
+        return base._replace(norm=base.norm._replace(bias=self.norm_bias))
+
+
+@register("bitfit", paper="BitFit (Ben Zaken et al., 2022); PETL_AST, 2024")
+def bitfit(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, layers: Layers = "all") -> Adapters:
+    """Biases of the linears and LayerNorms."""
+    return OwnBiases(base, geometry, layers)

@@ -1,0 +1,80 @@
+"""Bottleneck adapters: Linear, nonlinearity, Linear, as PETL_AST and AdapterHub place them.
+
+    Pfeiffer (2021): one per block, at the MLP.       Houlsby et al. (2019): also one at the attention.
+    parallel:    x + MLP(h) + A(h),  h = LN2(x)       (attention: h = LN1(x))
+    sequential:  x + m + A(m),       m = MLP(h)       (attention: its projected output)
+
+`up` starts at zero: an untrained adapter changes nothing. (PETL_AST starts both matrices at zero, so that only
+`up.bias` ever trains; we do not.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.methods import init, register
+from adapterbank.methods.layers import Layers
+from adapterbank.methods.placed import Placed
+from adapterbank.methods.sites import Adapters
+
+REDUCTION = 64  # PETL_AST: 768 -> 12
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+
+class Bottleneck(nn.Module):
+    """(R, N, D) -> (R, N, D) through `hidden` units."""
+
+    def __init__(self, width: int, hidden: int, activation: str, dropout: float, generator: torch.Generator):
+        super().__init__()
+        self.down = init.linear(width, hidden, generator)
+        self.activation = ACTIVATIONS[activation]
+        self.drop = init.dropout(dropout)
+        self.up = init.zero_linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.drop(self.activation(self.down(x))))
+
+
+@register("bottleneck", paper="Houlsby et al., 2019; Pfeiffer et al., 2021; PETL_AST, 2024")
+def bottleneck(
+    geometry: Geometry,
+    base: ASTWeights,
+    generator: torch.Generator,
+    *,
+    reduction: int = REDUCTION,
+    placement: str = "pfeiffer",
+    form: str = "parallel",
+    activation: str = "gelu",
+    gate: str = "static",
+    gate_level: str = "clip",
+    dropout: float = 0.0,
+    layers: Layers = "all",
+) -> Adapters:
+    """Bottlenecks of width D / `reduction`.
+
+    Args:
+        placement: "pfeiffer" (at the MLP) or "houlsby" (at attention and MLP).
+        form: "parallel" or "sequential".
+        activation: "gelu" or "relu".
+        gate, gate_level: of parallel adapters, as in `gate.py`.
+    """
+    if activation not in ACTIVATIONS:
+        raise UnknownNameError("activation", activation, ACTIVATIONS)
+    if type(reduction) is not int or not 1 <= reduction <= geometry.width:
+        raise ConfigError(f"got reduction={reduction!r}, expected 1 to {geometry.width}; PETL_AST uses {REDUCTION}.")
+    hidden = geometry.width // reduction
+    return Placed(
+        lambda: Bottleneck(geometry.width, hidden, activation, dropout, generator),
+        geometry,
+        placement=placement,
+        form=form,
+        layers=layers,
+        gate=gate,
+        gate_level=gate_level,
+    )

@@ -1,0 +1,160 @@
+"""Conformer adapters (Cappellazzo et al., 2024, "PETL_AST"; seed 002, equations 2 and 3).
+
+    A(Z) = PwConv_up(SiLU(Norm(DWConv_k(GLU(PwConv_down(Z))))))      D -> 2r -> r -> r -> D, r = D / reduction   (2)
+    X    = X' + MLP(LN2(X')) + A(LN2(X'))                            Pfeiffer, parallel                          (3)
+
+The depthwise convolution runs along the token sequence, global tokens included, with padding "same". `PwConv_up` starts
+at zero: an untrained adapter changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.methods import init, register
+from adapterbank.methods.layers import ByLayer, Layers, chosen
+from adapterbank.methods.placed import Placed
+from adapterbank.methods.sites import Adapters, Affine, Sites
+
+REDUCTION = 96  # r = 8 at width 768
+KERNEL = 8  # for audio; PETL_AST uses 31 for speech
+
+
+class ConvolutionModule(nn.Module):
+    """Equation (2). (R, N, D) -> (R, N, D)."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        kernel: int,
+        norm: str,
+        inner_norm: bool,
+        dropout: float,
+        eps: float,
+        generator: torch.Generator,
+    ):
+        super().__init__()
+        self.inner_norm = nn.LayerNorm(width, eps=eps) if inner_norm else nn.Identity()
+        self.down = init.linear(width, 2 * hidden, generator)
+        self.depthwise = Depthwise(hidden, kernel, generator)
+        self.norm = NORMS[norm](hidden)
+        self.drop = init.dropout(dropout)
+        self.up = init.zero_linear(hidden, width)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = F.glu(self.down(self.inner_norm(z)), dim=-1)
+        x = self.depthwise(rearrange(x, "r n h -> r h n"))
+        x = rearrange(F.silu(self.norm(x)), "r h n -> r n h")
+        return self.up(self.drop(x))
+
+
+class Depthwise(nn.Module):
+    """One filter of k taps per channel with padding "same" (k even: one more zero after than before).
+
+    torch's own padding="same" warns for even k and copies the input.
+
+    Shapes: (R, h, N) -> (R, h, N).
+    """
+
+    def __init__(self, channels: int, kernel: int, generator: torch.Generator):
+        super().__init__()
+        self.pad = ((kernel - 1) // 2, kernel - 1 - (kernel - 1) // 2)
+        self.weight = init.uniform((channels, 1, kernel), kernel**-0.5, generator)  # torch's default for Conv1d
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv1d(F.pad(x, self.pad), self.weight.to(x.dtype), self.bias.to(x.dtype), groups=len(self.weight))
+
+
+class ByToken(nn.Module):
+    """LayerNorm over the channels of each token, (R, h, N) -> (R, h, N)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": nn.BatchNorm1d,
+    "group": lambda channels: nn.GroupNorm(1, channels),
+    "layer": ByToken,
+}
+
+
+class Conformer(Placed):
+    """Convolution modules in the chosen blocks, and where asked for the blocks' own LN2."""
+
+    block_norms: ByLayer
+
+    def train_norms(self, base: ASTWeights, blocks: tuple[int, ...]) -> None:
+        """Gives the task its own LN2 of these blocks, starting at the frozen one."""
+        self.block_norms = ByLayer()
+        for layer in blocks:
+            frozen = {"gain": base.blocks[layer].ln2_weight, "bias": base.blocks[layer].ln2_bias}
+            copies = {name: nn.Parameter(tensor.detach().float().clone()) for name, tensor in frozen.items()}
+            self.block_norms.put(layer, nn.ParameterDict(copies))
+
+    def sites(self, layer: int) -> Sites:
+        sites = super().sites(layer)
+        own = self.block_norms.at(layer)
+        if own is None:
+            return sites
+        affine = {"ln2": Affine(own.get_parameter("gain"), own.get_parameter("bias"))}
+        return Sites(**{**vars(sites), "affine": affine})
+
+
+@register("conformer", paper="Conformer adapter (Cappellazzo et al., 2024)")
+def conformer(
+    geometry: Geometry,
+    base: ASTWeights,
+    generator: torch.Generator,
+    *,
+    reduction: int = REDUCTION,
+    kernel: int = KERNEL,
+    norm: str = "batch",
+    placement: str = "pfeiffer",
+    form: str = "parallel",
+    inner_norm: bool = False,
+    train_block_norms: bool = False,
+    gate: str = "static",
+    gate_level: str = "clip",
+    dropout: float = 0.0,
+    layers: Layers = "all",
+) -> Adapters:
+    """Convolution along the tokens in a bottleneck of width D / `reduction`.
+
+    Args:
+        kernel: k of the depthwise convolution, in tokens.
+        norm: "batch" as published; "group" or "layer" do not depend on the other clips of a batch.
+        placement, form: as `bottleneck` takes them.
+        inner_norm: a LayerNorm at the adapter's input.
+        train_block_norms: the blocks' LN2 is trained too (PETL_AST's 250,080).
+    """
+    if norm not in NORMS:
+        raise UnknownNameError("norm", norm, NORMS)
+    for name, value, most in (("reduction", reduction, geometry.width), ("kernel", kernel, 10_000)):
+        if type(value) is not int or not 1 <= value <= most:
+            raise ConfigError(f"got {name}={value!r}, expected 1 to {most}.")
+    sizes = (geometry.width, geometry.width // reduction, kernel)
+    adapters = Conformer(
+        lambda: ConvolutionModule(*sizes, norm, inner_norm, dropout, geometry.eps, generator),
+        geometry,
+        placement=placement,
+        form=form,
+        layers=layers,
+        gate=gate,
+        gate_level=gate_level,
+    )
+    adapters.train_norms(base, chosen(layers, geometry.layers) if train_block_norms else ())
+    return adapters

@@ -1,0 +1,15 @@
+"""A bare linear classifier on the mean of all tokens (PETL_AST's "Linear"): nothing is trained inside the backbone."""
+
+from __future__ import annotations
+
+import torch
+
+from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.methods import register
+from adapterbank.methods.sites import Adapters
+
+
+@register("linear", paper="PETL_AST, 2024 (baselines)", defaults={"head": "linear", "pooling": "mean"})
+def linear(geometry: Geometry, base: ASTWeights, generator: torch.Generator) -> Adapters:
+    """Linear on mean pooling."""
+    return Adapters()

@@ -1,0 +1,115 @@
+"""LoRA: low-rank changes of frozen linears (Hu et al., 2022); rsLoRA (Kalajdzievski, 2023); DoRA (Liu et al., 2024).
+
+    y = W x + b + s B A x                          s = alpha / rank; rsLoRA: alpha / sqrt(rank)
+    y = m (W x + s B A x) / |W + s B A| + b        DoRA: m a trained magnitude per output, the norm row by row and not
+                                                   differentiated (section 4.3)
+
+A is drawn at random, B starts at zero and m at |W|: an untrained LoRA changes nothing.
+Symbols: R rows, N tokens, r rank, in and out widths of the frozen linear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adapterbank.backbone.ast import LINEAR_NAMES, ASTWeights, FrozenLinear, Geometry
+from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.methods import init, register
+from adapterbank.methods.layers import ByLayer, Layers, chosen
+from adapterbank.methods.sites import Adapters, Sites
+
+RANK = 6  # on q and v: 221,184 on AST-base (PETL_AST)
+SCALE = 8.0  # alpha / rank unless told otherwise (PETL_AST)
+
+
+class LowRank(nn.Module):
+    """The change of one frozen linear, as a hook: (R, N, in), (R, N, out) -> (R, N, out)."""
+
+    def __init__(self, weight: Tensor, rank: int, scale: float, dropout: float, dora: bool, generator: torch.Generator):
+        super().__init__()
+        outputs, inputs = weight.shape
+        self.scale = scale
+        self.drop = init.dropout(dropout)
+        self.down = nn.Parameter(init.linear(inputs, rank, generator).weight.detach())  # A (r, in)
+        self.up = nn.Parameter(torch.zeros(outputs, rank))  # B (out, r)
+        norms = weight.detach().float().norm(dim=1)
+        self.magnitude = nn.Parameter(norms) if dora else None  # m (out,)
+
+    def forward(self, x: Tensor, y: Tensor, frozen: FrozenLinear) -> Tensor:
+        dropped = self.drop(x).to(self.down.dtype)
+        change = self.scale * F.linear(F.linear(dropped, self.down), self.up)
+        if self.magnitude is None:
+            return y + change
+        with torch.no_grad():
+            norm = (frozen.weight.to(self.up.dtype) + self.scale * self.up @ self.down).norm(dim=1)
+        bias = 0 if frozen.bias is None else frozen.bias
+        if isinstance(self.drop, nn.Dropout) and self.training:
+            plain = F.linear(dropped, frozen.weight.to(dropped.dtype))  # what is rescaled hears the same dropout
+            return y + (self.magnitude / norm - 1) * plain + self.magnitude / norm * change
+        return self.magnitude / norm * (y - bias + change) + bias
+
+
+class LoRA(Adapters):
+    """Low-rank changes of some linears of the chosen blocks."""
+
+    def __init__(
+        self,
+        base: ASTWeights,
+        geometry: Geometry,
+        generator: torch.Generator,
+        targets: Sequence[str],
+        layers: Layers,
+        *,
+        rank: int,
+        scale: float,
+        dropout: float,
+        dora: bool,
+    ):
+        super().__init__()
+        self.changes = ByLayer()
+        for layer in chosen(layers, geometry.layers):
+            weights = {name: getattr(base.blocks[layer], f"{name}_weight") for name in targets}
+            parts = {name: LowRank(w, rank, scale, dropout, dora, generator) for name, w in weights.items()}
+            self.changes.put(layer, nn.ModuleDict(parts))
+
+    def sites(self, layer: int) -> Sites:
+        changes = self.changes.at(layer)
+        return Sites() if changes is None else Sites(linear={name: (hook,) for name, hook in changes.named_children()})
+
+
+@register("lora", paper="LoRA (Hu et al., 2022); rsLoRA (2023); DoRA (2024)")
+def lora(
+    geometry: Geometry,
+    base: ASTWeights,
+    generator: torch.Generator,
+    *,
+    targets: Sequence[str] = ("q", "v"),
+    rank: int = RANK,
+    alpha: float | None = None,
+    rslora: bool = False,
+    dora: bool = False,
+    dropout: float = 0.0,
+    layers: Layers = "all",
+) -> Adapters:
+    """Low-rank changes of `targets`, any of q, k, v, proj, fc1, fc2.
+
+    Args:
+        alpha: the scale is alpha / rank (rsLoRA: alpha / sqrt(rank)); None makes alpha / rank PETL_AST's 8.
+    """
+    if type(rank) is not int or rank < 1:
+        raise ConfigError(f"got rank={rank!r}, expected a positive integer; PETL_AST uses {RANK}.")
+    if isinstance(targets, str) or not targets or len(set(targets)) != len(targets):
+        raise ConfigError(f"got targets={targets!r}, expected a list of {', '.join(LINEAR_NAMES)}, each once.")
+    for name in targets:
+        if name not in LINEAR_NAMES:
+            raise UnknownNameError("target of lora", name, LINEAR_NAMES)
+    alpha = SCALE * rank if alpha is None else alpha
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
+        raise ConfigError(f"got alpha={alpha!r}, expected a positive number.")
+    scale = alpha / (math.sqrt(rank) if rslora else rank)
+    return LoRA(base, geometry, generator, targets, layers, rank=rank, scale=scale, dropout=dropout, dora=dora)

@@ -1,0 +1,91 @@
+"""Mixtures of adapters beside the MLP (Cappellazzo et al., 2024, "Soft Mixture of Adapters"; PETL_AST).
+
+    dense   A(h) = sum_e softmax(h W)_e A_e(h)               every adapter sees every token; (W) D x E
+    soft    slots = softmax_tokens(h P)^T h                  each slot is a mean of the clip's tokens; (P) D x (E S)
+            A(h)  = softmax_slots(h P) [A_e(slots)]          (Soft MoE: Puigcerver et al., 2024)
+
+The adapters A_e are bottlenecks with a GELU; `up` starts at zero, so an untrained mixture changes nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.methods import init, register
+from adapterbank.methods.layers import Layers
+from adapterbank.methods.placed import Placed
+from adapterbank.methods.sites import Adapters
+
+EXPERTS, SLOTS, REDUCTION = 4, 1, 64
+KINDS = ("soft", "dense")
+
+
+class Mixture(nn.Module):
+    """E bottlenecks and a router. (R, N, D) -> (R, N, D)."""
+
+    def __init__(self, width: int, hidden: int, experts: int, slots: int, kind: str, generator: torch.Generator):
+        super().__init__()
+        self.kind = kind
+        bound = width**-0.5
+        self.router = init.uniform((width, experts * (slots if kind == "soft" else 1)), bound, generator)
+        self.down = init.uniform((experts, width, hidden), bound, generator)
+        self.down_bias = nn.Parameter(torch.zeros(experts, 1, hidden))
+        self.up = nn.Parameter(torch.zeros(experts, hidden, width))
+        self.up_bias = nn.Parameter(torch.zeros(experts, 1, width))
+
+    def forward(self, h: Tensor) -> Tensor:
+        routes = h.to(self.router.dtype) @ self.router  # (R, N, E S)
+        if self.kind == "dense":
+            x = self._experts(rearrange(h, "r n d -> 1 (r n) d"))  # (E, R N, D)
+            return einsum(routes.softmax(-1).flatten(0, 1), x, "t e, e t d -> t d").unflatten(0, h.shape[:2])
+        slots = einsum(routes.softmax(1), h.to(routes.dtype), "r n s, r n d -> r s d")
+        grouped = rearrange(slots, "r (e s) d -> e (r s) d", e=len(self.down))
+        answers = rearrange(self._experts(grouped), "e (r s) d -> r (e s) d", r=len(h))
+        return routes.softmax(2) @ answers
+
+    def _experts(self, x: Tensor) -> Tensor:
+        """(E or 1, X, D) -> (E, X, D), expert by expert."""
+        x = x.to(self.down.dtype)
+        return F.gelu(x @ self.down + self.down_bias) @ self.up + self.up_bias
+
+
+@register("moa", paper="Soft mixture of adapters (Cappellazzo et al., 2024)")
+def moa(
+    geometry: Geometry,
+    base: ASTWeights,
+    generator: torch.Generator,
+    *,
+    kind: str = "soft",
+    experts: int = EXPERTS,
+    slots: int = SLOTS,
+    reduction: int = REDUCTION,
+    gate: str = "static",
+    gate_level: str = "clip",
+    layers: Layers = "all",
+) -> Adapters:
+    """Mixtures of bottlenecks of width D / `reduction`, parallel to the MLP.
+
+    Args:
+        kind: "soft" (experts work on slots, means of a clip's tokens) or "dense" (on every token).
+        slots: per expert, of the soft kind.
+    """
+    if kind not in KINDS:
+        raise UnknownNameError("kind of moa", kind, KINDS)
+    for name, value in (("experts", experts), ("slots", slots), ("reduction", reduction)):
+        if type(value) is not int or not 1 <= value <= geometry.width:
+            raise ConfigError(f"got {name}={value!r}, expected 1 to {geometry.width}.")
+    hidden = geometry.width // reduction
+    return Placed(
+        lambda: Mixture(geometry.width, hidden, experts, slots, kind, generator),
+        geometry,
+        placement="pfeiffer",
+        form="parallel",
+        layers=layers,
+        gate=gate,
+        gate_level=gate_level,
+    )

@@ -1,0 +1,51 @@
+"""Prefix tuning: P trained keys and values per block, beside those of the tokens (Li and Liang, 2021; PETL_AST).
+
+Unlike deep prompts they skip LN1, W_k and W_v. They take part of the attention from the start, so an untrained prefix
+is not the base: keys and values are drawn from a normal distribution of deviation 0.02.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.errors import ConfigError
+from adapterbank.methods import register
+from adapterbank.methods.layers import ByLayer, Layers, chosen
+from adapterbank.methods.sites import Adapters, Sites
+
+TOKENS = 12  # keys, and as many values, per block: PETL_AST's 24
+STD = 0.02
+
+
+class Prefix(Adapters):
+    """Keys and values of the chosen blocks, (P, D) each."""
+
+    def __init__(self, geometry: Geometry, generator: torch.Generator, tokens: int, layers: Layers):
+        super().__init__()
+        if type(tokens) is not int or tokens < 1:
+            raise ConfigError(f"got tokens={tokens!r}, expected at least 1 per layer; PETL_AST uses {TOKENS}.")
+        self.pairs = ByLayer()
+        for layer in chosen(layers, geometry.layers):
+            drawn = STD * torch.randn(2, tokens, geometry.width, generator=generator)
+            self.pairs.put(layer, nn.ParameterDict({"key": nn.Parameter(drawn[0]), "value": nn.Parameter(drawn[1])}))
+
+    def sites(self, layer: int) -> Sites:
+        pair = self.pairs.at(layer)
+        if pair is None:
+            return Sites()
+        return Sites(extra_kv=((pair.get_parameter("key"), pair.get_parameter("value")),))
+
+
+@register("prefix", paper="Prefix tuning (Li and Liang, 2021); PETL_AST, 2024")
+def prefix(
+    geometry: Geometry,
+    base: ASTWeights,
+    generator: torch.Generator,
+    *,
+    tokens: int = TOKENS,
+    layers: Layers = "all",
+) -> Adapters:
+    """`tokens` keys and as many values per layer."""
+    return Prefix(geometry, generator, tokens, layers)

@@ -1,0 +1,39 @@
+"""Shallow prompts: P trained tokens that join the sequence once, before the first block, and stay in it.
+
+VPT-shallow (Jia et al., 2022); 300 tokens in PETL_AST. They run through every block and enter a mean pooling.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.errors import ConfigError
+from adapterbank.methods import init, register
+from adapterbank.methods.sites import Adapters, Sites
+
+TOKENS = 300  # PETL_AST
+
+
+class ShallowPrompt(Adapters):
+    """(P, D), uniform as `prompt.DeepPrompt` draws them."""
+
+    def __init__(self, geometry: Geometry, generator: torch.Generator, tokens: int):
+        super().__init__()
+        if type(tokens) is not int or tokens < 1:
+            raise ConfigError(f"got tokens={tokens!r}, expected at least 1 prompt; PETL_AST uses {TOKENS}.")
+        bound = math.sqrt(6 / (3 * geometry.patch**2 + geometry.width))
+        self.prompts = init.uniform((tokens, geometry.width), bound, generator)
+
+    def sites(self, layer: int) -> Sites:
+        return Sites(tokens=(self.prompts,)) if layer == 0 else Sites()
+
+
+@register("shallow_prompt", paper="VPT-shallow (Jia et al., 2022); PETL_AST, 2024")
+def shallow_prompt(
+    geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, tokens: int = TOKENS
+) -> Adapters:
+    """`tokens` prompts before the first block."""
+    return ShallowPrompt(geometry, generator, tokens)
