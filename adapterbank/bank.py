@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -19,13 +19,18 @@ from adapterbank import methods, storage
 from adapterbank.backbone.ast import Segment
 from adapterbank.backbone.checkpoints import Backbone, load_backbone
 from adapterbank.backbone.frontend import HOP, SAMPLE_RATE, WINDOW
+from adapterbank.compose import compose
 from adapterbank.data import catalog
 from adapterbank.errors import ConfigError, LabelsError, NameTakenError, UnknownNameError
 from adapterbank.methods.head import POOLINGS
+from adapterbank.methods.layers import resolve
 from adapterbank.methods.sites import NOTHING
 from adapterbank.routing import embed_mels, mels_of, run
 from adapterbank.task import Task, TaskSpec, check_name
 from adapterbank.training.metrics import evaluate_task
+
+if TYPE_CHECKING:
+    from adapterbank.inspection import LayerImportance
 
 AUDIOSET = "audioset"  # the built-in task of a backbone that has a classifier
 
@@ -177,6 +182,8 @@ class AdapterBank:
         clip_seconds: float | None = None,
         normalize: str | tuple[float, float] = "backbone",
         seed: int = 0,
+        init_from: str | None = None,
+        importance: LayerImportance | None = None,
         **method_options: Any,
     ) -> Task:
         """Adds a new, untrained task.
@@ -193,6 +200,8 @@ class AdapterBank:
             clip_seconds: pad shorter clips to this length; None: each clip keeps its own.
             normalize: "backbone", or (mean, std) of this task's log-mels.
             seed: of the initialisation, together with the name.
+            init_from: a task whose tensors of the same names and shapes the new one starts with (warm start).
+            importance: what `layer_importance` found; `layers="top:4"` takes its four highest.
             **method_options: such as ratio=0.25; for one part of a composition: prompt={"tokens": 24}.
 
         Raises:
@@ -205,6 +214,10 @@ class AdapterBank:
         if known is not None:
             clip_seconds = known.clip_seconds if clip_seconds is None else clip_seconds
             multilabel = known.multilabel if multilabel is None else multilabel
+        source = None if init_from is None else self.task(init_from)
+        if "layers" in method_options:
+            scores = None if importance is None else importance.scores
+            method_options["layers"] = resolve(method_options["layers"], scores)
         defaults = {"head": "ln_linear", "pooling": "cls_dist"}
         for part in methods.parse(method):
             defaults.update(part.defaults)
@@ -222,6 +235,8 @@ class AdapterBank:
             seed=seed,
         )
         task = Task(spec, self._backbone)
+        if source is not None:
+            _warm_start(task, source)
         self._tasks[name] = task
         return task
 
@@ -252,6 +267,21 @@ class AdapterBank:
             )
         self._tasks[task.name] = task
         return task
+
+    def compose(self, name: str, tasks: Sequence[str], how: str = "joint", **options: Any) -> Task:
+        """A new task whose adapters are copies of those of trained tasks, all in one forward pass.
+
+        The sources stay as they are, bit for bit. Arguments and errors as in `adapterbank.compose.compose`: `freeze`,
+        `head_from`, `labels`, `seed`.
+
+        Raises:
+            NameTakenError, UnknownNameError, CompositionError, ConfigError, LabelsError: the bank is as it was.
+        """
+        if check_name(name) in self._tasks:
+            raise NameTakenError(f"a task {name!r} exists; choose another name.")
+        sources = [self.task(source) for source in ([tasks] if isinstance(tasks, str) else tasks)]
+        self._tasks[name] = compose(name, sources, self._backbone, how=how, **options)
+        return self._tasks[name]
 
     def task(self, name: str) -> Task:
         """A task by name. Raises UnknownNameError; a name never falls through to the base or another task."""
@@ -359,6 +389,23 @@ class AdapterBank:
 
     def __repr__(self) -> str:
         return f"AdapterBank({self._backbone.source!r}, tasks=[{', '.join(self._tasks)}])"
+
+
+def _warm_start(task: Task, source: Task) -> None:
+    """Copies what both have under one name and shape; heads only where the labels are the same."""
+    given = source.state_dict()
+    same_head = source.labels == task.labels and source.spec.head == task.spec.head
+    copied = 0
+    with torch.no_grad():
+        for name, tensor in task.state_dict().items():
+            if name in given and given[name].shape == tensor.shape and (same_head or not name.startswith("head.")):
+                tensor.copy_(given[name])
+                copied += 1
+    if not copied:
+        raise ConfigError(
+            f"init_from={source.name!r} ({source.method}) shares no tensor with {task.name!r} ({task.method}); "
+            "warm starts need the same method, options and sizes."
+        )
 
 
 def _default_device() -> torch.device:

@@ -20,6 +20,7 @@ from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.backbone.frontend import SAMPLE_RATE, frame_count, normalise, pad_frames
 from adapterbank.errors import ConfigError, InvalidNameError, LabelsError, StorageError, UnknownNameError
 from adapterbank.methods.head import HEADS, POOLINGS, Head, pool
+from adapterbank.methods.sites import Adapters
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 RESERVED = ("auto", "all", "base", "unknown")
@@ -56,6 +57,7 @@ class TaskSpec:
         labels: class names in the order of the logits.
         clip_seconds: shorter clips are padded to this length; None keeps each clip's own.
         normalize: "backbone", or the (mean, std) of this task's log-mels.
+        frozen: parts of the method that training leaves as they are, as `compose` makes them.
     """
 
     name: str
@@ -69,10 +71,14 @@ class TaskSpec:
     clip_seconds: float | None = None
     normalize: str | tuple[float, float] = "backbone"
     seed: int = 0
+    frozen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        methods.parse(self.method)
+        parts = [part.name for part in methods.parse(self.method)]
+        for part in self.frozen:
+            if part not in parts:
+                raise UnknownNameError(f"part of {self.method}", part, parts)
         _check_labels(self.labels)
         if self.head not in HEADS:
             raise UnknownNameError("head", self.head, HEADS)
@@ -109,8 +115,9 @@ class TaskSpec:
         if not isinstance(values["labels"], list) or not isinstance(values.get("options", {}), dict):
             raise StorageError(f"the labels or options of task {values['name']!r} are no list or dict; it is damaged.")
         values["labels"] = tuple(values["labels"])
-        if isinstance(values.get("normalize"), list):
-            values["normalize"] = tuple(values["normalize"])
+        for key in ("normalize", "frozen"):
+            if isinstance(values.get(key), list):
+                values[key] = tuple(values[key])
         return cls(**values)
 
 
@@ -151,6 +158,8 @@ class Task(nn.Module):
         self.norm = nn.ParameterDict()
         if spec.train_final_norm and self.adapters.owned(base).norm is base.norm:
             self.norm.update({k: nn.Parameter(t.detach().float().clone()) for k, t in base.norm._asdict().items()})
+        for part in spec.frozen:
+            self.part(part).requires_grad_(False)
         self.to(backbone.device)
         self.eval()
 
@@ -166,6 +175,19 @@ class Task(nn.Module):
     def method(self) -> str:
         return self.spec.method
 
+    def part(self, method: str) -> Adapters:
+        """The adapters of one method of a composition; of a single method, all of them."""
+        if isinstance(self.adapters, methods.Composition):
+            return self.adapters.part(method)
+        return self.adapters
+
+    def train(self, mode: bool = True) -> Task:
+        """Training mode; what is frozen stays in eval mode, with its batch statistics."""
+        super().train(mode)
+        for part in self.spec.frozen:
+            self.part(part).eval()
+        return self
+
     @property
     def primary_metric(self) -> str:
         """The metric by which this kind of task is compared: accuracy, or mAP where labels are many."""
@@ -180,7 +202,7 @@ class Task(nn.Module):
 
     def uses_frozen_features(self) -> bool:
         """True if nothing before the head is trained, so that one vector per clip can be kept."""
-        return not any(True for _ in self.adapters.parameters()) and not len(self.norm)
+        return not any(p.requires_grad for p in self.adapters.parameters()) and not len(self.norm)
 
     def segment(self, base: ASTWeights) -> Segment:
         """What the backbone needs to run this task's rows."""

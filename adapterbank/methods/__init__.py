@@ -118,7 +118,7 @@ def build(
         CompositionError: two parts fill the same one-owner site.
     """
     parts = parse(expression)
-    chosen = _distribute(parts, options or {})
+    chosen = options_of(expression, options or {})
     built = {part.name: part.build(geometry, base, generator, **chosen[part.name]) for part in parts}
     if len(built) == 1:
         return next(iter(built.values()))
@@ -127,7 +127,13 @@ def build(
     return composed
 
 
-def _distribute(parts: tuple[Method, ...], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def options_of(expression: str, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options of each part of a composition, as `build` distributes them.
+
+    Raises:
+        UnknownNameError: an option that no part has.
+    """
+    parts = parse(expression)
     chosen: dict[str, dict[str, Any]] = {part.name: {} for part in parts}
     own: list[tuple[str, Mapping[str, Any]]] = []
     for key, value in options.items():
@@ -162,6 +168,10 @@ class Composition(Adapters):
         for _, part in self._items():
             base = part.owned(base)
         return base
+
+    def part(self, method: str) -> Adapters:
+        """The adapters of one method."""
+        return dict(self._items())[method]
 
     def check(self, layers: int, base: ASTWeights) -> None:
         """Finds clashes when the task is added, not when it first runs."""

@@ -10,6 +10,7 @@ from torch import nn
 from adapterbank.errors import ConfigError
 
 Layers: TypeAlias = str | Sequence[int]
+TOP = "top:"
 
 
 def chosen(layers: Layers, count: int) -> tuple[int, ...]:
@@ -33,9 +34,34 @@ def chosen(layers: Layers, count: int) -> tuple[int, ...]:
     return tuple(numbers)
 
 
+def top(count: int, scores: Sequence[float]) -> tuple[int, ...]:
+    """The `count` blocks with the highest scores, in rising order; of equal ones the later.
+
+    Raises:
+        ConfigError: not from 1 to the number of blocks.
+    """
+    if type(count) is not int or not 1 <= count <= len(scores):
+        raise ConfigError(f"got {count!r} layers to choose, expected 1 to {len(scores)}.")
+    return tuple(sorted(sorted(range(len(scores)), key=lambda layer: (scores[layer], layer))[-count:]))
+
+
+def resolve(layers: Layers, importance: Sequence[float] | None) -> Layers:
+    """ "top:4" as block numbers, by these scores; anything else as it is.
+
+    Raises:
+        ConfigError: "top:" without a number, or without scores.
+    """
+    if not isinstance(layers, str) or not layers.startswith(TOP):
+        return layers
+    number = layers.removeprefix(TOP)
+    if importance is None or not number.isdecimal():
+        raise ConfigError(f"got layers={layers!r}, expected 'top:4' or another number; {_hint(layers)}")
+    return top(int(number), importance)
+
+
 def _hint(layers: str) -> str:
-    if layers.startswith("top:"):
-        return "'top:N' needs importance=..., as layer_importance returns it."
+    if layers.startswith(TOP):
+        return "it needs importance=layer_importance(bank, task, data)."
     return "adapterbank.layer_importance tells which matter."
 
 

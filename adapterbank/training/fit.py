@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from adapterbank.backbone.checkpoints import Backbone
@@ -179,7 +179,8 @@ class _Trainer:
             collate_fn=_collate,
             num_workers=0 if self.cached else options.workers,
         )
-        self.optimizer = torch.optim.AdamW(task.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay)
         self.total = min(options.epochs * len(self.loader), options.steps or math.inf)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
@@ -224,7 +225,7 @@ class _Trainer:
 
     def _step(self, inputs: list[Tensor], labels: list[Any], step: int) -> float:
         targets = self.task.targets(labels).to(self.device)
-        with self.autocast:
+        with self.autocast, self._dropout(step):
             logits = self._logits(inputs)
         loss = loss_function(self.task, logits, targets)
         if not torch.isfinite(loss):
@@ -244,6 +245,17 @@ class _Trainer:
         if self.scaler.get_scale() >= scale:  # else the step was skipped
             self.scheduler.step()
         return loss.item()
+
+    @contextmanager
+    def _dropout(self, step: int) -> Iterator[None]:
+        """Dropout by (seed, task, step); the caller's random state stays as it was."""
+        if not any(isinstance(module, nn.Dropout) for module in self.task.modules()):
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seeded(self.options.seed, self.task.name, "dropout", str(step)).initial_seed())
+            yield
 
     def _logits(self, inputs: list[Tensor]) -> Tensor:
         if self.cached:
