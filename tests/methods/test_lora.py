@@ -47,7 +47,7 @@ def test_logits_equal_those_of_peft(kind, targets, hf_model, hf_folder, clips):
                 for key, mine in pairs.items():
                     mine += 0.2 * torch.randn(mine.shape, generator=generator)
                     theirs[f"{prefix}.{key}"].copy_(mine)
-        clip = clips[4].repeat(3)[: (128 - 1) * 160 + 400]  # 128 frames, the model's own length
+        clip = clips[4].repeat(9)[: (128 - 1) * 160 + 400]  # 128 frames, the model's own length
         (mel,) = mels_of(bank.backbone, [clip])
         hidden = wrapped(((mel - bank.backbone.mean) / (2 * bank.backbone.std))[None]).pooler_output
         torch.testing.assert_close(bank([clip], "t"), task.head(hidden), rtol=0, atol=1e-5)
@@ -76,7 +76,7 @@ def test_gradients_equal_those_of_peft(hf_model, hf_folder, clips):
                     mine += 0.1 * torch.randn_like(mine)
                     theirs[full].copy_(mine)
                     pairs.append((mine, theirs[full]))
-    clip = clips[4].repeat(3)[: (128 - 1) * 160 + 400]
+    clip = clips[4].repeat(9)[: (128 - 1) * 160 + 400]
     (mel,) = mels_of(bank.backbone, [clip])
     normal = ((mel - bank.backbone.mean) / (2 * bank.backbone.std))[None]
     task.head(wrapped(normal).pooler_output).square().sum().backward()
