@@ -8,6 +8,7 @@ fit(bank, "speechcommands", train, val)
 from adapterbank.bank import AdapterBank, Prediction
 from adapterbank.data import load_folder, read_audio, standard_splits
 from adapterbank.errors import AdapterBankError
+from adapterbank.inspection import LayerImportance, gate_values, layer_importance
 from adapterbank.training.fit import History, fit
 
 __version__ = "0.1.0"
@@ -15,8 +16,11 @@ __all__ = [
     "AdapterBank",
     "AdapterBankError",
     "History",
+    "LayerImportance",
     "Prediction",
     "fit",
+    "gate_values",
+    "layer_importance",
     "load_folder",
     "read_audio",
     "standard_splits",
