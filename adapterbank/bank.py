@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapterbank import methods, storage
 from adapterbank.backbone.ast import Segment
@@ -25,50 +21,14 @@ from adapterbank.errors import ConfigError, LabelsError, NameTakenError, Unknown
 from adapterbank.methods.head import POOLINGS
 from adapterbank.methods.layers import resolve
 from adapterbank.methods.sites import NOTHING
-from adapterbank.routing import embed_mels, mels_of, run
-from adapterbank.task import Task, TaskSpec, check_name
+from adapterbank.routing import TaskModule, embed_mels, mels_of, run
+from adapterbank.task import Prediction, Task, TaskSpec, check_name, overview
 from adapterbank.training.metrics import evaluate_task
 
 if TYPE_CHECKING:
     from adapterbank.inspection import LayerImportance
 
 AUDIOSET = "audioset"  # the built-in task of a backbone that has a classifier
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a task says of one clip.
-
-    Attributes:
-        task: its name.
-        labels: all classes, the most likely first.
-        probabilities: in the order of `labels`; they sum to 1 unless the task is multi-label.
-        confidence: the highest of them.
-    """
-
-    task: str
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    confidence: float
-
-
-class TaskModule(nn.Module):
-    """One task as an optimiser, Accelerate or torch.compile sees it: its parameters are the task's, no others.
-
-    Move it with `bank.to(device)`: the frozen tensors are the bank's and do not follow `module.to`.
-
-    Shapes: waveforms (B, T) or B one-dimensional tensors of any lengths -> logits (B, C), with gradients.
-    """
-
-    def __init__(self, task: Task, bank: AdapterBank):
-        super().__init__()
-        self.task = task
-        self._bank = bank  # no module: none of its tensors becomes a parameter or a buffer here
-
-    def forward(self, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> Tensor:
-        backbone = self._bank.backbone
-        mels = mels_of(backbone, x, sample_rate)
-        return torch.stack(run(backbone, [self.task] * len(mels), mels))
 
 
 class AdapterBank:
@@ -236,7 +196,7 @@ class AdapterBank:
         )
         task = Task(spec, self._backbone)
         if source is not None:
-            _warm_start(task, source)
+            task.start_from(source)
         self._tasks[name] = task
         return task
 
@@ -291,7 +251,7 @@ class AdapterBank:
 
     def task_module(self, name: str) -> TaskModule:
         """One task as an `nn.Module` for your own training loop."""
-        return TaskModule(self.task(name), self)
+        return TaskModule(self.task(name), lambda: self._backbone)
 
     def trainable_parameters(self, task: str) -> int:
         """How many numbers training this task may change."""
@@ -355,7 +315,7 @@ class AdapterBank:
         """Class names and probabilities, one `Prediction` per clip. Arguments and errors as in calling the bank."""
         logits = self(x, task, sample_rate=sample_rate)
         names = [task] * len(logits) if isinstance(task, str) else list(task)
-        return [_prediction(self.task(name), row) for name, row in zip(names, logits, strict=True)]
+        return [self.task(name).prediction(row) for name, row in zip(names, logits, strict=True)]
 
     def evaluate(self, task: str, data: Any, *, batch_size: int = 32) -> dict[str, float]:
         """Metrics of a task on data that yields (waveform at 16 kHz, label); kept for `summary()`.
@@ -370,42 +330,10 @@ class AdapterBank:
 
     def summary(self) -> None:
         """Prints all tasks: method, parameters, share of the base, bytes, last metric."""
-        base = self._backbone.parameters()
-        sizes = self._backbone.geometry
-        title = f"{self._backbone.source}: {sizes.layers} x {sizes.width}, {base:,} frozen parameters"
-        table = Table(title=title, box=SIMPLE_HEAD, padding=0)  # so that it fits 80 columns
-        for column in ("task", "method"):
-            table.add_column(column, overflow="fold")  # a name that is cut is no name
-        for column in ("classes", "parameters", "% of base", "bytes", "metric"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for name, task in self._tasks.items():
-            count = task.trainable_parameters()
-            value = task.metrics.get(task.primary_metric, math.nan)
-            metric = "-" if math.isnan(value) else f"{task.primary_metric} {value:.3f}"
-            share = f"{100 * count / base:.2f}"
-            size = f"{task.num_bytes():,}"
-            table.add_row(name, task.method, str(len(task.labels)), f"{count:,}", share, size, metric)
-        Console().print(table)
+        Console().print(overview(self._backbone, self._tasks.values()))
 
     def __repr__(self) -> str:
         return f"AdapterBank({self._backbone.source!r}, tasks=[{', '.join(self._tasks)}])"
-
-
-def _warm_start(task: Task, source: Task) -> None:
-    """Copies what both have under one name and shape; heads only where the labels are the same."""
-    given = source.state_dict()
-    same_head = source.labels == task.labels and source.spec.head == task.spec.head
-    copied = 0
-    with torch.no_grad():
-        for name, tensor in task.state_dict().items():
-            if name in given and given[name].shape == tensor.shape and (same_head or not name.startswith("head.")):
-                tensor.copy_(given[name])
-                copied += 1
-    if not copied:
-        raise ConfigError(
-            f"init_from={source.name!r} ({source.method}) shares no tensor with {task.name!r} ({task.method}); "
-            "warm starts need the same method, options and sizes."
-        )
 
 
 def _default_device() -> torch.device:
@@ -427,10 +355,3 @@ def _labels(name: str, labels: Sequence[str] | None, num_classes: int | None) ->
     if num_classes is not None and num_classes != len(labels):
         raise LabelsError(f"got {len(labels)} labels and num_classes={num_classes}; give one of them.")
     return tuple(labels)
-
-
-def _prediction(task: Task, logits: Tensor) -> Prediction:
-    probabilities = logits.sigmoid() if task.spec.multilabel else logits.softmax(dim=-1)
-    values, order = probabilities.sort(descending=True, stable=True)
-    ranked = tuple(values.tolist())
-    return Prediction(task.name, tuple(task.labels[i] for i in order.tolist()), ranked, ranked[0])

@@ -6,11 +6,21 @@ A message says what was got, what was expected, the known names and the next thi
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class AdapterBankError(Exception):
     """Root of all errors of this library: `except AdapterBankError` catches each of them."""
+
+
+@contextmanager
+def exit_on_error() -> Iterator[None]:
+    """For scripts: an error of ours ends the program with its message and status 1, without a traceback."""
+    try:
+        yield
+    except AdapterBankError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
 class ConfigError(AdapterBankError, ValueError):

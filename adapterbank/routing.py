@@ -6,11 +6,11 @@ leaves the layout, and with it every bit of all other rows, as it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapterbank.backbone.ast import Segment, encode
 from adapterbank.backbone.checkpoints import Backbone
@@ -99,3 +99,25 @@ def embed_mels(backbone: Backbone, segment: Segment, mels: Sequence[Tensor], how
     tokens = encode(spectrograms, [segment] * len(groups), backbone.geometry)
     order = torch.tensor([row for _, rows in groups for row in rows])
     return torch.cat([pool(x, how) for x in tokens])[order.argsort().to(tokens[0].device)]
+
+
+class TaskModule(nn.Module):
+    """One task as an optimiser, Accelerate or torch.compile sees it: its parameters are the task's, no others.
+
+    Move it with `bank.to(device)`: the frozen tensors are the bank's and do not follow `module.to`.
+
+    Args:
+        backbone: gives the bank's backbone of the moment; no tensor of it becomes a parameter or a buffer here.
+
+    Shapes: waveforms (B, T) or B one-dimensional tensors of any lengths -> logits (B, C), with gradients.
+    """
+
+    def __init__(self, task: Task, backbone: Callable[[], Backbone]):
+        super().__init__()
+        self.task = task
+        self._backbone = backbone
+
+    def forward(self, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> Tensor:
+        backbone = self._backbone()
+        mels = mels_of(backbone, x, sample_rate)
+        return torch.stack(run(backbone, [self.task] * len(mels), mels))

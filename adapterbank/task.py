@@ -7,11 +7,13 @@ import json
 import math
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
 from torch import Tensor, nn
 
 from adapterbank import methods
@@ -119,6 +121,23 @@ class TaskSpec:
             if isinstance(values.get(key), list):
                 values[key] = tuple(values[key])
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a task says of one clip.
+
+    Attributes:
+        task: its name.
+        labels: all classes, the most likely first.
+        probabilities: in the order of `labels`; they sum to 1 unless the task is multi-label.
+        confidence: the highest of them.
+    """
+
+    task: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    confidence: float
 
 
 def _is_number(value: Any) -> bool:
@@ -263,6 +282,33 @@ class Task(nn.Module):
         """(R, N, D) -> (R, C)."""
         return self.head(self.pooled(tokens))
 
+    def prediction(self, logits: Tensor) -> Prediction:
+        """Class names and probabilities of one clip. (C,)."""
+        probabilities = logits.sigmoid() if self.spec.multilabel else logits.softmax(dim=-1)
+        values, order = probabilities.sort(descending=True, stable=True)
+        ranked = tuple(values.tolist())
+        return Prediction(self.name, tuple(self.labels[i] for i in order.tolist()), ranked, ranked[0])
+
+    def start_from(self, source: Task) -> None:
+        """Warm start: copies what both have under one name and shape; heads only where the labels are the same.
+
+        Raises:
+            ConfigError: the two share no tensor.
+        """
+        given = source.state_dict()
+        same_head = source.labels == self.labels and source.spec.head == self.spec.head
+        copied = 0
+        with torch.no_grad():
+            for name, tensor in self.state_dict().items():
+                if name in given and given[name].shape == tensor.shape and (same_head or not name.startswith("head.")):
+                    tensor.copy_(given[name])
+                    copied += 1
+        if not copied:
+            raise ConfigError(
+                f"init_from={source.name!r} ({source.method}) shares no tensor with {self.name!r} ({self.method}); "
+                "warm starts need the same method, options and sizes."
+            )
+
 
 def clip_frames(clip_seconds: float, geometry: Geometry) -> int:
     """Frames of a clip of this length, as whole patches.
@@ -271,3 +317,24 @@ def clip_frames(clip_seconds: float, geometry: Geometry) -> int:
     """
     frames = frame_count(round(clip_seconds * SAMPLE_RATE))
     return frames if frames == geometry.max_frames else geometry.whole_frames(frames)
+
+
+def overview(backbone: Backbone, tasks: Iterable[Task]) -> Table:
+    """A line per task: method, parameters, share of the base, bytes, last metric."""
+    base = backbone.parameters()
+    sizes = backbone.geometry
+    title = f"{backbone.source}: {sizes.layers} x {sizes.width}, {base:,} frozen parameters"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0)  # so that it fits 80 columns
+    for column in ("task", "method"):
+        table.add_column(column, overflow="fold")  # a name that is cut is no name
+    for column in ("classes", "parameters", "% of base", "bytes", "metric"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for task in tasks:
+        count = task.trainable_parameters()
+        value = task.metrics.get(task.primary_metric, math.nan)
+        metric = "-" if math.isnan(value) else f"{task.primary_metric} {value:.3f}"
+        share = f"{100 * count / base:.2f}"
+        table.add_row(
+            task.name, task.method, str(len(task.labels)), f"{count:,}", share, f"{task.num_bytes():,}", metric
+        )
+    return table

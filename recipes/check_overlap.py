@@ -26,7 +26,7 @@ from torch import Tensor
 from adapterbank import load_folder, plots
 from adapterbank.backbone.frontend import log_mel
 from adapterbank.data import demo_tasks
-from adapterbank.errors import AdapterBankError, DatasetError
+from adapterbank.errors import DatasetError, exit_on_error
 from adapterbank.training.views import Pool
 
 BANDS, STEP = 32, 4  # steps of 40 ms
@@ -136,10 +136,8 @@ def run(cfg: DictConfig) -> None:
 
 @hydra.main(version_base=None, config_path="conf", config_name="check_overlap")
 def main(cfg: DictConfig) -> None:
-    try:
+    with exit_on_error():
         run(cfg)
-    except AdapterBankError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from adapterbank import AdapterBank, load_folder, standard_splits
-from adapterbank.errors import AdapterBankError
+from adapterbank.errors import exit_on_error
 from adapterbank.training.protocol import RunLog, train_and_test
 
 console = Console()
@@ -94,10 +94,8 @@ def run(cfg: DictConfig) -> None:
 
 @hydra.main(version_base=None, config_path="conf", config_name="compare_methods")
 def main(cfg: DictConfig) -> None:
-    try:
+    with exit_on_error():
         run(cfg)
-    except AdapterBankError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
 if __name__ == "__main__":

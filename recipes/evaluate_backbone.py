@@ -29,7 +29,7 @@ from rich.console import Console
 from adapterbank import AdapterBank, load_folder, plots, standard_splits
 from adapterbank.backbone.checkpoints import load_backbone, random_backbone
 from adapterbank.data import FolderDataset
-from adapterbank.errors import AdapterBankError, UnknownNameError
+from adapterbank.errors import UnknownNameError, exit_on_error
 from adapterbank.methods import parse
 from adapterbank.routing import mels_of
 from adapterbank.training import probe, teachers
@@ -135,10 +135,8 @@ def run(cfg: DictConfig) -> None:
 @hydra.main(version_base=None, config_path="conf", config_name="evaluate_backbone")
 def main(cfg: DictConfig) -> None:
     cfg.teachers = {name: options for name, options in (cfg.teachers or {}).items() if options is not None}
-    try:
+    with exit_on_error():
         run(cfg)
-    except AdapterBankError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rich.console import Console
 from adapterbank import AdapterBank, load_folder
 from adapterbank.backbone.checkpoints import random_backbone
 from adapterbank.data import demo_tasks
-from adapterbank.errors import AdapterBankError, ConfigError
+from adapterbank.errors import ConfigError, exit_on_error
 from adapterbank.training import probe
 from adapterbank.training.protocol import dtype_of
 
@@ -59,10 +59,8 @@ def run(cfg: DictConfig) -> None:
 
 @hydra.main(version_base=None, config_path="conf", config_name="linear_probe")
 def main(cfg: DictConfig) -> None:
-    try:
+    with exit_on_error():
         run(cfg)
-    except AdapterBankError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from adapterbank.errors import AdapterBankError, ConfigError, DatasetError
+from adapterbank.errors import ConfigError, DatasetError, exit_on_error
 from adapterbank.tracking import Tracker
 from adapterbank.training import teachers
 from adapterbank.training.distill import Distiller, DistillOptions, read_checkpoint
@@ -85,39 +85,40 @@ def planned_steps(cfg: DictConfig, store: ViewStore, checkpoint: Path) -> int:
     return steps
 
 
-@hydra.main(version_base=None, config_path="conf", config_name="pretrain_mini")
-def main(cfg: DictConfig) -> None:
-    """Prepares, trains and exports."""
+def run(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    try:
-        store = prepare_views(cfg, out)
-        checkpoint = out / "state.pt"
-        if not cfg.resume:
-            checkpoint.unlink(missing_ok=True)
-        steps = planned_steps(cfg, store, checkpoint)
-        options = DistillOptions(steps=steps, objective=cfg.objective, **plain(cfg.train))
-        distiller = Distiller(store, options, MINI)
-        if cfg.start is not None:
-            distiller.start_from(cfg.start)  # a checkpoint in `out`, if there is one, still goes first
+    store = prepare_views(cfg, out)
+    checkpoint = out / "state.pt"
+    if not cfg.resume:
+        checkpoint.unlink(missing_ok=True)
+    steps = planned_steps(cfg, store, checkpoint)
+    options = DistillOptions(steps=steps, objective=cfg.objective, **plain(cfg.train))
+    distiller = Distiller(store, options, MINI)
+    if cfg.start is not None:
+        distiller.start_from(cfg.start)  # a checkpoint in `out`, if there is one, still goes first
 
-        def export(state: Distiller) -> None:
-            export_backbone(state.ema, state.geometry, out / "ast-mini")
+    def export(state: Distiller) -> None:
+        export_backbone(state.ema, state.geometry, out / "ast-mini")
 
-        params = {"pool": cfg.pool, "views": store.done, "out": out, **asdict(options)}
-        with Tracker(cfg.experiment).sequence(out.name, params=params, tags={"kind": "pretraining"}) as run:
+    params = {"pool": cfg.pool, "views": store.done, "out": out, **asdict(options)}
+    with Tracker(cfg.experiment).sequence(out.name, params=params, tags={"kind": "pretraining"}) as tracked:
 
-            def log(step: int, losses: dict[str, float]) -> None:
-                with (out / "log.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": step, **losses}) + "\n")
-                run.tracker.log_metrics(run.run_id, {f"train/{name}": value for name, value in losses.items()}, step)
+        def log(step: int, losses: dict[str, float]) -> None:
+            with (out / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **losses}) + "\n")
+            metrics = {f"train/{name}": value for name, value in losses.items()}
+            tracked.tracker.log_metrics(tracked.run_id, metrics, step)
 
-            distiller.run(checkpoint, save_every=cfg.save_every, on_log=log, on_save=export)
-    except AdapterBankError as error:
-        console.print(f"[red]{type(error).__name__}[/]: {error}")
-        raise SystemExit(1) from error
+        distiller.run(checkpoint, save_every=cfg.save_every, on_log=log, on_save=export)
     console.print(f"{distiller.step} steps, {distiller.seconds / 60:.1f} minutes of training: {out / 'ast-mini'}")
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="pretrain_mini")
+def main(cfg: DictConfig) -> None:
+    with exit_on_error():
+        run(cfg)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from adapterbank import AdapterBank, load_folder, plots, standard_splits
 from adapterbank.data import demo_tasks
-from adapterbank.errors import AdapterBankError, ConfigError
+from adapterbank.errors import ConfigError, exit_on_error
 from adapterbank.storage import MANIFEST
 from adapterbank.tracking import Tracker
 from adapterbank.training.sequence import (
@@ -126,10 +126,8 @@ def run(cfg: DictConfig) -> None:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="sequential_tasks")
 def main(cfg: DictConfig) -> None:
-    try:
+    with exit_on_error():
         run(cfg)
-    except AdapterBankError as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
 if __name__ == "__main__":
