@@ -8,7 +8,7 @@
 Probes: logistic regression on pooled features (teachers: mean-pooled embeddings) over all folds. Methods: the
 mini-protocol of `conf/evaluate_backbone.yaml`. Accuracy, or mAP where labels are sets. Every result is a line of a
 file in `out`: a second start goes on there, and processes may share the work (methods=[head] here; probes=[]
-methods=[full] there).
+methods=[full] there). Another backbone may join the same table: backbone=<folder> name=mine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from adapterbank.routing import mels_of
 from adapterbank.training import probe, teachers
 from adapterbank.training.protocol import RunLog, Splits, dtype_of, train_and_test
 
-PROBES = ("mean log-mel", "random", "backbone")
+OWN = ("random", "backbone")  # probes of the backbone's geometry
+PROBES = ("mean log-mel", *OWN)
 TOGETHER = "teachers together"
 Extract = Callable[[list[torch.Tensor]], torch.Tensor]
 console = Console()
@@ -58,50 +59,53 @@ def extractor(cfg: DictConfig, name: str) -> Extract:
     return partial(AdapterBank(body).to(base_dtype=dtype_of(cfg.precision)).embed, pooling=cfg.pooling)
 
 
-def run_probes(cfg: DictConfig, log: RunLog, datasets: Mapping[str, FolderDataset]) -> None:
+def run_probes(cfg: DictConfig, log: RunLog, datasets: Mapping[str, FolderDataset], mark: Mapping[str, Any]) -> None:
+    """Args: mark: what the features of the backbone itself depend on."""
     rows = {name: [name] for name in [*cfg.probes, *cfg.teachers]}
+    titles = {"mean log-mel": "ridge: mean log-mel", "random": f"probe: untrained {cfg.name}"}
+    titles["backbone"] = f"probe: {cfg.name}"
     if len(cfg.teachers) > 1:
         rows[TOGETHER] = list(cfg.teachers)
     for pack, dataset in datasets.items():
         y, folds = probe.targets_of(dataset), probe.fold_of_each(dataset, cfg.folds)
         kept: dict[str, np.ndarray] = {}
         for row, parts in rows.items():
-            of = {part: plain(cfg.teachers.get(part)) for part in parts}
-            if log.find(pack=pack, probe=row, of=of):
+            of = {part: dict(mark) if part in OWN else plain(cfg.teachers.get(part)) for part in parts}
+            title = titles.get(row, f"probe: {row}")
+            if log.find(pack=pack, title=title, of=of):
                 continue
             for part in parts:
                 if part not in kept:
                     kept[part] = probe.features(extractor(cfg, part), dataset, f"{pack} / {part}")
             x = np.concatenate([kept[part] for part in parts], axis=1)
             scores = probe.cross_scores(x, y, folds, "ridge" if row == "mean log-mel" else "logistic")
-            log.add({"pack": pack, "probe": row, "of": of, "score": probe.fold_score(y, scores, folds)})
+            log.add({"pack": pack, "title": title, "of": of, "score": probe.fold_score(y, scores, folds)})
 
 
-def run_methods(cfg: DictConfig, log: RunLog, splits: Mapping[str, Splits], fit: dict[str, Any]) -> None:
+def run_methods(cfg: DictConfig, log: RunLog, splits: Mapping[str, Splits], mark: Mapping[str, Any]) -> None:
+    fit = plain(cfg.fit)
     clips = cfg.fit.epochs * sum(len(train) for train, _, _ in splits.values())
     count = len(cfg.methods) * len(cfg.seeds)
     console.print(f"budget: {count} trainings on each of {len(splits)} packs, {count * clips:,} crops in all")
     for pack, parts in splits.items():
         for method, seed in ((method, seed) for method in cfg.methods for seed in cfg.seeds):
-            if log.find(pack=pack, method=method, seed=seed):
+            if log.find(pack=pack, method=method, seed=seed, of=dict(mark)):
                 continue
             lr = cfg.lr.get(method, cfg.lr.default)
             shared = {"fit_options": fit, "test_precision": cfg.precision, "pooling": cfg.pooling}
             found = train_and_test(cfg.backbone, parts, method, lr=lr, seed=seed, **shared)
-            log.add({"pack": pack, **found})
+            log.add({"pack": pack, "title": f"{cfg.name}: {method}", "of": dict(mark), **found})
             console.print(f"{pack} {method} seed {seed}: {found['test']:.3f} after {found['seconds']:.0f} s")
 
 
 def score_rows(cfg: DictConfig, probes: RunLog, methods: RunLog) -> dict[str, dict[str, float]]:
-    """{row: {pack: score}} of everything in both logs, whichever process ran it."""
-    titles = {"backbone": f"probe: {cfg.backbone}", "mean log-mel": "ridge: mean log-mel"}
-    rows: dict[str, dict[str, float]] = {}
-    for name in [*PROBES, *dict.fromkeys(run["probe"] for run in probes.find() if run["probe"] not in PROBES)]:
-        rows[titles.get(name, f"probe: {name}")] = {run["pack"]: run["score"] for run in probes.find(probe=name)}
-    for method in dict.fromkeys([*cfg.methods, *(run["method"] for run in methods.find())]):
-        found = {pack: methods.find(method=method, pack=pack) for pack in cfg.packs}
-        rows[method] = {pack: mean(run["test"] for run in runs) for pack, runs in found.items() if runs}
-    return {row: {pack: found[pack] for pack in cfg.packs if pack in found} for row, found in rows.items() if found}
+    """{row: {pack: mean over seeds}} of everything in both logs, whichever process ran it."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for log, score in ((probes, "score"), (methods, "test")):
+        latest = {run["title"]: run["of"] for run in log.find()}  # a name may have got new weights
+        for run in (run for run in log.find() if run["of"] == latest[run["title"]]):
+            found.setdefault(run["title"], {}).setdefault(run["pack"], []).append(run[score])
+    return {row: {pack: mean(of[pack]) for pack in cfg.packs if pack in of} for row, of in found.items()}
 
 
 def run(cfg: DictConfig) -> None:
@@ -113,14 +117,14 @@ def run(cfg: DictConfig) -> None:
         parse(method)
     datasets = {pack: load_folder(Path(cfg.data) / pack) for pack in cfg.packs}
     splits = {pack: standard_splits(data, test_fold=cfg.test_fold) for pack, data in datasets.items() if cfg.methods}
-    fit = plain(cfg.fit)
     body = load_backbone(cfg.backbone)
     mark = {"backbone": body.fingerprint[:12], "precision": cfg.precision, "pooling": cfg.pooling}
-    mark["data"] = str(Path(cfg.data).resolve())
-    probes = RunLog(Path(cfg.out) / "probes.jsonl", {**mark, "folds": cfg.folds})
-    methods = RunLog(Path(cfg.out) / "runs.jsonl", {**mark, "test_fold": cfg.test_fold, "lr": plain(cfg.lr), **fit})
-    run_probes(cfg, probes, datasets)
-    run_methods(cfg, methods, splits, fit)
+    protocol = {"data": str(Path(cfg.data).resolve()), "folds": cfg.folds}
+    probes = RunLog(Path(cfg.out) / "probes.jsonl", protocol)
+    protocol |= {"test_fold": cfg.test_fold, "lr": plain(cfg.lr), **plain(cfg.fit)}
+    methods = RunLog(Path(cfg.out) / "runs.jsonl", protocol)
+    run_probes(cfg, probes, datasets, mark)
+    run_methods(cfg, methods, splits, mark)
     rows = score_rows(cfg, probes, methods)
     lines = [f"| | {' | '.join(cfg.packs)} |", "|---" * (1 + len(cfg.packs)) + "|"]
     for row, found in rows.items():
@@ -134,6 +138,7 @@ def run(cfg: DictConfig) -> None:
 
 @hydra.main(version_base=None, config_path="conf", config_name="evaluate_backbone")
 def main(cfg: DictConfig) -> None:
+    cfg.name = cfg.name or cfg.backbone
     cfg.teachers = {name: options for name, options in (cfg.teachers or {}).items() if options is not None}
     with exit_on_error():
         run(cfg)

@@ -36,6 +36,7 @@ def test_every_row_is_measured_once_and_stands_in_the_table(packs, hf_folder, hf
     backbone = hf_folder(hf_model(frequency_stride=16, time_stride=16))
     arguments = [
         f"backbone={backbone}",
+        "name=tiny",
         f"data={packs}",
         "packs=[single,sets]",
         "teachers=null",
@@ -54,10 +55,10 @@ def test_every_row_is_measured_once_and_stands_in_the_table(packs, hf_folder, hf
     table = files[2].read_text().splitlines()
     assert [line.split("|")[1].strip() for line in table[2:7]] == [
         "ridge: mean log-mel",
-        "probe: random",
-        f"probe: {backbone}",
-        "head",
-        "aat_m",
+        "probe: untrained tiny",
+        "probe: tiny",
+        "tiny: head",
+        "tiny: aat_m",
     ]
     runs = [json.loads(line) for line in before[1].splitlines()]
     assert {(run["pack"], run["metric"]) for run in runs} == {("single", "accuracy"), ("sets", "map")}
