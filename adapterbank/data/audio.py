@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 from torchaudio.functional import resample
 
+from adapterbank.backbone.frontend import SAMPLE_RATE
 from adapterbank.errors import AudioFileError, ConfigError
-
-SAMPLE_RATE = 16_000  # Hz: what AST was trained on
 
 # Writers that cannot seek back leave the length open: 0, all ones, or (sox, arecord) something just below or at 2 GiB.
 _OPEN_LENGTH = 0x7FFF_F000

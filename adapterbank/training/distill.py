@@ -29,7 +29,7 @@ from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD, normalise
 from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError, UnknownNameError
 from adapterbank.training.distill_losses import distill_loss, init_heads, target_statistics
 from adapterbank.training.masked import MaskedPatches
-from adapterbank.training.student import MINI, init_student, student_tokens
+from adapterbank.training.student import MINI, Tensors, init_student, student_tokens
 from adapterbank.training.views import Views
 
 PROGRESS = (
@@ -51,6 +51,7 @@ class DistillOptions:
     Attributes:
         objective: "teachers", or "masked_patch", which asks no teacher and draws no SpecAugment masks.
         hidden_share: of the patches that "masked_patch" hides.
+        masked_weight: of the masked-patch loss beside the teachers', a second forward pass; 0 leaves it out.
         steps: optimiser steps in all; the cosine ends there.
         batch_tokens: patch columns x 8 and the two global tokens, over the rows of one micro-batch of one length.
         accumulate: micro-batches (each of another length) per step.
@@ -81,6 +82,7 @@ class DistillOptions:
     seed: int = 0
     objective: str = "teachers"
     hidden_share: float = 0.6
+    masked_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -153,14 +155,16 @@ class Distiller:
         self.store, self.options, self.geometry, self.dtype = store, options, geometry, dtype
         self.columns = store.columns[: store.done]
         self.student = init_student(geometry, options.seed)
-        self.masked = MaskedPatches(geometry, options.hidden_share) if options.objective == "masked_patch" else None
-        if self.masked is not None:
-            self.statistics, self.heads = {}, self.masked.init_heads(options.seed)
-        elif not store.targets:
+        self.taught = options.objective == "teachers"
+        if self.taught and not store.targets:
             raise ConfigError("no teacher has answered for these views; name one, or set objective=masked_patch.")
-        else:
-            self.statistics = target_statistics(store, options.seed)
-            self.heads = init_heads(store.targets, self.statistics, geometry.width, options.head_width, options.seed)
+        hides = not self.taught or options.masked_weight > 0
+        self.masked = MaskedPatches(geometry, options.hidden_share) if hides else None
+        self.statistics: Tensors = target_statistics(store, options.seed) if self.taught else {}
+        self.heads: Tensors = self.masked.init_heads(options.seed) if self.masked is not None else {}
+        if self.taught:
+            width = (geometry.width, options.head_width)
+            self.heads |= init_heads(store.targets, self.statistics, *width, options.seed)
         self.ema = {name: tensor.clone() for name, tensor in self.student.items()}
         self.step = 0
         self.seconds = 0.0
@@ -179,10 +183,20 @@ class Distiller:
 
     def loss(self, views: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Of one micro-batch of views of one length."""
-        mel = normalise(self.store.batch("mel", views), AUDIOSET_MEAN, AUDIOSET_STD)
+        clean = normalise(self.store.batch("mel", views), AUDIOSET_MEAN, AUDIOSET_STD)
+        total, parts = torch.zeros(()), {}
+        if self.taught:
+            total, parts = self._taught_loss(views, clean, generator)
         if self.masked is not None:
-            mel = random_gain(mel, self.options, generator)
-            return self.masked.loss(self.student, self.heads, mel, self.dtype, generator)
+            weight = self.options.masked_weight if self.taught else 1.0
+            mel = random_gain(clean, self.options, generator)
+            guessed, found = self.masked.loss(self.student, self.heads, mel, self.dtype, generator)
+            total, parts = total + weight * guessed, {**parts, **found}
+        return total, parts
+
+    def _taught_loss(
+        self, views: np.ndarray, mel: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
         mel = random_gain(spec_augment(mel, self.options, generator), self.options, generator)
         answers = {target.name: self.store.batch(target.name, views) for target in self.store.targets}
         kept = None

@@ -26,6 +26,7 @@ from adapterbank.training.distill import (
     spec_augment,
 )
 from adapterbank.training.distill_losses import pooled_target
+from adapterbank.training.masked import RECONSTRUCTION_WEIGHT
 from adapterbank.training.student import MINI, export_backbone, init_student, student_tokens
 from adapterbank.training.teachers import Target, view_samples
 from adapterbank.training.views import JoinedViews, Pool, ViewStore, draw_views, prepare, render
@@ -184,6 +185,20 @@ def test_training_lowers_the_loss_and_moves_every_tensor(store: ViewStore) -> No
     # The key bias has no gradient: it adds the same to every logit of a softmax.
     still = [n for (n, t), b in zip(distiller.student.items(), before, strict=True) if torch.equal(t, b)]
     assert all(name.endswith("k_bias") for name in still)
+
+
+def test_a_masked_patch_loss_beside_the_teachers_adds_itself_by_its_weight(store: ViewStore) -> None:
+    plain, both = (Distiller(store, replace(OPTIONS, masked_weight=weight), SMALL) for weight in (0.0, 0.5))
+    for name, tensor in both.student.items():
+        assert torch.equal(tensor, plain.student[name])
+    views = np.flatnonzero(store.columns == store.columns[0])[:2]
+    alone, _ = plain.loss(views, torch.Generator().manual_seed(1))
+    total, parts = both.loss(views, torch.Generator().manual_seed(1))
+    guessed = parts["match"] + RECONSTRUCTION_WEIGHT * parts["pixels"]
+    assert float(total.detach()) == pytest.approx(float(alone.detach()) + 0.5 * guessed, rel=1e-5)
+    losses: list[float] = []
+    both.run(on_log=lambda _, means: losses.append(means["pixels"]), log_every=3)
+    assert losses[-1] < losses[0]
 
 
 def test_logged_losses_are_means_of_the_steps_since_the_last_log(store: ViewStore, tmp_path: Path) -> None:
