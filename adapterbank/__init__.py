@@ -5,6 +5,7 @@ bank.add_task("speechcommands", method="aat_ms")
 fit(bank, "speechcommands", train, val)
 """
 
+from adapterbank import methods
 from adapterbank.bank import AdapterBank, Prediction
 from adapterbank.data import load_folder, read_audio, standard_splits
 from adapterbank.errors import AdapterBankError
@@ -22,6 +23,7 @@ __all__ = [
     "gate_values",
     "layer_importance",
     "load_folder",
+    "methods",
     "read_audio",
     "standard_splits",
 ]

@@ -25,6 +25,8 @@ from adapterbank.methods.sites import Adapters, Sites
 PAPER = "AAT, 2024"
 RATIO = 0.25  # 768 -> 192: the bottleneck that gives the paper's 3.567 M and 7.118 M
 
+SIZE = "(2 D r + r + D), r = int(ratio D)"  # of one adapter
+
 
 class BottleneckAdapter(nn.Module):
     """Residual-free bottleneck (AAT, eq. 4: the MLP adapter): Linear, GELU, Linear.
@@ -96,7 +98,7 @@ class AAT(Adapters):
         return Sites(beside_mlp=() if mlp is None else (mlp,), after_attention=self.spatial.at(layer))
 
 
-@register("aat_m", paper=PAPER)
+@register("aat_m", paper=PAPER, parameters=f"L {SIZE}")
 def aat_m(
     geometry: Geometry,
     base: ASTWeights,
@@ -108,12 +110,12 @@ def aat_m(
     gate_level: str = "clip",
     dropout: float = 0.0,
 ) -> Adapters:
-    """MLP adapters only."""
+    """MLP adapters, parallel to the MLP."""
     gates = {"gate": gate, "gate_level": gate_level}
     return AAT(geometry, generator, mlp=True, spatial=False, ratio=ratio, layers=layers, dropout=dropout, **gates)
 
 
-@register("aat_s", paper=PAPER)
+@register("aat_s", paper=PAPER, parameters=f"L {SIZE}")
 def aat_s(
     geometry: Geometry,
     base: ASTWeights,
@@ -123,11 +125,11 @@ def aat_s(
     layers: Layers = "all",
     dropout: float = 0.0,
 ) -> Adapters:
-    """Spatial adapters only."""
+    """Spatial adapters, after the attention."""
     return AAT(geometry, generator, mlp=False, spatial=True, ratio=ratio, layers=layers, dropout=dropout)
 
 
-@register("aat_ms", paper=PAPER)
+@register("aat_ms", paper=PAPER, parameters=f"2 L {SIZE}")
 def aat_ms(
     geometry: Geometry,
     base: ASTWeights,

@@ -41,7 +41,11 @@ class Bottleneck(nn.Module):
         return self.up(self.drop(self.activation(self.down(x))))
 
 
-@register("bottleneck", paper="Houlsby et al., 2019; Pfeiffer et al., 2021; PETL_AST, 2024")
+@register(
+    "bottleneck",
+    paper="Houlsby et al., 2019; Pfeiffer et al., 2021; PETL_AST, 2024",
+    parameters="L (2 D r + r + D), r = D // reduction; twice that for houlsby",
+)
 def bottleneck(
     geometry: Geometry,
     base: ASTWeights,
@@ -56,7 +60,7 @@ def bottleneck(
     dropout: float = 0.0,
     layers: Layers = "all",
 ) -> Adapters:
-    """Bottlenecks of width D / `reduction`.
+    """Bottlenecks at the MLP (Pfeiffer) or also at the attention (Houlsby), parallel or sequential.
 
     Args:
         placement: "pfeiffer" (at the MLP) or "houlsby" (at attention and MLP).

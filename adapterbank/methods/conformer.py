@@ -114,7 +114,11 @@ class Conformer(Placed):
         return Sites(**{**vars(sites), "affine": affine})
 
 
-@register("conformer", paper="Conformer adapter (Cappellazzo et al., 2024)")
+@register(
+    "conformer",
+    paper="Conformer adapter (Cappellazzo et al., 2024)",
+    parameters="L (3 D r + (kernel + 5) r + D), r = D // reduction; twice that for houlsby",
+)
 def conformer(
     geometry: Geometry,
     base: ASTWeights,
@@ -132,7 +136,7 @@ def conformer(
     dropout: float = 0.0,
     layers: Layers = "all",
 ) -> Adapters:
-    """Convolution along the tokens in a bottleneck of width D / `reduction`.
+    """Bottlenecks with a convolution along the tokens.
 
     Args:
         kernel: k of the depthwise convolution, in tokens.
