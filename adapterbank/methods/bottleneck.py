@@ -60,7 +60,7 @@ def bottleneck(
     dropout: float = 0.0,
     layers: Layers = "all",
 ) -> Adapters:
-    """Bottlenecks at the MLP (Pfeiffer) or also at the attention (Houlsby), parallel or sequential.
+    """Bottlenecks at the MLP, or also at the attention.
 
     Args:
         placement: "pfeiffer" (at the MLP) or "houlsby" (at attention and MLP).
