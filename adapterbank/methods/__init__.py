@@ -6,7 +6,9 @@ bank, a trainer or another task. `adapterbank.methods()` lists them all.
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,8 +21,8 @@ from torch import nn
 from adapterbank.backbone.ast import ASTWeights, Geometry
 from adapterbank.backbone.checkpoints import expected_shapes
 from adapterbank.errors import CompositionError, ConfigError, UnknownNameError
-from adapterbank.methods.overview import Overview
 from adapterbank.methods.sites import Adapters, Sites, merge
+from adapterbank.methods.table import Overview
 
 Builder = Callable[..., Adapters]
 ALIASES = {"joint": "aat_ms+prompt"}  # AAT, section 3.3
@@ -253,21 +255,9 @@ class Composition(Adapters):
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Adapters)]
 
 
-from adapterbank.methods import (  # noqa: E402, F401  (each registers itself)
-    aat,
-    bitfit,
-    bottleneck,
-    conformer,
-    head,
-    linear,
-    ln_tuning,
-    lora,
-    moa,
-    prefix,
-    prompt,
-    shallow_prompt,
-    tuned,
-)
+for _file in pkgutil.iter_modules(__path__):  # each method registers itself: a new one is a new file and no line here
+    if not _file.name.startswith("_"):
+        importlib.import_module(f"{__name__}.{_file.name}")
 
 
 class _Package(ModuleType):
