@@ -56,7 +56,12 @@ _REGISTRY: dict[str, Method] = {}
 
 
 def register(
-    name: str, *, paper: str, parameters: str, defaults: Mapping[str, str] | None = None
+    name: str,
+    *,
+    paper: str,
+    parameters: str,
+    passes_to: Callable[..., Any] | None = None,
+    defaults: Mapping[str, str] | None = None,
 ) -> Callable[[Builder], Builder]:
     """Decorator that makes a builder known under `name`; the first line of its docstring says what is trained.
 
@@ -66,6 +71,7 @@ def register(
             space multiplies; L chosen blocks, D width, M MLP width, N tokens and P patch side of the backbone; names
             of options; others are defined after commas. Options that it does not name are at their defaults. A
             remark may follow a semicolon.
+        passes_to: what the builder hands its `**options` to; the keyword-only options of both are the method's.
         defaults: "head" and "pooling" of its tasks unless they are given.
 
     Raises:
@@ -80,15 +86,26 @@ def register(
             )
         if not name.isidentifier():
             raise ConfigError(f"method name {name!r} must be letters, digits and underscores: '+' joins methods.")
-        signature = inspect.signature(builder).parameters
-        options = {key: p.default for key, p in signature.items() if key not in _FIXED}
-        for key, default in options.items():
-            if default is inspect.Parameter.empty:
-                raise ConfigError(f"the option {key!r} of the method {name!r} has no default; give it one.")
+        options = _options(name, builder, passes_to)
         _REGISTRY[name] = Method(name, builder, options, paper, parameters, dict(defaults or {}))
         return builder
 
     return add
+
+
+def _options(name: str, builder: Builder, passes_to: Callable[..., Any] | None) -> dict[str, Any]:
+    """The options of a method with their defaults, read from signatures."""
+    found = {key: p for key, p in inspect.signature(builder).parameters.items() if key not in _FIXED}
+    if passes_to is not None:
+        found = {key: p for key, p in found.items() if p.kind is not p.VAR_KEYWORD}
+        shared = inspect.signature(passes_to).parameters
+        found.update({key: p for key, p in shared.items() if p.kind is p.KEYWORD_ONLY})
+    for key, p in found.items():
+        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            raise ConfigError(f"the method {name!r} takes any {key!r}; name its options, or use passes_to=.")
+        if p.default is p.empty:
+            raise ConfigError(f"the option {key!r} of the method {name!r} has no default; give it one.")
+    return {key: p.default for key, p in found.items()}
 
 
 def unregister(name: str) -> None:

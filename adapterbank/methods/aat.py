@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,21 +99,10 @@ class AAT(Adapters):
         return Sites(beside_mlp=() if mlp is None else (mlp,), after_attention=self.spatial.at(layer))
 
 
-@register("aat_m", paper=PAPER, parameters=f"L {SIZE}")
-def aat_m(
-    geometry: Geometry,
-    base: ASTWeights,
-    generator: torch.Generator,
-    *,
-    ratio: float = RATIO,
-    layers: Layers = "all",
-    gate: str = "static",
-    gate_level: str = "clip",
-    dropout: float = 0.0,
-) -> Adapters:
+@register("aat_m", paper=PAPER, parameters=f"L {SIZE}", passes_to=AAT)
+def aat_m(geometry: Geometry, base: ASTWeights, generator: torch.Generator, **options: Any) -> Adapters:
     """MLP adapters, parallel to the MLP."""
-    gates = {"gate": gate, "gate_level": gate_level}
-    return AAT(geometry, generator, mlp=True, spatial=False, ratio=ratio, layers=layers, dropout=dropout, **gates)
+    return AAT(geometry, generator, mlp=True, spatial=False, **options)
 
 
 @register("aat_s", paper=PAPER, parameters=f"L {SIZE}")
@@ -129,18 +119,7 @@ def aat_s(
     return AAT(geometry, generator, mlp=False, spatial=True, ratio=ratio, layers=layers, dropout=dropout)
 
 
-@register("aat_ms", paper=PAPER, parameters=f"2 L {SIZE}")
-def aat_ms(
-    geometry: Geometry,
-    base: ASTWeights,
-    generator: torch.Generator,
-    *,
-    ratio: float = RATIO,
-    layers: Layers = "all",
-    gate: str = "static",
-    gate_level: str = "clip",
-    dropout: float = 0.0,
-) -> Adapters:
+@register("aat_ms", paper=PAPER, parameters=f"2 L {SIZE}", passes_to=AAT)
+def aat_ms(geometry: Geometry, base: ASTWeights, generator: torch.Generator, **options: Any) -> Adapters:
     """MLP and Spatial adapters: AAT itself."""
-    gates = {"gate": gate, "gate_level": gate_level}
-    return AAT(geometry, generator, mlp=True, spatial=True, ratio=ratio, layers=layers, dropout=dropout, **gates)
+    return AAT(geometry, generator, mlp=True, spatial=True, **options)

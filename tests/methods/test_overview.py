@@ -128,4 +128,16 @@ def test_a_method_is_forgotten_when_asked_and_can_then_be_registered_anew(monkey
 def test_an_option_without_a_default_is_refused_at_registration():
     with pytest.raises(ConfigError, match="option 'rank' of the method 'mine' has no default"):
         register("mine", paper="none", parameters="0")(lambda geometry, base, generator, rank: Adapters())
+    with pytest.raises(ConfigError, match="'mine' takes any 'options'.*passes_to"):
+        register("mine", paper="none", parameters="0")(lambda geometry, base, generator, **options: Adapters())
     assert "mine" not in methods.names()
+
+
+def test_options_that_a_builder_passes_on_are_its_own():
+    assert set(methods.get("aat_ms").options) == {"ratio", "layers", "gate", "gate_level", "dropout"}
+    assert set(methods.get("aat_s").options) == {"ratio", "layers", "dropout"}
+    where = {"placement": "pfeiffer", "form": "parallel", "layers": "all", "gate": "static", "gate_level": "clip"}
+    for name in ("bottleneck", "conformer"):
+        assert where.items() <= methods.get(name).options.items()
+    with pytest.raises(UnknownNameError, match=r"unknown option of bottleneck 'placment'. Did you mean 'placement'"):
+        methods.count("bottleneck", placment="houlsby")
