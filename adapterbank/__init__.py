@@ -9,7 +9,7 @@ from adapterbank import methods
 from adapterbank.bank import AdapterBank, Prediction
 from adapterbank.data import load_folder, read_audio, standard_splits
 from adapterbank.errors import AdapterBankError
-from adapterbank.inspection import LayerImportance, gate_values, layer_importance
+from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
 from adapterbank.training.fit import History, fit
 
 __version__ = "0.1.0"
@@ -26,4 +26,5 @@ __all__ = [
     "methods",
     "read_audio",
     "standard_splits",
+    "token_gates",
 ]
