@@ -221,7 +221,7 @@ def layer_importance(results: LayerImportance | Mapping[str, LayerImportance], *
         raise ConfigError(f"got results of the kinds {kinds}, expected one result or more, all of one kind.")
     shared = kinds == ["ablation"]
     blocks = max(len(result.scores) for result in panels.values())
-    columns = min(3, len(panels))
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
     rows = -(-len(panels) // columns)
     size = (max(2.6, 0.24 * blocks + 1) * columns + 0.8, 2.5 * rows + 0.6)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
@@ -232,7 +232,12 @@ def layer_importance(results: LayerImportance | Mapping[str, LayerImportance], *
         whole = f"all adapters: {result.whole:.3f}" if shared else f"loss: {result.whole:.3f}"
         axes.set_title(f"{name}\n{whole}", fontsize=9, color=INK)
         axes.axhline(0, color=INK, linewidth=0.8)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if not scores.any():
+            axes.text(0.5, 0.5, "0 for every block", transform=axes.transAxes, ha="center", fontsize=8, color=MUTED)
+        axes.set_xticks(_blocks(blocks))
+        axes.tick_params(labelsize=8, labelbottom=True)
+        axes.ticklabel_format(axis="y", scilimits=(-2, 3))
+        axes.yaxis.get_offset_text().set_fontsize(8)
         _open(axes)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
@@ -272,16 +277,22 @@ def gate_values(values: Tensor, names: Sequence[str] = (), *, rows: int = 0, tit
     elif rows:
         columns = (count - PREFIX_TOKENS) // rows
         starts = [PREFIX_TOKENS + row * columns for row in range(rows)]
-        axes.set_xticks(np.array(starts) - 0.5, [str(row) for row in range(rows)], fontsize=8)
+        axes.set_xticks(np.array(starts) - 0.5, [str(row) for row in range(rows)], fontsize=8, ha="left")
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel("token: cls, dist, then patches from each frequency row's start" if rows else "clip")
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_xlabel("token: cls, dist, then the patches of frequency row 0, 1, ..." if rows else "clip")
+    axes.set_yticks(_blocks(blocks))
+    axes.tick_params(axis="y", labelsize=8)
     axes.set_ylabel("block")
     axes.spines[:].set_visible(False)
     axes.set_title(title, fontsize=11, color=INK)
     figure.colorbar(image, ax=axes, label="gate")
     return figure
+
+
+def _blocks(count: int) -> range:
+    """Every block has its number, as `layers=[...]` wants it; in a deep backbone every second."""
+    return range(0, count, 1 if count <= 12 else 2)
 
 
 def _open(axes: Axes) -> None:

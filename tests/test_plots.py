@@ -128,6 +128,9 @@ def test_each_block_has_its_score_as_a_bar_and_a_harmful_one_another_colour():
     assert axes.get_title() == "esc (aat_ms)\nall adapters: 0.900"
     colours = [bar.get_facecolor() for bar in axes.patches]
     assert colours[0] == colours[2] != colours[1]
+    assert not axes.texts
+    (axes,) = plots.layer_importance(replace(IMPORTANCE, scores=(0.0, 0.0))).axes
+    assert [text.get_text() for text in axes.texts] == ["0 for every block"]
 
 
 @pytest.mark.parametrize("kind", ["ablation", "gradient"])
