@@ -5,10 +5,11 @@ bank.add_task("speechcommands", method="aat_ms")
 fit(bank, "speechcommands", train, val)
 """
 
+from adapterbank import methods
 from adapterbank.bank import AdapterBank, Prediction
 from adapterbank.data import load_folder, read_audio, standard_splits
 from adapterbank.errors import AdapterBankError
-from adapterbank.inspection import LayerImportance, gate_values, layer_importance
+from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
 from adapterbank.training.fit import History, fit
 
 __version__ = "0.1.0"
@@ -22,6 +23,8 @@ __all__ = [
     "gate_values",
     "layer_importance",
     "load_folder",
+    "methods",
     "read_audio",
     "standard_splits",
+    "token_gates",
 ]

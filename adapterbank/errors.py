@@ -38,6 +38,7 @@ class UnknownNameError(AdapterBankError, LookupError):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = ""):
+        self.name = name
         known = sorted(str(entry) for entry in known)
         near = difflib.get_close_matches(str(name), known, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""

@@ -16,7 +16,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import mean
 from typing import Any
 
 import torch
@@ -93,13 +92,27 @@ def layer_importance(
     return LayerImportance(task, owner.method, kind, every, whole)
 
 
-@torch.no_grad()
 def gate_values(
     bank: AdapterBank, task: str, x: Tensor | Sequence[Tensor], *, sample_rate: int = SAMPLE_RATE
 ) -> Tensor:
     """How far each layer's gates open for each clip: (B, T) -> (B, L), the mean where a gate has several values.
 
-    NaN stands for layers without a gate.
+    NaN stands for layers without a gate. `plots.gate_values` draws it.
+
+    Raises:
+        ConfigError: the task has no gate. UnknownNameError, WaveformError.
+    """
+    return torch.stack([gates.nanmean(dim=0) for gates in token_gates(bank, task, x, sample_rate=sample_rate)])
+
+
+@torch.no_grad()
+def token_gates(
+    bank: AdapterBank, task: str, x: Tensor | Sequence[Tensor], *, sample_rate: int = SAMPLE_RATE
+) -> list[Tensor]:
+    """How far each layer's gates open for each token: B clips -> one (N, L) each, in the order of the sequence.
+
+    That is cls, dist, the patches one frequency row after another, and prompts. NaN stands for layers without a gate
+    and for tokens that a layer does not have; a gate with one value for the whole clip repeats it.
 
     Raises:
         ConfigError: the task has no gate. UnknownNameError, WaveformError.
@@ -107,13 +120,16 @@ def gate_values(
     owner = bank.task(task)
     if not any(isinstance(module, Gated) for module in owner.adapters.modules()):
         raise ConfigError(f"{task!r} ({owner.method}) has no gate; add it with gate='scalar' or gate='signal'.")
-    rows = []
+    found = []
     for mel in mels_of(bank.backbone, x, sample_rate):
         listener = _Listening(owner.adapters)
         run(bank.backbone, [_variant(owner, listener)], [mel])
-        layers = range(bank.backbone.geometry.layers)
-        rows.append([mean(listener.heard[layer]) if layer in listener.heard else math.nan for layer in layers])
-    return torch.tensor(rows)
+        length = max(len(answer) for answers in listener.heard.values() for answer in answers)
+        gates = torch.full((length, bank.backbone.geometry.layers), math.nan)
+        for layer, answers in listener.heard.items():
+            gates[: len(answers[0]), layer] = torch.stack(answers).mean(dim=0).cpu()
+        found.append(gates)
+    return found
 
 
 class _Listening(Adapters):
@@ -122,7 +138,7 @@ class _Listening(Adapters):
     def __init__(self, inner: Adapters):
         super().__init__()
         self.inner = inner
-        self.heard: dict[int, list[float]] = {}
+        self.heard: dict[int, list[Tensor]] = {}  # (N,) per gate
 
     def sites(self, layer: int) -> Sites:
         def listened(adapter: Transform) -> Transform:
@@ -130,7 +146,7 @@ class _Listening(Adapters):
                 return adapter
 
             def answer(h: Tensor) -> Tensor:
-                self.heard.setdefault(layer, []).append(float(adapter.gate(h).mean()))
+                self.heard.setdefault(layer, []).append(adapter.gate(h)[0, :, 0].expand(h.shape[1]))
                 return adapter(h)
 
             return answer

@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 
+from adapterbank import methods
 from adapterbank.backbone.checkpoints import Backbone, load_backbone
-from adapterbank.errors import AdapterBankError, BackboneError, BackboneMismatchError, StorageError
+from adapterbank.errors import AdapterBankError, BackboneError, BackboneMismatchError, StorageError, UnknownNameError
 from adapterbank.task import Task, TaskSpec
 
 FORMAT = "adapterbank"
@@ -116,6 +117,10 @@ def task_bytes(task: Task, backbone: Backbone) -> bytes:
         "spec": task.spec.to_json(),
         "metrics": task.metrics,
     }
+    own = {part.name: part.build.__module__ for part in methods.parse(task.spec.method)}
+    own = {name: module for name, module in own.items() if not module.startswith("adapterbank.")}
+    if own:
+        header["registered_by"] = own  # whoever opens the task without it is told what to import
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
     return to_safetensors(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)})
 
@@ -177,6 +182,7 @@ def load_tasks(folder: Path, manifest: Mapping[str, Any], backbone: Backbone) ->
     Raises:
         StorageError: a file is missing, cut or tampered with.
         BackboneMismatchError: the bank belongs to another backbone.
+        UnknownNameError: a task's method comes from outside the package and was not imported.
     """
     made_on = _call(manifest["backbone"]["source"], manifest["backbone"].get("stride"))
     check_fingerprint(manifest["backbone"]["fingerprint"], backbone, f"the bank in {folder}, saved on {made_on},")
@@ -203,6 +209,7 @@ def load_task(path: Path, backbone: Backbone) -> Task:
     Raises:
         StorageError: the file is damaged, or is no task.
         BackboneMismatchError: it was trained on another backbone.
+        UnknownNameError: its method comes from outside the package and was not imported.
     """
     try:
         with safe_open(path, framework="pt") as handle:
@@ -215,6 +222,7 @@ def load_task(path: Path, backbone: Backbone) -> Task:
     if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
         raise StorageError(f"{path} is no task of format version {FORMAT_VERSION}; save it with this library first.")
     check_fingerprint(header.get("fingerprint"), backbone, str(path))
+    _check_methods(header, path)
     spec = TaskSpec.from_json(header.get("spec"))
     here = [backbone.mean, backbone.std]
     if spec.normalize == "backbone" and header.get("mean_std", here) != here:
@@ -240,6 +248,20 @@ def load_task(path: Path, backbone: Backbone) -> Task:
     if isinstance(metrics, dict):
         task.metrics = {str(k): float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
     return task
+
+
+def _check_methods(header: Mapping[str, Any], path: Path) -> None:
+    """Says which file to import, if a task's method comes from outside the package and nobody registered it."""
+    try:
+        methods.parse(header["spec"]["method"])
+    except UnknownNameError as error:
+        registered_by = header.get("registered_by")
+        module = registered_by.get(error.name) if isinstance(registered_by, dict) else None
+        where = f", the module {module!r} when it was saved," if isinstance(module, str) else ""
+        hint = f"{path} was trained with it: import what registers it{where} and open the file again."
+        raise UnknownNameError("method", error.name, methods.names(), hint) from error
+    except (KeyError, TypeError):
+        return  # no description of a task: `TaskSpec.from_json` says so
 
 
 def check_fingerprint(got: Any, backbone: Backbone, what: str) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, DatasetError, UnknownNameError
-from adapterbank.inspection import LayerImportance, gate_values, layer_importance
+from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
 from adapterbank.training.fit import fit
 from adapterbank.training.metrics import evaluate_task
 
@@ -108,6 +108,29 @@ def test_gates_are_read_per_clip_and_layer(bank, clips):
     assert half[:, 1].tolist() == [1.0, 1.0]
     with pytest.raises(ConfigError, match="has no gate"):
         gate_values(bank, "both", clips)
+
+
+def test_gates_are_read_per_token_too(bank, clips, randomise):
+    bank.add_task("fine", "bottleneck", labels=LABELS, gate="signal", gate_level="token", reduction=8, layers=[1])
+    bank.add_task("mixed", "aat_m+prompt", labels=LABELS, gate="signal", mode="petl", tokens=3, prompt={"layers": [1]})
+    for name in ("fine", "mixed"):
+        randomise(bank.task(name), scale=0.4)
+    gates = token_gates(bank, "fine", clips[:2])
+    adapter = bank.task("fine").adapters.mlp[1]
+    heard = []
+    with torch.no_grad():
+        hook = adapter.register_forward_hook(lambda module, inputs, output: heard.append(module.gate(inputs[0])))
+        bank(clips[:1], "fine")
+        hook.remove()
+    assert gates[0].shape == (heard[0].shape[1], 2)
+    assert torch.isnan(gates[0][:, 0]).all()
+    assert torch.equal(gates[0][:, 1], heard[0][0, :, 0])
+    assert gates[0][:, 1].std() > 1e-4
+    torch.testing.assert_close(gate_values(bank, "fine", clips[:2])[:, 1], torch.stack([g[:, 1].mean() for g in gates]))
+    (grown,) = token_gates(bank, "mixed", clips[:1])  # three prompts join before block 1
+    assert torch.isnan(grown).sum(0).tolist() == [3, 0]
+    with pytest.raises(ConfigError, match="has no gate"):
+        token_gates(bank, "both", clips)
 
 
 def test_what_cannot_be_scored_is_refused(bank):

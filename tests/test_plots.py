@@ -3,6 +3,7 @@
 import io
 import itertools
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from matplotlib.figure import Figure
 from adapterbank import plots
 from adapterbank.data import catalog
 from adapterbank.errors import ConfigError
+from adapterbank.inspection import LayerImportance
 
 EPOCHS = [{"train/loss": 2.0 - i / 10, "val/loss": 2.1 - i / 20, "val/accuracy": i / 12, "lr": 1e-3} for i in range(6)]
 MATRIX = [[0.9, None, None], [0.8, 0.7, None], [0.1, 0.2, 0.6]]
 TASKS = ["a", "b", "c"]
+IMPORTANCE = LayerImportance("esc", "aat_ms", "ablation", (0.1, -0.02, 0.3), 0.9)
 
 
 def png(figure: Figure) -> bytes:
@@ -30,6 +33,9 @@ def test_every_plot_renders_without_pyplot():
         plots.learning_curve([{"train/loss": 1.0, "lr": 0.1}]),
         plots.confusion_matrix(torch.eye(3, dtype=torch.int64), TASKS),
         plots.accuracy_matrix({"bank": MATRIX, "naive": MATRIX}, TASKS),
+        plots.layer_importance(IMPORTANCE, title="a"),
+        plots.gate_values(torch.rand(3, 12), TASKS, title="a"),
+        plots.gate_values(torch.rand(2 + 8 * 6, 12), rows=8),
     ]
     assert all(png(figure).startswith(b"\x89PNG") for figure in figures)
     pyplot = sys.modules.get("matplotlib.pyplot")
@@ -92,6 +98,13 @@ def test_the_accuracy_matrix_is_blank_where_nothing_was_measured():
         (lambda: plots.confusion_matrix(torch.eye(3), ["a", "b"]), "2 labels"),
         (lambda: plots.accuracy_matrix({}, TASKS), "no matrix"),
         (lambda: plots.accuracy_matrix({"bank": MATRIX}, ["a"]), "not 1 x 1"),
+        (lambda: plots.layer_importance({}), r"kinds \[\]"),
+        (
+            lambda: plots.layer_importance({"a": IMPORTANCE, "b": replace(IMPORTANCE, kind="gradient")}),
+            "'ablation', 'gradient'.*all of one kind",
+        ),
+        (lambda: plots.gate_values(torch.rand(3)), r"shape \(3,\)"),
+        (lambda: plots.gate_values(torch.rand(3, 2), ["a"]), "1 names"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(draw, message):
@@ -107,3 +120,41 @@ def test_bars_stand_for_every_score_that_was_measured():
     assert axes.patches[2].get_x() > axes.patches[1].get_x()  # the second row stands right of the first
     with pytest.raises(ConfigError, match="no scores"):
         plots.score_bars({})
+
+
+def test_each_block_has_its_score_as_a_bar_and_a_harmful_one_another_colour():
+    (axes,) = plots.layer_importance(IMPORTANCE).axes
+    assert [round(bar.get_height(), 2) for bar in axes.patches] == [0.1, -0.02, 0.3]
+    assert axes.get_title() == "esc (aat_ms)\nall adapters: 0.900"
+    colours = [bar.get_facecolor() for bar in axes.patches]
+    assert colours[0] == colours[2] != colours[1]
+    assert not axes.texts
+    (axes,) = plots.layer_importance(replace(IMPORTANCE, scores=(0.0, 0.0))).axes
+    assert [text.get_text() for text in axes.texts] == ["0 for every block"]
+
+
+@pytest.mark.parametrize("kind", ["ablation", "gradient"])
+def test_several_results_stand_side_by_side_over_the_same_blocks(kind):
+    results = {str(i): replace(IMPORTANCE, kind=kind, scores=(0.1 * 10**i, 0, 0)) for i in range(4)}
+    figure = plots.layer_importance(results)
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title()[0] for axes in panels] == ["0", "1", "2", "3"]
+    assert len({axes.get_xlim() for axes in panels}) == 1
+    assert len({axes.get_ylim() for axes in panels}) == (1 if kind == "ablation" else 4)
+
+
+def test_gates_are_coloured_around_one_and_grey_where_there_is_none():
+    values = torch.tensor([[float("nan"), 1.0, 1.5], [float("nan"), 0.8, 1.0]])
+    axes, _ = plots.gate_values(values, ["dog", "cat"]).axes
+    (image,) = axes.get_images()
+    assert image.get_array().shape == (3, 2)
+    assert image.get_array().mask.tolist() == [[True, True], [False, False], [False, False]]
+    assert image.get_clim() == (0.5, 1.5)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["dog", "cat"]
+    assert axes.get_ylim() == (-0.5, 2.5)
+
+
+def test_gates_of_tokens_have_a_mark_at_each_frequency_row():
+    axes, _ = plots.gate_values(torch.rand(2 + 3 * 5, 2), rows=3).axes
+    assert axes.get_xticks().tolist() == [1.5, 6.5, 11.5]
+    assert "token" in axes.get_xlabel()

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from adapterbank import methods
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -34,3 +36,18 @@ def test_every_linked_file_exists():
 
 def test_no_figure_is_left_to_be_filled_in():
     assert "@@" not in README
+
+
+def test_the_table_of_methods_is_the_one_that_the_command_prints():
+    (table,) = re.findall(r"<!-- python -m adapterbank.methods -->\n(.*?)\n<!-- end of methods -->", README, re.DOTALL)
+    assert table == methods.overview().markdown(), "paste what `python -m adapterbank.methods` prints"
+
+
+def test_the_counts_in_the_text_below_the_table_are_those_of_the_library():
+    text = README.partition("<!-- end of methods -->")[2].partition("## Recipes")[0]
+    with_head = {"aat_m": 20, "aat_ms": 20, "joint": 30}
+    counts = {methods.count(name) + 2 * 768 + 769 * classes for name, classes in with_head.items()}
+    assert {int(n.replace(",", "")) for n in re.findall(r"\d[\d,]+,\d{3}", text)} == {
+        *counts,
+        methods.count("conformer", kernel=31),
+    }

@@ -1,28 +1,33 @@
 """The registry of methods and the grammar of compositions: "aat_ms", "aat_ms+prompt" (alias "joint").
 
-A method is one file in this folder: it registers a function
-`(geometry, base, generator, **options) -> Adapters` and never sees a bank, a trainer or another task.
+A method is one file: it registers a function `(geometry, base, generator, **options) -> Adapters` and never sees a
+bank, a trainer or another task. `adapterbank.methods()` lists them all.
 """
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
 
+from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.backbone.checkpoints import expected_shapes
 from adapterbank.errors import CompositionError, ConfigError, UnknownNameError
 from adapterbank.methods.sites import Adapters, Sites, merge
-
-if TYPE_CHECKING:
-    from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.methods.table import Overview
 
 Builder = Callable[..., Adapters]
 ALIASES = {"joint": "aat_ms+prompt"}  # AAT, section 3.3
 _FIXED = ("geometry", "base", "generator")
+_HINT = "Compose several with '+', as in 'aat_ms+prompt'; a method of your own is known once its file is imported."
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Method:
     """A registered method: how to build it, its options with their defaults, and where it was published.
 
     Attributes:
+        parameters: how many numbers it trains, without a head; see `register`.
         defaults: of the task around it, where the paper has others than AAT: "head", "pooling".
     """
 
@@ -37,34 +43,79 @@ class Method:
     build: Builder
     options: Mapping[str, Any]
     paper: str
+    parameters: str
     defaults: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """What is trained: the first line of the builder's docstring."""
+        return (inspect.getdoc(self.build) or "").partition("\n")[0].rstrip(".")
 
 
 _REGISTRY: dict[str, Method] = {}
 
 
-def register(name: str, *, paper: str, defaults: Mapping[str, str] | None = None) -> Callable[[Builder], Builder]:
-    """Decorator that makes a builder known under `name`.
+def register(
+    name: str,
+    *,
+    paper: str,
+    parameters: str,
+    passes_to: Callable[..., Any] | None = None,
+    defaults: Mapping[str, str] | None = None,
+) -> Callable[[Builder], Builder]:
+    """Decorator that makes a builder known under `name`; the first line of its docstring says what is trained.
 
     Args:
         paper: where the method was published.
+        parameters: how many numbers it trains, without a head, such as "L (2 D r + r + D), r = D // reduction": a
+            space multiplies; L chosen blocks, D width, M MLP width, N tokens and P patch side of the backbone; names
+            of options; others are defined after commas. Options that it does not name are at their defaults. A
+            remark may follow a semicolon.
+        passes_to: what the builder hands its `**options` to; the keyword-only options of both are the method's.
         defaults: "head" and "pooling" of its tasks unless they are given.
 
     Raises:
-        ConfigError: the name is taken, or cannot stand in a composition.
+        ConfigError: the name is taken, or cannot stand in a composition; an option without a default.
     """
 
     def add(builder: Builder) -> Builder:
         if name in _REGISTRY or name in ALIASES:
-            raise ConfigError(f"a method {name!r} is registered already; register yours under another name.")
+            raise ConfigError(
+                f"a method {name!r} is registered already; register yours under another name, "
+                f"or call methods.unregister({name!r}) first if it is an older version of yours."
+            )
         if not name.isidentifier():
             raise ConfigError(f"method name {name!r} must be letters, digits and underscores: '+' joins methods.")
-        parameters = inspect.signature(builder).parameters
-        options = {key: p.default for key, p in parameters.items() if key not in _FIXED}
-        _REGISTRY[name] = Method(name, builder, options, paper, dict(defaults or {}))
+        options = _options(name, builder, passes_to)
+        _REGISTRY[name] = Method(name, builder, options, paper, parameters, dict(defaults or {}))
         return builder
 
     return add
+
+
+def _options(name: str, builder: Builder, passes_to: Callable[..., Any] | None) -> dict[str, Any]:
+    """The options of a method with their defaults, read from signatures."""
+    found = {key: p for key, p in inspect.signature(builder).parameters.items() if key not in _FIXED}
+    if passes_to is not None:
+        found = {key: p for key, p in found.items() if p.kind is not p.VAR_KEYWORD}
+        shared = inspect.signature(passes_to).parameters
+        found.update({key: p for key, p in shared.items() if p.kind is p.KEYWORD_ONLY})
+    for key, p in found.items():
+        if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
+            raise ConfigError(f"the method {name!r} takes any {key!r}; name its options, or use passes_to=.")
+        if p.default is p.empty:
+            raise ConfigError(f"the option {key!r} of the method {name!r} has no default; give it one.")
+    return {key: p.default for key, p in found.items()}
+
+
+def unregister(name: str) -> None:
+    """Forgets a method, so that a new version of it can be registered; tasks that were built with it stay as they are.
+
+    Raises:
+        UnknownNameError: nobody registered it.
+    """
+    get(name)
+    del _REGISTRY[name]
 
 
 def names() -> tuple[str, ...]:
@@ -79,7 +130,7 @@ def get(name: str) -> Method:
         UnknownNameError: nobody registered it.
     """
     if name not in _REGISTRY:
-        raise UnknownNameError("method", name, names(), "Compose several with '+', as in 'aat_ms+prompt'.")
+        raise UnknownNameError("method", name, names(), _HINT)
     return _REGISTRY[name]
 
 
@@ -125,6 +176,42 @@ def build(
     composed = Composition(built)
     composed.check(geometry.layers, base)
     return composed
+
+
+def count(expression: str, geometry: Geometry | None = None, **options: Any) -> int:
+    """How many numbers a method or composition trains, without a head: counted on adapters that are really built.
+
+    Args:
+        geometry: of the backbone; None is AST-base (12 x 768). Its tensors are not allocated.
+        **options: as in `add_task`.
+    """
+    geometry = geometry or Geometry()
+    empty = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(geometry).items()}
+    base = ASTWeights.from_named(empty, geometry.layers)
+    adapters = build(expression, geometry, base, torch.Generator().manual_seed(0), options)
+    return sum(p.numel() for p in adapters.parameters() if p.requires_grad)
+
+
+def overview() -> Overview:
+    """All methods and aliases with options, parameters and paper: a tuple of `Method` that prints as a table."""
+    known = [_REGISTRY[name] for name in sorted(_REGISTRY)]
+    return Overview([*known, *(_as_method(name, ALIASES[name]) for name in sorted(ALIASES))], count)
+
+
+def _as_method(name: str, expression: str) -> Method:
+    """An alias as a row of the overview."""
+
+    def builder(geometry: Geometry, base: ASTWeights, generator: torch.Generator, **options: Any) -> Adapters:
+        return build(expression, geometry, base, generator, options)
+
+    parts = parse(expression)
+    builder.__doc__ = f"{expression} in one forward pass."
+    options = {key: value for part in parts for key, value in part.options.items()}
+    formulas = [part.parameters.partition(", ") for part in parts]
+    total = " + ".join(formula for formula, _, _ in formulas)
+    definitions = dict.fromkeys(rest for _, _, rest in formulas if rest)
+    papers = dict.fromkeys(paper for part in parts for paper in part.paper.split("; "))
+    return Method(name, builder, options, "; ".join(papers), ", ".join((total, *definitions)))
 
 
 def options_of(expression: str, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -185,18 +272,17 @@ class Composition(Adapters):
         return [(name, part) for name, part in self.parts.items() if isinstance(part, Adapters)]
 
 
-from adapterbank.methods import (  # noqa: E402, F401  (each registers itself)
-    aat,
-    bitfit,
-    bottleneck,
-    conformer,
-    head,
-    linear,
-    ln_tuning,
-    lora,
-    moa,
-    prefix,
-    prompt,
-    shallow_prompt,
-    tuned,
-)
+for _file in pkgutil.iter_modules(__path__):  # each method registers itself: a new one is a new file and no line here
+    if not _file.name.startswith("_"):
+        importlib.import_module(f"{__name__}.{_file.name}")
+
+
+class _Package(ModuleType):
+    """`adapterbank.methods` is this package, and `adapterbank.methods()` lists what is in it: Python calls a module
+    whose class has `__call__`. Type checkers call it by its name, `methods.overview()`."""
+
+    def __call__(self) -> Overview:
+        return overview()
+
+
+sys.modules[__name__].__class__ = _Package

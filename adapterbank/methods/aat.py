@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ from adapterbank.methods.sites import Adapters, Sites
 
 PAPER = "AAT, 2024"
 RATIO = 0.25  # 768 -> 192: the bottleneck that gives the paper's 3.567 M and 7.118 M
+
+SIZE = "(2 D r + r + D), r = int(ratio D)"  # of one adapter
 
 
 class BottleneckAdapter(nn.Module):
@@ -96,24 +99,13 @@ class AAT(Adapters):
         return Sites(beside_mlp=() if mlp is None else (mlp,), after_attention=self.spatial.at(layer))
 
 
-@register("aat_m", paper=PAPER)
-def aat_m(
-    geometry: Geometry,
-    base: ASTWeights,
-    generator: torch.Generator,
-    *,
-    ratio: float = RATIO,
-    layers: Layers = "all",
-    gate: str = "static",
-    gate_level: str = "clip",
-    dropout: float = 0.0,
-) -> Adapters:
-    """MLP adapters only."""
-    gates = {"gate": gate, "gate_level": gate_level}
-    return AAT(geometry, generator, mlp=True, spatial=False, ratio=ratio, layers=layers, dropout=dropout, **gates)
+@register("aat_m", paper=PAPER, parameters=f"L {SIZE}", passes_to=AAT)
+def aat_m(geometry: Geometry, base: ASTWeights, generator: torch.Generator, **options: Any) -> Adapters:
+    """MLP adapters, parallel to the MLP."""
+    return AAT(geometry, generator, mlp=True, spatial=False, **options)
 
 
-@register("aat_s", paper=PAPER)
+@register("aat_s", paper=PAPER, parameters=f"L {SIZE}")
 def aat_s(
     geometry: Geometry,
     base: ASTWeights,
@@ -123,22 +115,11 @@ def aat_s(
     layers: Layers = "all",
     dropout: float = 0.0,
 ) -> Adapters:
-    """Spatial adapters only."""
+    """Spatial adapters, after the attention."""
     return AAT(geometry, generator, mlp=False, spatial=True, ratio=ratio, layers=layers, dropout=dropout)
 
 
-@register("aat_ms", paper=PAPER)
-def aat_ms(
-    geometry: Geometry,
-    base: ASTWeights,
-    generator: torch.Generator,
-    *,
-    ratio: float = RATIO,
-    layers: Layers = "all",
-    gate: str = "static",
-    gate_level: str = "clip",
-    dropout: float = 0.0,
-) -> Adapters:
+@register("aat_ms", paper=PAPER, parameters=f"2 L {SIZE}", passes_to=AAT)
+def aat_ms(geometry: Geometry, base: ASTWeights, generator: torch.Generator, **options: Any) -> Adapters:
     """MLP and Spatial adapters: AAT itself."""
-    gates = {"gate": gate, "gate_level": gate_level}
-    return AAT(geometry, generator, mlp=True, spatial=True, ratio=ratio, layers=layers, dropout=dropout, **gates)
+    return AAT(geometry, generator, mlp=True, spatial=True, **options)

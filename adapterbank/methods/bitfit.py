@@ -41,7 +41,7 @@ class OwnBiases(Adapters):
         return base._replace(norm=base.norm._replace(bias=self.norm_bias))
 
 
-@register("bitfit", paper="BitFit (Ben Zaken et al., 2022); PETL_AST, 2024")
+@register("bitfit", paper="BitFit (Ben Zaken et al., 2022); PETL_AST, 2024", parameters="L (7 D + M) + D")
 def bitfit(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, layers: Layers = "all") -> Adapters:
-    """Biases of the linears and LayerNorms."""
+    """Biases of the linears and of all LayerNorms."""
     return OwnBiases(base, geometry, layers)

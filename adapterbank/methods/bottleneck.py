@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from adapterbank.backbone.ast import ASTWeights, Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.methods import init, register
-from adapterbank.methods.layers import Layers
 from adapterbank.methods.placed import Placed
 from adapterbank.methods.sites import Adapters
 
@@ -41,40 +41,32 @@ class Bottleneck(nn.Module):
         return self.up(self.drop(self.activation(self.down(x))))
 
 
-@register("bottleneck", paper="Houlsby et al., 2019; Pfeiffer et al., 2021; PETL_AST, 2024")
+@register(
+    "bottleneck",
+    paper="Houlsby et al., 2019; Pfeiffer et al., 2021; PETL_AST, 2024",
+    parameters="L (2 D r + r + D), r = D // reduction; twice that for houlsby",
+    passes_to=Placed,
+)
 def bottleneck(
     geometry: Geometry,
     base: ASTWeights,
     generator: torch.Generator,
     *,
     reduction: int = REDUCTION,
-    placement: str = "pfeiffer",
-    form: str = "parallel",
     activation: str = "gelu",
-    gate: str = "static",
-    gate_level: str = "clip",
     dropout: float = 0.0,
-    layers: Layers = "all",
+    **where: Any,
 ) -> Adapters:
-    """Bottlenecks of width D / `reduction`.
+    """Bottlenecks at the MLP, or also at the attention.
 
     Args:
-        placement: "pfeiffer" (at the MLP) or "houlsby" (at attention and MLP).
-        form: "parallel" or "sequential".
+        reduction: D over the bottleneck's width.
         activation: "gelu" or "relu".
-        gate, gate_level: of parallel adapters, as in `gate.py`.
+        **where: placement, form, layers and gates, as `Placed` takes them.
     """
     if activation not in ACTIVATIONS:
         raise UnknownNameError("activation", activation, ACTIVATIONS)
     if type(reduction) is not int or not 1 <= reduction <= geometry.width:
         raise ConfigError(f"got reduction={reduction!r}, expected 1 to {geometry.width}; PETL_AST uses {REDUCTION}.")
     hidden = geometry.width // reduction
-    return Placed(
-        lambda: Bottleneck(geometry.width, hidden, activation, dropout, generator),
-        geometry,
-        placement=placement,
-        form=form,
-        layers=layers,
-        gate=gate,
-        gate_level=gate_level,
-    )
+    return Placed(lambda: Bottleneck(geometry.width, hidden, activation, dropout, generator), geometry, **where)

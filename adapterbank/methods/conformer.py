@@ -9,7 +9,8 @@ at zero: an untrained adapter changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from adapterbank.backbone.ast import ASTWeights, Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.methods import init, register
-from adapterbank.methods.layers import ByLayer, Layers, chosen
+from adapterbank.methods.layers import ByLayer
 from adapterbank.methods.placed import Placed
 from adapterbank.methods.sites import Adapters, Affine, Sites
 
@@ -97,7 +98,7 @@ class Conformer(Placed):
 
     block_norms: ByLayer
 
-    def train_norms(self, base: ASTWeights, blocks: tuple[int, ...]) -> None:
+    def train_norms(self, base: ASTWeights, blocks: Sequence[int]) -> None:
         """Gives the task its own LN2 of these blocks, starting at the frozen one."""
         self.block_norms = ByLayer()
         for layer in blocks:
@@ -114,7 +115,12 @@ class Conformer(Placed):
         return Sites(**{**vars(sites), "affine": affine})
 
 
-@register("conformer", paper="Conformer adapter (Cappellazzo et al., 2024)")
+@register(
+    "conformer",
+    paper="Conformer adapter (Cappellazzo et al., 2024)",
+    parameters="L (3 D r + (kernel + 5) r + D), r = D // reduction; twice that for houlsby",
+    passes_to=Placed,
+)
 def conformer(
     geometry: Geometry,
     base: ASTWeights,
@@ -123,23 +129,20 @@ def conformer(
     reduction: int = REDUCTION,
     kernel: int = KERNEL,
     norm: str = "batch",
-    placement: str = "pfeiffer",
-    form: str = "parallel",
     inner_norm: bool = False,
     train_block_norms: bool = False,
-    gate: str = "static",
-    gate_level: str = "clip",
     dropout: float = 0.0,
-    layers: Layers = "all",
+    **where: Any,
 ) -> Adapters:
-    """Convolution along the tokens in a bottleneck of width D / `reduction`.
+    """Bottlenecks with a convolution along the tokens.
 
     Args:
+        reduction: D over the bottleneck's width.
         kernel: k of the depthwise convolution, in tokens.
         norm: "batch" as published; "group" or "layer" do not depend on the other clips of a batch.
-        placement, form: as `bottleneck` takes them.
         inner_norm: a LayerNorm at the adapter's input.
         train_block_norms: the blocks' LN2 is trained too (PETL_AST's 250,080).
+        **where: placement, form, layers and gates, as `Placed` takes them.
     """
     if norm not in NORMS:
         raise UnknownNameError("norm", norm, NORMS)
@@ -150,11 +153,7 @@ def conformer(
     adapters = Conformer(
         lambda: ConvolutionModule(*sizes, norm, inner_norm, dropout, geometry.eps, generator),
         geometry,
-        placement=placement,
-        form=form,
-        layers=layers,
-        gate=gate,
-        gate_level=gate_level,
+        **where,
     )
-    adapters.train_norms(base, chosen(layers, geometry.layers) if train_block_norms else ())
+    adapters.train_norms(base, [int(layer) for layer in adapters.mlp] if train_block_norms else ())
     return adapters

@@ -36,7 +36,7 @@ def pool(tokens: Tensor, how: str) -> Tensor:
     return (tokens[:, :PREFIX_TOKENS] if how == "cls_dist" else tokens).mean(dim=1)
 
 
-@register("head", paper="AAT, 2024 (baselines)")
+@register("head", paper="AAT, 2024 (baselines)", parameters="0")
 def head(geometry: Geometry, base: ASTWeights, generator: torch.Generator) -> Adapters:
-    """Nothing inside the backbone."""
+    """Nothing but the head, LayerNorm and Linear on (cls + dist) / 2."""
     return Adapters()

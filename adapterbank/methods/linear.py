@@ -9,7 +9,7 @@ from adapterbank.methods import register
 from adapterbank.methods.sites import Adapters
 
 
-@register("linear", paper="PETL_AST, 2024 (baselines)", defaults={"head": "linear", "pooling": "mean"})
+@register("linear", paper="PETL_AST, 2024 (baselines)", parameters="0", defaults={"head": "linear", "pooling": "mean"})
 def linear(geometry: Geometry, base: ASTWeights, generator: torch.Generator) -> Adapters:
-    """Linear on mean pooling."""
+    """Nothing but the head, a bare Linear on the mean of all tokens."""
     return Adapters()

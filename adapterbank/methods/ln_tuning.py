@@ -38,7 +38,7 @@ def _copies(tensors: dict[str, torch.Tensor]) -> nn.ParameterDict:
     return nn.ParameterDict({name: nn.Parameter(t.detach().float().clone()) for name, t in tensors.items()})
 
 
-@register("ln_tuning", paper="LN-tuning (Qi et al., 2022)")
+@register("ln_tuning", paper="LN-tuning (Qi et al., 2022)", parameters="4 L D + 2 D")
 def ln_tuning(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, layers: Layers = "all") -> Adapters:
-    """All LayerNorms."""
+    """Gains and biases of all LayerNorms."""
     return OwnNorms(base, geometry, layers)

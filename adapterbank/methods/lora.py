@@ -82,7 +82,11 @@ class LoRA(Adapters):
         return Sites() if changes is None else Sites(linear={name: (hook,) for name, hook in changes.named_children()})
 
 
-@register("lora", paper="LoRA (Hu et al., 2022); rsLoRA (2023); DoRA (2024)")
+@register(
+    "lora",
+    paper="LoRA (Hu et al., 2022); rsLoRA (2023); DoRA (2024)",
+    parameters="2 L D rank n, n = len(targets); D + M for 2 D at fc1 and fc2",
+)
 def lora(
     geometry: Geometry,
     base: ASTWeights,
@@ -96,9 +100,10 @@ def lora(
     dropout: float = 0.0,
     layers: Layers = "all",
 ) -> Adapters:
-    """Low-rank changes of `targets`, any of q, k, v, proj, fc1, fc2.
+    """Low-rank changes of q and v, or of any linears.
 
     Args:
+        targets: some of q, k, v, proj, fc1, fc2.
         alpha: the scale is alpha / rank (rsLoRA: alpha / sqrt(rank)); None makes alpha / rank PETL_AST's 8.
     """
     if type(rank) is not int or rank < 1:

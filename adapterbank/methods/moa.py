@@ -54,7 +54,11 @@ class Mixture(nn.Module):
         return F.gelu(x @ self.down + self.down_bias) @ self.up + self.up_bias
 
 
-@register("moa", paper="Soft mixture of adapters (Cappellazzo et al., 2024)")
+@register(
+    "moa",
+    paper="Soft mixture of adapters (Cappellazzo et al., 2024)",
+    parameters="L experts (D slots + 2 D r + r + D), r = D // reduction",
+)
 def moa(
     geometry: Geometry,
     base: ASTWeights,
@@ -68,7 +72,7 @@ def moa(
     gate_level: str = "clip",
     layers: Layers = "all",
 ) -> Adapters:
-    """Mixtures of bottlenecks of width D / `reduction`, parallel to the MLP.
+    """Soft or dense mixtures of bottlenecks, parallel to the MLP.
 
     Args:
         kind: "soft" (experts work on slots, means of a clip's tokens) or "dense" (on every token).

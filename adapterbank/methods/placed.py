@@ -34,7 +34,8 @@ class Placed(Adapters):
         make: builds one adapter, (R, N, D) -> (R, N, D).
         placement: "pfeiffer": at the MLP; "houlsby": at attention and MLP.
         form: "parallel": on the normalised input, added to the sublayer's output; "sequential": on that output.
-        gate, gate_level: of parallel adapters.
+        layers: the blocks, "all" or numbers.
+        gate, gate_level: of parallel adapters, as in `gate.py`.
 
     Raises:
         UnknownNameError: another placement, form or gate. ConfigError: a gate on a sequential adapter.
@@ -45,9 +46,9 @@ class Placed(Adapters):
         make: Callable[[], nn.Module],
         geometry: Geometry,
         *,
-        placement: str,
-        form: str,
-        layers: Layers,
+        placement: str = "pfeiffer",
+        form: str = "parallel",
+        layers: Layers = "all",
         gate: str = "static",
         gate_level: str = "clip",
     ):

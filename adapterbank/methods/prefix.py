@@ -38,7 +38,7 @@ class Prefix(Adapters):
         return Sites(extra_kv=((pair.get_parameter("key"), pair.get_parameter("value")),))
 
 
-@register("prefix", paper="Prefix tuning (Li and Liang, 2021); PETL_AST, 2024")
+@register("prefix", paper="Prefix tuning (Li and Liang, 2021); PETL_AST, 2024", parameters="2 L tokens D")
 def prefix(
     geometry: Geometry,
     base: ASTWeights,
@@ -47,5 +47,5 @@ def prefix(
     tokens: int = TOKENS,
     layers: Layers = "all",
 ) -> Adapters:
-    """`tokens` keys and as many values per layer."""
+    """Keys and values beside those of the tokens, in each block."""
     return Prefix(geometry, generator, tokens, layers)

@@ -65,7 +65,7 @@ def _rows(prompts: Tensor, x: Tensor) -> Tensor:
     return prompts.to(x.dtype).expand(len(x), -1, -1)
 
 
-@register("prompt", paper="AAT, 2024; VPT-deep (Jia et al., 2022)")
+@register("prompt", paper="AAT, 2024; VPT-deep (Jia et al., 2022)", parameters="L tokens D")
 def prompt(
     geometry: Geometry,
     base: ASTWeights,
@@ -75,5 +75,5 @@ def prompt(
     mode: str = "discard",
     layers: Layers = "all",
 ) -> Adapters:
-    """Deep prompts, `tokens` per layer."""
+    """Deep prompts, new ones before each block."""
     return DeepPrompt(geometry, generator, tokens, mode, layers)

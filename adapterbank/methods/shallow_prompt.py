@@ -31,9 +31,9 @@ class ShallowPrompt(Adapters):
         return Sites(tokens=(self.prompts,)) if layer == 0 else Sites()
 
 
-@register("shallow_prompt", paper="VPT-shallow (Jia et al., 2022); PETL_AST, 2024")
+@register("shallow_prompt", paper="VPT-shallow (Jia et al., 2022); PETL_AST, 2024", parameters="tokens D")
 def shallow_prompt(
     geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, tokens: int = TOKENS
 ) -> Adapters:
-    """`tokens` prompts before the first block."""
+    """Prompts that join before the first block and stay in the sequence."""
     return ShallowPrompt(geometry, generator, tokens)

@@ -16,6 +16,7 @@ from adapterbank.methods import register
 from adapterbank.methods.sites import Adapters
 
 PAPER = "AAT, 2024 (baselines)"
+BLOCK = "(4 D D + 2 D M + 9 D + M)"  # of one block
 
 
 def _copy(group: Any) -> nn.ParameterDict:
@@ -55,15 +56,15 @@ def _get(copy: nn.Module, name: str) -> Any:
     return copy.get(name)
 
 
-@register("full", paper=PAPER)
+@register("full", paper=PAPER, parameters=f"L {BLOCK} + (P P + N + 5) D")
 def full(geometry: Geometry, base: ASTWeights, generator: torch.Generator) -> Adapters:
-    """Every tensor of the backbone."""
+    """The whole body, as the task's own copy."""
     return OwnBody(base)
 
 
-@register("partial", paper=PAPER)
+@register("partial", paper=PAPER, parameters=f"(blocks or L // 2) {BLOCK}")
 def partial(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, blocks: int | None = None) -> Adapters:
-    """The last `blocks` blocks; half of them unless told."""
+    """The last blocks, half of them unless told, as the task's own copies."""
     count = geometry.layers // 2 if blocks is None else blocks
     if not isinstance(count, int) or not 1 <= count <= geometry.layers:
         raise ConfigError(f"got blocks={blocks!r}, expected 1 to {geometry.layers}, the layers of this backbone.")

@@ -174,7 +174,7 @@ def test_an_unknown_option_names_the_known_ones(method, options, message, small_
 def test_a_name_that_is_taken_or_cannot_be_composed_is_not_registered(name, message):
     before = methods.names()
     with pytest.raises(ConfigError, match=message):
-        methods.register(name, paper="none")(lambda geometry, base, generator: Adapters())
+        methods.register(name, paper="none", parameters="0")(lambda geometry, base, generator: Adapters())
     assert methods.names() == before
 
 

@@ -1,0 +1,5 @@
+"""`python -m adapterbank.methods` prints the README's table of methods."""
+
+from adapterbank.methods import overview
+
+print(overview().markdown())

@@ -1,0 +1,57 @@
+"""All methods at a glance: what `adapterbank.methods()` prints, and the README's table."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from adapterbank.methods import Method
+
+SYMBOLS = "AST-base: 12 x 768, without a head. L blocks, D width, M MLP width, N tokens, P patch side."
+
+
+class Overview(tuple["Method", ...]):
+    """The methods in their order; a tuple that prints as a table.
+
+    Args:
+        count: name -> trained numbers on AST-base.
+    """
+
+    _count: Callable[[str], int]
+
+    def __new__(cls, methods: Iterable[Method], count: Callable[[str], int]) -> Overview:
+        rows = super().__new__(cls, methods)
+        rows._count = count
+        return rows
+
+    def markdown(self) -> str:
+        """The table of the README."""
+        lines = ["| `method=` | what is trained | on AST-base | formula | paper |", "|---|---|---:|---|---|"]
+        for row in self:
+            cells = (f"`{row.name}`", row.summary, f"{self._count(row.name):,}", f"`{row.parameters}`", row.paper)
+            lines.append(f"| {' | '.join(cells)} |")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        table = Table(box=SIMPLE_HEAD, caption=SYMBOLS)
+        table.add_column("method", no_wrap=True)
+        table.add_column("on AST-base", justify="right", no_wrap=True)
+        table.add_column("what is trained · paper, formula, options", overflow="fold")
+        for row in self:
+            options = ", ".join(f"{key}={value!r}" for key, value in row.options.items())
+            details = (f"{row.summary} · {row.paper}", row.parameters, options)
+            table.add_row(row.name, f"{self._count(row.name):,}", Text("\n".join(filter(None, details))))
+            table.add_section()
+        width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+        console = Console(file=StringIO(), width=width)
+        with console.capture() as captured:
+            console.print(table)
+        return captured.get().rstrip()
