@@ -53,22 +53,26 @@ class AdapterBank:
         *,
         device: torch.device | str | None = None,
         base_dtype: torch.dtype | None = None,
+        stride: int | None = None,
     ) -> AdapterBank:
         """A new bank on a backbone, or a saved bank.
 
         Args:
-            name_or_folder: "ast-mini" (embedded), a Hugging Face AST by hub id or folder (`config.json`), or the
-                folder of a saved bank (`manifest.json`).
+            name_or_folder: "ast-mini" (embedded), a Hugging Face AST by hub id or folder (`config.json`), a `.pth`
+                file of the AST or SSAST repository, or the folder of a saved bank (`manifest.json`).
             device: where to run; the accelerator if there is one, else the CPU.
             base_dtype: of the frozen linears, such as torch.bfloat16; everything that is trained stays fp32.
+            stride: of the patches, as in `load_backbone`; a saved bank keeps its own.
 
         Raises:
             BackboneError: no such backbone, or it is damaged.
-            StorageError: the saved bank is damaged.
+            StorageError: the saved bank is damaged. ConfigError: a stride for a saved bank.
         """
         if (Path(name_or_folder).expanduser() / storage.MANIFEST).is_file():
+            if stride is not None:
+                raise ConfigError(f"got stride={stride!r} for the saved bank {name_or_folder}, which keeps its own.")
             return cls.load(name_or_folder, device=device, base_dtype=base_dtype)
-        bank = cls(load_backbone(name_or_folder))
+        bank = cls(load_backbone(name_or_folder, stride=stride))
         classifier = bank.backbone.classifier
         if classifier is not None:
             seconds = ((bank.backbone.geometry.max_frames - 1) * HOP + WINDOW) / SAMPLE_RATE
@@ -98,16 +102,18 @@ class AdapterBank:
         """Opens a saved bank.
 
         Args:
-            backbone: in place of the one that the manifest names; it must have the same fingerprint.
+            backbone: in place of the one that the manifest names, such as a file that was moved; a path is opened
+                with the stride that the bank was saved with. It must have the same fingerprint.
 
         Raises:
+            BackboneError: the backbone that the manifest names is not there.
             StorageError: a file is missing, cut or was changed.
             BackboneMismatchError: the bank belongs to another backbone.
         """
         folder = Path(folder).expanduser()
         manifest = storage.read_manifest(folder)
         if not isinstance(backbone, Backbone):
-            backbone = load_backbone(backbone or manifest["backbone"]["source"])
+            backbone = storage.open_backbone(folder, manifest, backbone)
         bank = cls(backbone, storage.load_tasks(folder, manifest, backbone))
         return bank.to(device or _default_device(), base_dtype=base_dtype)
 

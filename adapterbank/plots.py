@@ -175,6 +175,37 @@ def score_bars(scores: Mapping[str, Mapping[str, float]], *, score: str = "test 
     return figure
 
 
+def convergence(losses: Mapping[str, Sequence[float]], *, columns: int = 5) -> Figure:
+    """Training losses over the epochs, a panel for each method, with all others in grey behind it.
+
+    Args:
+        losses: {method: loss of each epoch}.
+
+    Raises:
+        ConfigError: there is nothing to draw.
+    """
+    if not losses:
+        raise ConfigError("got no losses to draw, expected {method: [loss of each epoch]}.")
+    columns = min(columns, len(losses))
+    rows = -(-len(losses) // columns)
+    figure = Figure(figsize=(1.9 * columns + 0.6, 1.6 * rows + 0.5), dpi=DPI, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
+    for panel, (name, own) in zip(panels, losses.items(), strict=False):
+        for other in losses.values():
+            panel.plot(range(1, len(other) + 1), other, color="#d5dae0", linewidth=0.8)
+        panel.plot(range(1, len(own) + 1), own, color=BLUE, linewidth=1.8)
+        panel.set_title(f"{name}: {own[-1]:.2f}", fontsize=8, color=INK)
+        panel.tick_params(labelsize=7)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylim(bottom=0)
+    for panel in panels[len(losses) :]:
+        panel.set_visible(False)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("training loss", fontsize=9)
+    return figure
+
+
 def spectrogram_pairs(pairs: Sequence[tuple[str, Tensor, Tensor]], rows: tuple[str, str]) -> Figure:
     """Two log-mels above each other, pair by pair.
 

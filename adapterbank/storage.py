@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from adapterbank.backbone.checkpoints import Backbone
-from adapterbank.errors import AdapterBankError, BackboneMismatchError, StorageError
+from adapterbank.backbone.checkpoints import Backbone, load_backbone
+from adapterbank.errors import AdapterBankError, BackboneError, BackboneMismatchError, StorageError
 from adapterbank.task import Task, TaskSpec
 
 FORMAT = "adapterbank"
@@ -45,7 +45,7 @@ def save_bank(folder: Path, backbone: Backbone, tasks: Mapping[str, Task]) -> No
         manifest = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "backbone": {"source": backbone.source, "fingerprint": backbone.fingerprint},
+            "backbone": _described(backbone),
             "tasks": entries,
         }
         manifest["digest"] = _digest_of(manifest)
@@ -58,6 +58,37 @@ def save_bank(folder: Path, backbone: Backbone, tasks: Mapping[str, Task]) -> No
         if isinstance(error, AdapterBankError):
             raise
         raise StorageError(f"cannot save the bank to {folder}: {error}. The bank there is as it was.") from error
+
+
+def _described(backbone: Backbone) -> dict[str, Any]:
+    """How to open the backbone again, and its fingerprint."""
+    described: dict[str, Any] = {"source": backbone.source, "fingerprint": backbone.fingerprint}
+    return described if backbone.stride is None else {**described, "stride": backbone.stride}
+
+
+def open_backbone(folder: Path, manifest: Mapping[str, Any], name: str | Path | None = None) -> Backbone:
+    """The backbone of a saved bank, at its stride.
+
+    Args:
+        name: where it is now, in place of where the manifest says.
+
+    Raises:
+        BackboneError: it cannot be opened.
+    """
+    source, stride = manifest["backbone"]["source"], manifest["backbone"].get("stride")
+    try:
+        return load_backbone(name or source, stride=stride)
+    except BackboneError as error:
+        if name is not None:
+            raise
+        raise BackboneError(
+            f"the bank in {folder} was made on {_call(source, stride)}, which fails here: {error} "
+            f"If it is elsewhere now, call AdapterBank.load({str(folder)!r}, backbone=<its path, or a Backbone>)."
+        ) from error
+
+
+def _call(source: str, stride: int | None) -> str:
+    return f"load_backbone({source!r})" if stride is None else f"load_backbone({source!r}, stride={stride})"
 
 
 def _write_task(folder: Path, task: Task, backbone: Backbone) -> dict[str, Any]:
@@ -131,9 +162,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest.pop("digest", None) != _digest_of(manifest):
         raise StorageError(f"{path} was changed or damaged after it was saved: its digest does not fit.")
     try:  # a digest can be computed anew by whoever edits the file
-        complete = all(isinstance(manifest["backbone"][key], str) for key in ("source", "fingerprint")) and all(
-            isinstance(entry["file"], str) and {"bytes", "sha256"} <= entry.keys()
-            for entry in manifest["tasks"].values()
+        complete = (
+            all(isinstance(manifest["backbone"][key], str) for key in ("source", "fingerprint"))
+            and isinstance(manifest["backbone"].get("stride"), int | None)
+            and all(
+                isinstance(entry["file"], str) and {"bytes", "sha256"} <= entry.keys()
+                for entry in manifest["tasks"].values()
+            )
         )
     except (KeyError, TypeError, AttributeError):
         complete = False
@@ -149,7 +184,8 @@ def load_tasks(folder: Path, manifest: Mapping[str, Any], backbone: Backbone) ->
         StorageError: a file is missing, cut or tampered with.
         BackboneMismatchError: the bank belongs to another backbone.
     """
-    check_fingerprint(manifest["backbone"]["fingerprint"], backbone, f"the bank in {folder}")
+    made_on = _call(manifest["backbone"]["source"], manifest["backbone"].get("stride"))
+    check_fingerprint(manifest["backbone"]["fingerprint"], backbone, f"the bank in {folder}, saved on {made_on},")
     tasks = {}
     for name, entry in manifest["tasks"].items():
         if not _FILE.fullmatch(entry["file"]):
@@ -247,7 +283,7 @@ def check_fingerprint(got: Any, backbone: Backbone, what: str) -> None:
     if got != backbone.fingerprint:
         raise BackboneMismatchError(
             f"{what} was made for the backbone {str(got)[:12]}…, this one is {backbone.fingerprint[:12]}… "
-            f"({backbone.source}). Open it with the backbone it was trained on."
+            f"({_call(backbone.source, backbone.stride)}). Open it with the backbone it was trained on."
         )
 
 

@@ -2,11 +2,14 @@
 
     python recipes/compare_methods.py data=../shared/data/esc50
     python recipes/compare_methods.py data=my/clips methods=[head,prompt,aat_ms] fit.epochs=20 out=outputs/mine
+    python recipes/compare_methods.py --config-name all_methods data=../shared/data/esc50      # every method, costs
+    python recipes/compare_methods.py --config-name layers_and_gates data=../shared/data/fsd_instruments
 
-Each method's learning rate is the best of three on the validation fold (first seed); test numbers are the mean over the
-seeds at that rate. All epochs are trained and the last one is measured. Every finished run is a line of
-`out/runs.jsonl`; a second start continues there, so an interrupted comparison loses one run at most, and two processes
-may share the work (methods=[head] here, methods=[aat_ms] there).
+Each method's learning rate is the best of its list on the validation fold (first seed); test numbers are means over
+the seeds at that rate. All epochs are trained, the last one is measured. The gain over `baseline` has a 95 % interval
+from a paired bootstrap over test clips. Every finished run is a line of `out/runs.jsonl`: a second start goes on there,
+an interrupted comparison loses one run at most, and two processes may share the work (methods=[head] here,
+methods=[aat_ms] there). `out/table.md` is the table, `out/convergence.png` the training losses.
 """
 
 from __future__ import annotations
@@ -17,45 +20,72 @@ from statistics import mean, stdev
 from typing import Any
 
 import hydra
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from adapterbank import AdapterBank, load_folder, standard_splits
+from adapterbank import AdapterBank, load_folder, plots, standard_splits
 from adapterbank.errors import exit_on_error
-from adapterbank.training.protocol import RunLog, train_and_test
+from adapterbank.training.cost import Cost, step_costs
+from adapterbank.training.protocol import Run, RunLog, gain, train_and_test
 
 console = Console()
 
 
-def rates_of(cfg: DictConfig, method: str) -> list[float]:
-    return list(cfg.lrs.get(method, cfg.lrs.default))
+def entry(cfg: DictConfig, name: str) -> dict[str, Any]:
+    """A row of the table: {"method": ..., its options}. A name without a variant is the method itself."""
+    options: Any = OmegaConf.to_container(cfg.variants, resolve=True)
+    return {"method": name, **options.get(name, {})}
 
 
-def best_lr(log: RunLog, cfg: DictConfig, method: str) -> float:
+def rates_of(cfg: DictConfig, name: str) -> list[float]:
+    found = cfg.lrs.get(name, cfg.lrs.get(entry(cfg, name)["method"], cfg.lrs.default))
+    return list(found) if OmegaConf.is_list(found) else [found]
+
+
+def best_lr(log: RunLog, cfg: DictConfig, name: str) -> float:
     """By validation with the first seed; a tie goes to the smaller rate."""
-    first = {run["lr"]: run["val"] for run in log.find(method=method, seed=cfg.seeds[0])}
-    return max(sorted(rates_of(cfg, method)), key=lambda lr: first[lr])
+    first = {run["lr"]: run["val"] for run in log.find(name=name, seed=cfg.seeds[0])}
+    return max(sorted(rates_of(cfg, name)), key=lambda lr: first[lr])
 
 
-def row(log: RunLog, cfg: DictConfig, method: str) -> str:
+def complete(log: RunLog, cfg: DictConfig) -> dict[str, list[Run]]:
+    """The runs at the best rate of all rows of which every rate and seed is done, by whichever process."""
+    named = dict.fromkeys([*cfg.methods, *(run["name"] for run in log.find())])
+    seed = cfg.seeds[0]
+    tried = [name for name in named if all(log.find(name=name, lr=lr, seed=seed) for lr in rates_of(cfg, name))]
+    chosen = {name: log.find(name=name, lr=best_lr(log, cfg, name)) for name in tried}
+    return {name: runs for name, runs in chosen.items() if {run["seed"] for run in runs} >= set(cfg.seeds)}
+
+
+def row(name: str, runs: list[Run], baseline: list[Run] | None, cost: Cost | None) -> str:
     """A line of the Markdown table."""
-    lr = best_lr(log, cfg, method)
-    chosen = [log.find(method=method, lr=lr, seed=seed)[0] for seed in cfg.seeds]
-    tests = [100 * run["test"] for run in chosen]
+    tests = [100 * run["test"] for run in runs]
     spread = f" ± {stdev(tests):.1f}" if len(tests) > 1 else ""
-    each = ", ".join(f"{t:.1f}" for t in tests)
-    val = 100 * mean(run["val"] for run in chosen)
-    return f"| {method} | {chosen[0]['parameters']:,} | {lr:g} | {val:.1f} | {mean(tests):.1f}{spread} | {each} |"
+    cells = [name, f"{runs[0]['parameters']:,}", f"{runs[0]['lr']:g}", f"{100 * mean(run['val'] for run in runs):.1f}"]
+    cells.append(f"{mean(tests):.1f}{spread}")
+    if baseline is not None and "hits" in runs[0]:
+        above, low, high = (100 * value for value in gain(runs, baseline))
+        cells.append(f"{above:+.1f} ({low:+.1f} to {high:+.1f})")
+    else:
+        cells.append("")
+    cells += ["", ""] if cost is None else [f"{cost.time_ratio:.2f}", f"{cost.memory_ratio:.2f}"]
+    return f"| {' | '.join(cells)} |"
 
 
-def complete(log: RunLog, cfg: DictConfig) -> list[str]:
-    """Methods of which every rate and every seed at the best one has been run, by whichever process."""
-    named = dict.fromkeys([*cfg.methods, *(run["method"] for run in log.find())])
-    tried = [
-        method for method in named
-        if all(log.find(method=method, lr=lr, seed=cfg.seeds[0]) for lr in rates_of(cfg, method))
-    ]  # fmt: skip
-    return [m for m in tried if all(log.find(method=m, lr=best_lr(log, cfg, m), seed=seed) for seed in cfg.seeds)]
+def costs_of(cfg: DictConfig, names: list[str], out: Path) -> dict[str, Cost]:
+    """Measured once per row and kept in `out/costs.json`."""
+    if cfg.costs is None:
+        return {}
+    file = out / "costs.json"
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    options: Any = OmegaConf.to_container(cfg.costs, resolve=True)
+    wanted = {name: entry(cfg, name) for name in names if name not in known}
+    if wanted:
+        found = step_costs(cfg.backbone, wanted, **options)
+        known |= {name: vars(cost) for name, cost in found.items()}
+        file.write_text(json.dumps(known, indent=1), encoding="utf-8")
+    return {name: Cost(**known[name]) for name in names}
 
 
 def run(cfg: DictConfig) -> None:
@@ -67,29 +97,43 @@ def run(cfg: DictConfig) -> None:
         "test_fold": cfg.test_fold,
         "val_fold": cfg.val_fold,
         "test_precision": cfg.test_precision,
+        "pooling": cfg.pooling,
         **fit_options,
     }
     log = RunLog(Path(cfg.out) / "runs.jsonl", protocol)
+    shared = {"fit_options": fit_options, "test_precision": cfg.test_precision, "pooling": cfg.pooling}
 
-    def run_once(method: str, lr: float, seed: int) -> None:
-        if log.find(method=method, lr=lr, seed=seed):
+    def run_once(name: str, lr: float, seed: int) -> None:
+        if log.find(name=name, lr=lr, seed=seed):
             return
-        result = train_and_test(
-            cfg.backbone, splits, method, lr=lr, seed=seed, fit_options=fit_options, test_precision=cfg.test_precision
-        )
-        log.add(result)
-        console.print(f"{method} lr {lr:g} seed {seed}: validation {result['val']:.4f}, {result['seconds']:.0f} s")
+        options = entry(cfg, name)
+        method = options.pop("method")
+        result = train_and_test(cfg.backbone, splits, method, lr=lr, seed=seed, options=options, **shared)
+        log.add({"name": name, **result})
+        console.print(f"{name} lr {lr:g} seed {seed}: validation {result['val']:.4f}, {result['seconds']:.0f} s")
 
-    for method in cfg.methods:
-        for lr in rates_of(cfg, method):
-            run_once(method, lr, cfg.seeds[0])
+    for name in cfg.methods:
+        for lr in rates_of(cfg, name):
+            run_once(name, lr, cfg.seeds[0])
         for seed in cfg.seeds:
-            run_once(method, best_lr(log, cfg, method), seed)
+            run_once(name, best_lr(log, cfg, name), seed)
+    report(cfg, log)
 
-    lines = ["| method | trainable | lr | validation | test, mean of seeds | each seed |", "|---|---|---|---|---|---|"]
-    markdown = "\n".join(lines + [row(log, cfg, method) for method in complete(log, cfg)]) + "\n"
-    (Path(cfg.out) / "table.md").write_text(f"{markdown}\nProtocol: {json.dumps(protocol)}\n", encoding="utf-8")
-    console.print(markdown, markup=False)
+
+def report(cfg: DictConfig, log: RunLog) -> None:
+    """The table and the picture of everything that is in the log."""
+    out = Path(cfg.out)
+    done = complete(log, cfg)
+    costs = costs_of(cfg, list(done), out)
+    heading = "| | trainable | lr | validation | test, mean of seeds | above {} (95 %) | step time / {} | memory / {} |"
+    reference = "full" if cfg.costs is None else cfg.costs.get("reference", "full")
+    lines = [heading.format(cfg.baseline, reference, reference), "|---" * 8 + "|"]
+    lines += [row(name, runs, done.get(cfg.baseline), costs.get(name)) for name, runs in done.items()]
+    markdown = "\n".join(lines) + "\n"
+    (out / "table.md").write_text(f"{markdown}\nProtocol: {json.dumps(log.protocol)}\n", encoding="utf-8")
+    losses = {name: np.mean([run["losses"] for run in runs], axis=0).tolist() for name, runs in done.items()}
+    plots.convergence(losses).savefig(out / "convergence.png")
+    console.print(markdown, markup=False, soft_wrap=True)
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="compare_methods")

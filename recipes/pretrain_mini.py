@@ -5,7 +5,8 @@
     python recipes/pretrain_mini.py out=outputs/pretrain_mini           # goes on after a kill, to the same bits
     python recipes/pretrain_mini.py steps=200000 teacher=hf:MIT/ast-finetuned-audioset-10-10-0.4593 out=outputs/base
     python recipes/pretrain_mini.py objective=masked_patch minutes=60 out=outputs/pretrain_ssl          # ast-mini-ssl
-    python recipes/pretrain_mini.py start=outputs/pretrain_mini/state.pt train.seed=1 out=outputs/second_leg
+    python recipes/pretrain_mini.py start=outputs/pretrain_mini/state.pt views.seed=1 out=outputs/second_leg
+    python recipes/pretrain_mini.py 'views_dir=[outputs/first/views,outputs/second/views]' out=outputs/third
 
 Three steps, each of which resumes: (1) draw views of every clip: crops of about 0.2 to 10 s, other speeds, mixtures of
 two clips, gain; (2) let every teacher hear every view once; (3) train the student, which hears the same views through
@@ -26,13 +27,13 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from adapterbank.errors import ConfigError, DatasetError, exit_on_error
+from adapterbank.errors import ConfigError, exit_on_error
 from adapterbank.tracking import Tracker
 from adapterbank.training import teachers
 from adapterbank.training.distill import Distiller, DistillOptions, read_checkpoint
 from adapterbank.training.memory import keep_freed_memory
 from adapterbank.training.student import MINI, export_backbone
-from adapterbank.training.views import Pool, ViewStore, draw_views, prepare
+from adapterbank.training.views import JoinedViews, Pool, Views, ViewStore, draw_views, prepare
 
 MEASURED_STEPS = 20  # after as many that warm up, to see how many fit into `minutes`
 console = Console()
@@ -44,17 +45,16 @@ def plain(node: Any) -> dict[str, Any]:
     return dict(values)
 
 
-def prepare_views(cfg: DictConfig, out: Path) -> ViewStore:
+def prepare_views(cfg: DictConfig, out: Path) -> Views:
     """Steps 1 and 2: the views, and what the teachers say about them."""
     if cfg.views_dir is not None:
         if cfg.teacher is not None:
             raise ConfigError("views_dir brings the answers of its own teachers; leave out teacher=, or views_dir=.")
-        store = ViewStore.open(cfg.views_dir)
-        if store.done < len(store.columns):
-            raise DatasetError(
-                f"{cfg.views_dir} has {store.done} of {len(store.columns)} views; finish that run first."
-            )
-        return store
+        folders = [cfg.views_dir] if isinstance(cfg.views_dir, str) else list(cfg.views_dir)
+        stores = [ViewStore.open(folder) for folder in folders]
+        for store in stores:
+            console.print(f"{store.folder}: {store.done:,} of {len(store.columns):,} views are ready and used")
+        return JoinedViews(stores)
     pool = Pool(cfg.pool, out / "pool")
     views = draw_views(pool, **plain(cfg.views))
     known = {name: plain(options) for name, options in (cfg.teachers or {}).items() if options is not None}
@@ -67,7 +67,7 @@ def prepare_views(cfg: DictConfig, out: Path) -> ViewStore:
     return prepare(pool, views, asked, out / "views", pass_size=len(pool))
 
 
-def planned_steps(cfg: DictConfig, store: ViewStore, checkpoint: Path) -> int:
+def planned_steps(cfg: DictConfig, store: Views, checkpoint: Path) -> int:
     """How many steps to train: as asked, as the checkpoint says, or as many as fit into `minutes`."""
     if cfg.steps is not None:
         return int(cfg.steps)

@@ -13,7 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adapterbank.bank import AdapterBank
-from adapterbank.errors import AdapterBankError, BackboneMismatchError, NameTakenError, StorageError, UnknownNameError
+from adapterbank.errors import (
+    AdapterBankError,
+    BackboneError,
+    BackboneMismatchError,
+    NameTakenError,
+    StorageError,
+    UnknownNameError,
+)
 
 NAMES = ["notes", "tones", "studio", "mix", "own", "probe"]
 
@@ -270,6 +277,7 @@ def test_an_edited_manifest_is_refused(saved, load):
         (lambda m: m.update(format="zip"), "is no manifest of a bank"),
         (lambda m: m.pop("backbone"), "lacks the backbone"),
         (lambda m: m.update(backbone={"source": 3, "fingerprint": "x"}), "lacks the backbone"),
+        (lambda m: m["backbone"].update(stride="10"), "lacks the backbone"),
         (lambda m: m.pop("tasks"), "lacks the backbone, or a task's file"),
         (lambda m: m.update(tasks=[1]), "lacks the backbone, or a task's file"),
         (lambda m: m["tasks"]["mix"].pop("sha256"), "lacks the backbone, or a task's file"),
@@ -398,6 +406,12 @@ def test_a_task_with_nan_is_refused(saved, small_backbone, tmp_path):
     tensors["adapters.prompts.0"][0, 0] = float("nan")
     with pytest.raises(StorageError, match="the tensor adapters.prompts.0 holds NaN or Inf"):
         AdapterBank(small_backbone).import_task(edited_task(saved, tmp_path / "nan.safetensors", tensors))
+
+
+def test_a_bank_whose_backbone_cannot_be_opened_by_name_says_how_to_go_on(saved, small_backbone):
+    with pytest.raises(BackboneError, match=r"on load_backbone\('random'\), which fails here: .*AdapterBank.load\("):
+        AdapterBank.load(saved)
+    assert list(AdapterBank.load(saved, backbone=small_backbone).tasks) == NAMES
 
 
 def test_a_task_is_refused_by_a_backbone_that_normalises_otherwise(small_backbone, tmp_path):

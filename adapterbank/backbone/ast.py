@@ -10,7 +10,7 @@ Symbols: B batch, R rows of a segment, N tokens, D width, H heads, M mel bins, F
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -191,16 +191,42 @@ def positions(table: Tensor, geometry: Geometry, columns: int) -> Tensor:
 
     Shorter than the table: its middle columns; longer: bilinear interpolation along time (as AST and AAT do).
     """
-    full = geometry.columns(geometry.max_frames)
-    if columns == full:
+    if columns == geometry.columns(geometry.max_frames):
         return table
-    grid = rearrange(table[PREFIX_TOKENS:], "(rows columns) d -> d rows columns", rows=geometry.rows)
+    return resize_positions(table, geometry.rows, geometry.rows, columns)
+
+
+def resize_positions(table: Tensor, rows: int, new_rows: int, columns: int) -> Tensor:
+    """A position table for another grid, (2 + rows * old, D) -> (2 + new_rows * columns, D), as AST and SSAST make it.
+
+    Time: the middle columns where there are fewer, bilinear where there are more. Frequency: bilinear both ways, as
+    the rows span all mel bins whatever their number.
+    """
+    grid = rearrange(table[PREFIX_TOKENS:], "(rows columns) d -> d rows columns", rows=rows)
+    full = grid.shape[2]
     if columns < full:
         start = full // 2 - columns // 2  # AST's formula; it differs from (full - columns) // 2 for even / odd pairs
         grid = grid[:, :, start : start + columns]
-    else:
-        grid = F.interpolate(grid[None], size=(geometry.rows, columns), mode="bilinear")[0]
+    if grid.shape[1:] != (new_rows, columns):
+        grid = F.interpolate(grid[None], size=(new_rows, columns), mode="bilinear")[0]
     return torch.cat((table[:PREFIX_TOKENS], rearrange(grid, "d rows columns -> (rows columns) d")))
+
+
+def at_stride(geometry: Geometry, table: Tensor, stride: int) -> tuple[Geometry, Tensor]:
+    """The same patches cut every `stride` bins on both axes: the geometry and the position table of that.
+
+    The rows are interpolated here. The columns stay, now nearer in time, and `max_frames` becomes what they cover, so
+    that `positions` cuts or interpolates them per input: what SSAST does when it is fine-tuned at stride 10.
+
+    Raises:
+        BackboneError: a stride that is no positive integer, or that would leave gaps between patches.
+    """
+    if isinstance(stride, bool) or not isinstance(stride, int) or not 1 <= stride <= geometry.patch:
+        raise BackboneError(f"got stride={stride!r}, expected an integer from 1 to {geometry.patch}, such as 10 or 16.")
+    columns = geometry.columns(geometry.max_frames)
+    frames = geometry.patch + (columns - 1) * stride
+    there = replace(geometry, frequency_stride=stride, time_stride=stride, max_frames=frames)
+    return there, resize_positions(table, geometry.rows, there.rows, columns)
 
 
 def run_layer(xs: list[Tensor], segments: Sequence[Segment], layer: int, geometry: Geometry) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Backbones from disk or hub: the embedded ast-mini and any Hugging Face AST, with either of its naming schemes.
+"""Backbones from disk or hub: ast-mini, any Hugging Face AST by either naming scheme, original `.pth` files.
 
 Every checkpoint is brought to the canonical names of `ASTWeights.named`; the fingerprint is taken there, so that old
 and new Hugging Face names, and a base cast to bf16, are the same backbone.
@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from adapterbank.backbone.ast import PREFIX_TOKENS, ASTWeights, Geometry
+from adapterbank.backbone.ast import PREFIX_TOKENS, ASTWeights, Geometry, at_stride
+from adapterbank.backbone.files import check_digest, read_json, read_tensors
 from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD
+from adapterbank.backbone.original import SUFFIXES, translate
 from adapterbank.errors import BackboneError
 
 EMBEDDED = {"ast-mini": Path(__file__).parent / "weights" / "ast-mini"}
@@ -83,9 +83,10 @@ class Backbone:
     """A frozen AST and what has to be known about it.
 
     Attributes:
-        source: the name or folder it was loaded from, by which a saved bank finds it again.
+        source: the name, folder or file it was loaded from, by which a saved bank finds it again.
         mean, std: of log-mels in its training; inputs are `(mel - mean) / (2 std)`.
         fingerprint: SHA-256 over geometry and canonical fp32 values.
+        stride: what was asked for at loading, which a saved bank repeats; None: the checkpoint's own.
     """
 
     geometry: Geometry
@@ -95,6 +96,7 @@ class Backbone:
     mean: float = AUDIOSET_MEAN
     std: float = AUDIOSET_STD
     classifier: Classifier | None = None
+    stride: int | None = None
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
         """On another device, or with frozen linears of another dtype. The fingerprint stays: the same backbone."""
@@ -114,41 +116,78 @@ class Backbone:
         return sum(tensor.numel() for _, tensor in self.weights.named())
 
 
-def load_backbone(name_or_folder: str | Path) -> Backbone:
+def load_backbone(name_or_folder: str | Path, *, stride: int | None = None) -> Backbone:
     """Opens a backbone on the CPU, in fp32.
 
     Args:
         name_or_folder: "ast-mini" (inside this package), a folder with `config.json` and weights as
-            `save_pretrained` writes them, or a Hugging Face hub id such as "MIT/ast-finetuned-audioset-10-10-0.4593".
+            `save_pretrained` writes them, a Hugging Face hub id such as "MIT/ast-finetuned-audioset-10-10-0.4593", or
+            a `.pth` file of the AST or SSAST repository such as "audioset_10_10_0.4593.pth".
+        stride: of the patches, in place of the checkpoint's own: 10 is how AAT and SSAST's authors run SSAST, which is
+            pretrained at 16. Positions are interpolated, the fingerprint is another, and a classifier is left out.
 
     Raises:
         BackboneError: not found, not an AST, unreadable, or tensors that do not fit the configuration.
     """
-    folder = _find(str(name_or_folder))
-    if str(name_or_folder) in EMBEDDED:
-        _check_digest(folder / WEIGHT_FILES[0], EMBEDDED_SHA256[str(name_or_folder)])
-    config = _read_json(folder / "config.json")
+    source = str(name_or_folder)
+    path = Path(source).expanduser()
+    backbone = _from_file(path, stride) if _is_original(path) else _from_folder(source)
+    if stride is not None:
+        backbone = _restride(backbone, stride)
+    return replace(backbone, source=source if source in EMBEDDED or not path.exists() else str(path.resolve()))
+
+
+def _is_original(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
+def _from_file(path: Path, stride: int | None) -> Backbone:
+    """An original AST or SSAST."""
+    if not path.is_file():
+        raise BackboneError(
+            f"there is no file {path}. Download the checkpoint from the AST or SSAST repository and pass its path."
+        )
+    geometry, body, head, mean, std = translate(read_tensors(path), path, stride)
+    backbone = _assemble(geometry, body, path, mean, std)
+    return replace(backbone, classifier=_classifier(head, {}, geometry, path))
+
+
+def _from_folder(name: str) -> Backbone:
+    """An embedded backbone, or a Hugging Face AST."""
+    folder = _find(name)
+    if name in EMBEDDED:
+        check_digest(folder / WEIGHT_FILES[0], EMBEDDED_SHA256[name])
+    config = read_json(folder / "config.json")
     geometry = _geometry(config, folder)
     body, head = _canonical(_read_weights(folder), folder)
-    if "embed.patch_weight" in body and body["embed.patch_weight"].ndim > 1:
-        body["embed.patch_weight"] = body["embed.patch_weight"].flatten(1)
-    for name in ("embed.cls", "embed.dist"):
-        if name in body:
-            body[name] = body[name].flatten()
-    if "embed.positions" in body and body["embed.positions"].ndim > 1:
-        body["embed.positions"] = body["embed.positions"].flatten(0, 1)
-    _check_shapes(body, geometry, bool(config.get("qkv_bias", True)), folder)
-    mean, std = _normalisation(folder)
-    source = str(name_or_folder)
-    return Backbone(
-        geometry,
-        ASTWeights.from_named(body, geometry.layers),
-        source if source in EMBEDDED or not Path(source).exists() else str(Path(source).resolve()),
-        fingerprint(geometry, body),
-        mean,
-        std,
-        _classifier(head, config, geometry, folder),
-    )
+    qkv_bias = bool(config.get("qkv_bias", True))
+    backbone = _assemble(geometry, body, folder, *_normalisation(folder), qkv_bias=qkv_bias)
+    return replace(backbone, classifier=_classifier(head, config, geometry, folder))
+
+
+def _assemble(
+    geometry: Geometry, body: dict[str, Tensor], where: Path, mean: float, std: float, qkv_bias: bool = True
+) -> Backbone:
+    """Flattens what checkpoints keep in more axes, checks every tensor and takes the fingerprint."""
+    flat = {"embed.patch_weight": (1, -1), "embed.cls": (0, -1), "embed.dist": (0, -1), "embed.positions": (0, 1)}
+    for name, (first, last) in flat.items():
+        if name in body and body[name].ndim > 1:
+            body[name] = body[name].flatten(first, last)
+    _check_shapes(body, geometry, qkv_bias, where)
+    weights = ASTWeights.from_named(body, geometry.layers)
+    return Backbone(geometry, weights, str(where), fingerprint(geometry, body), mean, std)
+
+
+def _restride(backbone: Backbone, stride: int) -> Backbone:
+    """The backbone with its patches cut at another stride; at its own, the same with that on record."""
+    sizes = backbone.geometry
+    if type(stride) is int and (sizes.frequency_stride, sizes.time_stride) == (stride, stride):
+        return replace(backbone, stride=stride)
+    embed = backbone.weights.embed
+    geometry, table = at_stride(sizes, embed.positions, stride)
+    weights = backbone.weights._replace(embed=embed._replace(positions=table))
+    mark = fingerprint(geometry, dict(weights.named()))
+    return replace(backbone, geometry=geometry, weights=weights, fingerprint=mark, classifier=None, stride=stride)
 
 
 def random_backbone(like: Backbone, seed: int = 0) -> Backbone:
@@ -169,7 +208,7 @@ def random_backbone(like: Backbone, seed: int = 0) -> Backbone:
 
     weights = like.weights.map(draw)
     mark = fingerprint(like.geometry, dict(weights.named()))
-    return replace(like, weights=weights, source="random", fingerprint=mark, classifier=None)
+    return replace(like, weights=weights, source="random", fingerprint=mark, classifier=None, stride=None)
 
 
 def fingerprint(geometry: Geometry, tensors: Mapping[str, Tensor]) -> str:
@@ -204,16 +243,6 @@ def _find(name: str) -> Path:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BackboneError(f"cannot read {path}: {error}. Fetch the file again.") from error
-    if not isinstance(content, dict):
-        raise BackboneError(f"{path} holds a {type(content).__name__}, expected a JSON object. Fetch the file again.")
-    return content
-
-
 def _geometry(config: Mapping[str, Any], folder: Path) -> Geometry:
     if config.get("model_type") != MODEL_TYPE:
         raise BackboneError(f"{folder} is a {config.get('model_type')!r} model, expected {MODEL_TYPE!r}.")
@@ -239,30 +268,11 @@ def _geometry(config: Mapping[str, Any], folder: Path) -> Geometry:
     )
 
 
-def _check_digest(path: Path, expected: str) -> None:
-    try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise BackboneError(f"cannot read {path}: {error}. Reinstall adapterbank.") from error
-    if found != expected:
-        raise BackboneError(f"{path} has SHA-256 {found}, expected {expected}. Reinstall adapterbank.")
-
-
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if path is None:
         raise BackboneError(f"{folder} has no weights, expected {' or '.join(WEIGHT_FILES)} beside config.json.")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict) or not all(isinstance(entry, Tensor) for entry in content.values()):
-            raise TypeError("expected a dict of names and tensors")
-        return content
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, KeyError) as error:
-        raise BackboneError(f"cannot read {path}: {error}. It may be cut; fetch it again.") from error
-    except Exception as error:  # pickle.UnpicklingError: weights_only refuses everything but tensors
-        raise BackboneError(f"{path} holds more than tensors and is not read: {error}") from error
+    return read_tensors(path)
 
 
 def _canonical(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -343,7 +353,7 @@ def _normalisation(folder: Path) -> tuple[float, float]:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return AUDIOSET_MEAN, AUDIOSET_STD
-    config = _read_json(path)
+    config = read_json(path)
     if config.get("do_normalize", True) is False:
         return 0.0, 0.5  # (mel - 0) / (2 * 0.5): as it is
     mean, std = config.get("mean", AUDIOSET_MEAN), config.get("std", AUDIOSET_STD)

@@ -30,7 +30,7 @@ from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError,
 from adapterbank.training.distill_losses import distill_loss, init_heads, target_statistics
 from adapterbank.training.masked import MaskedPatches
 from adapterbank.training.student import MINI, init_student, student_tokens
-from adapterbank.training.views import ViewStore
+from adapterbank.training.views import Views
 
 PROGRESS = (
     TextColumn("distilling"),
@@ -148,7 +148,7 @@ class Distiller:
     """
 
     def __init__(
-        self, store: ViewStore, options: DistillOptions, geometry: Geometry = MINI, dtype: torch.dtype = torch.bfloat16
+        self, store: Views, options: DistillOptions, geometry: Geometry = MINI, dtype: torch.dtype = torch.bfloat16
     ):
         self.store, self.options, self.geometry, self.dtype = store, options, geometry, dtype
         self.columns = store.columns[: store.done]

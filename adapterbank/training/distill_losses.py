@@ -16,7 +16,7 @@ from torch import Tensor
 from adapterbank.backbone.checkpoints import INIT_STD
 from adapterbank.training.student import Tensors
 from adapterbank.training.teachers import Target
-from adapterbank.training.views import ViewStore
+from adapterbank.training.views import Views
 
 CLIP_SIGMA = 6.0  # standardised targets are cut here: YAMNet's embedding is sparse, its rare units have long tails
 STATISTIC_VIEWS = 3_000
@@ -27,7 +27,7 @@ def pooled_target(target: Target, rows: Tensor) -> Tensor:
     return F.adaptive_avg_pool1d(rows.transpose(1, 2), target.parts).transpose(1, 2).flatten(1)
 
 
-def target_statistics(store: ViewStore, seed: int) -> Tensors:
+def target_statistics(store: Views, seed: int) -> Tensors:
     """Mean and standard deviation per dimension, of rows and of pooled targets, over a sample of views."""
     rng = np.random.default_rng((seed, 2))
     sample = np.sort(rng.choice(store.done, min(STATISTIC_VIEWS, store.done), replace=False))

@@ -134,7 +134,7 @@ def fit(
         raise UnknownNameError("option of fit", unknown[0], Options.__dataclass_fields__)
     chosen = Options(**options)
     owner = bank.task(task)
-    trainer = _Trainer(bank.backbone, owner, _as_dataset(train, owner), chosen)
+    trainer = Trainer(bank.backbone, owner, _as_dataset(train, owner), chosen)
     history = History(task, asdict(chosen), trainer.precision)
     before, metrics_before = _copy_state(owner), owner.metrics
     bar = _bar(not progress)
@@ -153,7 +153,7 @@ def fit(
     return history
 
 
-class _Trainer:
+class Trainer:
     """One `fit`: data, precision, optimiser and the loop over epochs."""
 
     def __init__(self, backbone: Backbone, task: Task, data: Any, options: Options):
@@ -218,12 +218,13 @@ class _Trainer:
         for inputs, labels in self.loader:
             if history.steps >= self.total:
                 break
-            losses.append(self._step(inputs, labels, history.steps))
+            losses.append(self.step(inputs, labels, history.steps))
             history.steps += 1
             bar.update(row, advance=1)
         return {"train/loss": sum(losses) / len(losses), "lr": float(self.scheduler.get_last_lr()[0])}
 
-    def _step(self, inputs: list[Tensor], labels: list[Any], step: int) -> float:
+    def step(self, inputs: list[Tensor], labels: list[Any], step: int) -> float:
+        """One optimiser step on B waveforms (T,) at 16 kHz (or cached features) and their labels; gives the loss."""
         targets = self.task.targets(labels).to(self.device)
         with self.autocast, self._dropout(step):
             logits = self._logits(inputs)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import soundfile
@@ -197,6 +197,16 @@ def _at_speed(sound: Tensor, speed: tuple[int, int]) -> Tensor:
     return sound if longer == by else torchaudio.functional.resample(sound, by, longer)
 
 
+class Views(Protocol):
+    """What a student needs of prepared views: one store, or several joined."""
+
+    columns: np.ndarray
+    targets: tuple[Target, ...]
+    done: int
+
+    def batch(self, name: str, views: Sequence[int] | np.ndarray) -> Tensor: ...
+
+
 class ViewStore:
     """Log-mels and teacher targets of all views, memory-mapped fp16 arrays in one folder.
 
@@ -252,6 +262,32 @@ class ViewStore:
         start = self._starts[name][first]
         flat = values.reshape(-1, self._arrays[name].shape[1]).clamp(-60_000, 60_000)
         self._arrays[name][start : start + len(flat)] = flat.to(torch.float16).numpy()
+
+
+class JoinedViews:
+    """The finished views of several stores as one, so that a second leg hears the views of the first as well.
+
+    Raises:
+        DatasetError: their teachers differ.
+    """
+
+    def __init__(self, stores: Sequence[ViewStore]):
+        self.stores = tuple(stores)
+        self.targets = stores[0].targets
+        for store in stores:
+            if store.targets != self.targets:
+                names = [[target.name for target in each.targets] for each in (stores[0], store)]
+                raise DatasetError(f"{stores[0].folder} and {store.folder} have other teachers: {names}.")
+        self.columns = np.concatenate([store.columns[: store.done] for store in stores])
+        self.done = len(self.columns)
+        self._firsts = np.concatenate(([0], np.cumsum([store.done for store in stores])))
+
+    def batch(self, name: str, views: Sequence[int] | np.ndarray) -> Tensor:
+        """As `ViewStore.batch`."""
+        owners = np.searchsorted(self._firsts, views, side="right") - 1
+        return torch.cat(
+            [self.stores[o].batch(name, [v - self._firsts[o]]) for o, v in zip(owners, views, strict=True)]
+        )
 
 
 def prepare(

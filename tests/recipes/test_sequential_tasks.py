@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from mlflow import MlflowClient
 from omegaconf import OmegaConf
 
+from adapterbank import methods
 from adapterbank.bank import AdapterBank
 from adapterbank.data import demo_tasks
+from adapterbank.methods import ALIASES
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted((ROOT / "recipes" / "conf").glob("*.yaml"))
@@ -93,8 +96,16 @@ def test_an_unknown_task_ends_with_one_clear_line(tmp_path, run_recipe):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_configuration_parses_and_belongs_to_a_recipe(path):
-    assert OmegaConf.load(path)
-    assert (ROOT / "recipes" / f"{path.stem}.py").is_file()
+    content = OmegaConf.load(path)
+    recipe = next((entry for entry in content.defaults if isinstance(entry, str) and entry != "_self_"), path.stem)
+    assert (ROOT / "recipes" / f"{recipe}.py").is_file()
+    with initialize_config_dir(str(path.parent), version_base=None):
+        assert compose(path.stem)
+
+
+def test_the_comparison_of_all_methods_leaves_none_out():
+    compared = OmegaConf.load(ROOT / "recipes" / "conf" / "all_methods.yaml").methods
+    assert {part.name for name in compared for part in methods.parse(name)} >= set(methods.names()) - set(ALIASES)
 
 
 def test_nothing_imports_a_recipe():

@@ -28,7 +28,7 @@ from adapterbank.training.distill import (
 from adapterbank.training.distill_losses import pooled_target
 from adapterbank.training.student import MINI, export_backbone, init_student, student_tokens
 from adapterbank.training.teachers import Target, view_samples
-from adapterbank.training.views import Pool, ViewStore, draw_views, prepare, render
+from adapterbank.training.views import JoinedViews, Pool, ViewStore, draw_views, prepare, render
 
 SMALL = Geometry(layers=2, width=12, heads=3, mlp_width=24, frequency_stride=16, time_stride=16, eps=1e-6)
 OPTIONS = DistillOptions(steps=12, batch_tokens=300, accumulate=2, keep_rows=5)
@@ -126,6 +126,21 @@ def test_stored_targets_belong_to_their_views(pool: Pool, store: ViewStore) -> N
         expected = Loudness()(wave[None])["loud.columns"]
         torch.testing.assert_close(store.batch("loud.columns", [place]), expected, atol=1e-3, rtol=1e-3)
         assert store.batch("mel", [place]).shape == (1, 16 * view.columns, 128)
+
+
+def test_joined_stores_answer_as_each_store_does(pool: Pool, store: ViewStore, tmp_path: Path) -> None:
+    views = draw_views(pool, 1, seed=7)
+    other = prepare(pool, views, [Loudness()], tmp_path / "other")
+    joined = JoinedViews([store, other])
+    assert joined.done == store.done + other.done
+    for name in ("mel", *(target.name for target in store.targets)):
+        for view in (0, store.done - 1):
+            assert torch.equal(joined.batch(name, [view]), store.batch(name, [view]))
+            mixed = np.flatnonzero(joined.columns == other.columns[0])
+            expected = [(store if v < store.done else other, int(v) - store.done * (v >= store.done)) for v in mixed]
+            assert torch.equal(joined.batch(name, mixed), torch.cat([s.batch(name, [v]) for s, v in expected]))
+    with pytest.raises(DatasetError, match="other teachers"):
+        JoinedViews([store, prepare(pool, views, [], tmp_path / "silent")])
 
 
 def test_a_store_refuses_other_views(pool: Pool, store: ViewStore, tmp_path: Path) -> None:
