@@ -111,10 +111,12 @@ def _lora_tensors(adapters: LoRA, geometry: Geometry, names: str) -> tuple[dict[
 def _config(task: Task, backbone: Backbone, modules: list[str], saved: list[str]) -> dict[str, Any]:
     options = {**methods.get("lora").options, **methods.options_of("lora", task.spec.options)["lora"]}
     hub = re.fullmatch(r"[\w.-]+/[\w.-]+", backbone.source)
+    # Named only where transformers finds this very base: an original .pth, or another stride, it cannot open.
+    named = (hub or Path(backbone.source).is_dir()) and backbone.stride is None
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": backbone.source if hub or Path(backbone.source).is_dir() else None,
+        "base_model_name_or_path": backbone.source if named else None,
         "inference_mode": True,
         "r": options["rank"],
         "lora_alpha": SCALE * options["rank"] if options["alpha"] is None else options["alpha"],
