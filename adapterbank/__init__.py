@@ -6,10 +6,11 @@ fit(bank, "speechcommands", train, val)
 """
 
 from adapterbank import methods
-from adapterbank.bank import AdapterBank, Prediction
+from adapterbank.bank import AdapterBank
 from adapterbank.data import load_folder, read_audio, standard_splits
 from adapterbank.errors import AdapterBankError
 from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
+from adapterbank.task import Prediction
 from adapterbank.training.fit import History, fit
 
 __version__ = "0.1.0"

@@ -14,10 +14,12 @@ from torch import Tensor
 from adapterbank import methods, storage
 from adapterbank.backbone.ast import Segment
 from adapterbank.backbone.checkpoints import Backbone, load_backbone
-from adapterbank.backbone.frontend import HOP, SAMPLE_RATE, WINDOW
+from adapterbank.backbone.frontend import SAMPLE_RATE
 from adapterbank.compose import compose
 from adapterbank.data import catalog
 from adapterbank.errors import ConfigError, LabelsError, NameTakenError, UnknownNameError
+from adapterbank.export import export
+from adapterbank.importing import load_any
 from adapterbank.methods.head import POOLINGS
 from adapterbank.methods.layers import resolve
 from adapterbank.methods.sites import NOTHING
@@ -73,8 +75,8 @@ class AdapterBank:
         bank = cls(load_backbone(name_or_folder, stride=stride))
         classifier = bank.backbone.classifier
         if classifier is not None:
-            seconds = ((bank.backbone.geometry.max_frames - 1) * HOP + WINDOW) / SAMPLE_RATE
-            spec = TaskSpec(AUDIOSET, "head", classifier.labels, multilabel=classifier.multilabel, clip_seconds=seconds)
+            own = {"multilabel": classifier.multilabel, "clip_seconds": bank.backbone.clip_seconds}
+            spec = TaskSpec(AUDIOSET, "head", classifier.labels, **own)
             task = Task(spec, bank.backbone)
             task.head.load_state_dict(dict(classifier.tensors))
             bank._tasks[AUDIOSET] = task
@@ -219,20 +221,34 @@ class AdapterBank:
         task.spec = task.spec.renamed(new_name)
         self._tasks = {new_name if key == name else key: value for key, value in self._tasks.items()}
 
-    def import_task(self, file: str | Path) -> Task:
-        """Adds a task from one of the safetensors files of a saved bank.
+    def import_task(self, file: str | Path, *, name: str | None = None, **options: Any) -> Task:
+        """Adds a task from one of the safetensors files of a saved bank, or from a LoRA folder of peft.
+
+        Args:
+            name: in place of the one in the file, or of the folder's.
+            **options: of a folder: labels, num_classes, multilabel, clip_seconds, as in
+                `adapterbank.importing.import_peft`.
 
         Raises:
             StorageError: the file is damaged, or no task. BackboneMismatchError: made for another backbone.
-            NameTakenError: a task of that name exists.
+            NameTakenError: a task of that name exists. Of a folder also ConfigError, LabelsError.
         """
-        task = storage.load_task(Path(file), self._backbone)
+        path = Path(file).expanduser()
+        task = load_any(path, self._backbone, name=name, **options)
         if task.name in self._tasks:
             raise NameTakenError(
-                f"{file} holds the task {task.name!r}, which exists; rename_task() the one here first."
+                f"{file} holds the task {task.name!r}, which exists; rename_task() the one here first, or pass name=..."
             )
         self._tasks[task.name] = task
         return task
+
+    def export(self, task: str, format: str, folder: str | Path, **options: Any) -> None:
+        """Writes a task for another library, as `adapterbank.export.export` says: "peft" takes LoRA tasks.
+
+        Raises:
+            UnknownNameError: no such task or format. ConfigError: the format cannot express it. StorageError.
+        """
+        export(self.task(task), self._backbone, format, folder, **options)
 
     def compose(self, name: str, tasks: Sequence[str], how: str = "joint", **options: Any) -> Task:
         """A new task whose adapters are copies of those of trained tasks, all in one forward pass.

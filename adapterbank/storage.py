@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
+from torch import Tensor
 
 from adapterbank import methods
 from adapterbank.backbone.checkpoints import Backbone, load_backbone
@@ -110,6 +111,11 @@ def _write_task(folder: Path, task: Task, backbone: Backbone) -> dict[str, Any]:
 
 def task_bytes(task: Task, backbone: Backbone) -> bytes:
     """One task as the content of a safetensors file that describes itself."""
+    return tensor_bytes(task.state_dict(), task, backbone)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], task: Task, backbone: Backbone) -> bytes:
+    """Tensors of a task, under whatever names, and its description as the content of a safetensors file."""
     header = {
         "format_version": FORMAT_VERSION,
         "fingerprint": backbone.fingerprint,
@@ -121,8 +127,8 @@ def task_bytes(task: Task, backbone: Backbone) -> bytes:
     own = {name: module for name, module in own.items() if not module.startswith("adapterbank.")}
     if own:
         header["registered_by"] = own  # whoever opens the task without it is told what to import
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
-    return to_safetensors(tensors, metadata={_HEADER: json.dumps(header, sort_keys=True)})
+    here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return to_safetensors(here, metadata={_HEADER: json.dumps(header, sort_keys=True)})
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -211,6 +217,19 @@ def load_task(path: Path, backbone: Backbone) -> Task:
         BackboneMismatchError: it was trained on another backbone.
         UnknownNameError: its method comes from outside the package and was not imported.
     """
+    header, tensors = read_tensors(path)
+    spec = None if header is None else described(header, backbone, path)
+    if header is None or spec is None:
+        raise StorageError(f"{path} is no task of format version {FORMAT_VERSION}; save it with this library first.")
+    return filled(spec, tensors, backbone, path, header.get("metrics"))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    """What a safetensors file says of the task in it, if anything, and its tensors.
+
+    Raises:
+        StorageError: absent, cut, or something else.
+    """
     try:
         with safe_open(path, framework="pt") as handle:
             header = json.loads((handle.metadata() or {}).get(_HEADER, "null"))
@@ -219,8 +238,18 @@ def load_task(path: Path, backbone: Backbone) -> Task:
         raise StorageError(f"there is no task file {path}.") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise StorageError(f"cannot read {path}: {error}. It is cut, or no safetensors file.") from error
-    if not isinstance(header, dict) or header.get("format_version") != FORMAT_VERSION:
-        raise StorageError(f"{path} is no task of format version {FORMAT_VERSION}; save it with this library first.")
+    return header if isinstance(header, dict) else None, tensors
+
+
+def described(header: Mapping[str, Any], backbone: Backbone, path: Path) -> TaskSpec | None:
+    """The task that a file describes; None if it is of another format version.
+
+    Raises:
+        StorageError: the description is damaged.
+        BackboneMismatchError: the task was trained on another backbone.
+    """
+    if header.get("format_version") != FORMAT_VERSION:
+        return None
     check_fingerprint(header.get("fingerprint"), backbone, str(path))
     _check_methods(header, path)
     spec = TaskSpec.from_json(header.get("spec"))
@@ -230,6 +259,15 @@ def load_task(path: Path, backbone: Backbone) -> Task:
             f"{path} was trained on log-mels with (mean, std) {header['mean_std']}, this backbone has {here}: "
             "its preprocessor_config.json is missing or another one. Put the right one beside config.json."
         )
+    return spec
+
+
+def filled(spec: TaskSpec, tensors: Mapping[str, Tensor], backbone: Backbone, path: Path, metrics: Any = None) -> Task:
+    """A task with these tensors.
+
+    Raises:
+        StorageError: they are not those of its method, or not finite.
+    """
     try:
         task = Task(spec, backbone)
     except TypeError as error:
@@ -244,7 +282,6 @@ def load_task(path: Path, backbone: Backbone) -> Task:
         if not torch.isfinite(tensor).all():
             raise StorageError(f"{path}: the tensor {name} holds NaN or Inf. Restore the file from a copy.")
     task.load_state_dict(tensors)
-    metrics = header.get("metrics")
     if isinstance(metrics, dict):
         task.metrics = {str(k): float(v) for k, v in metrics.items() if isinstance(v, (int, float))}
     return task

@@ -194,6 +194,11 @@ class Task(nn.Module):
     def method(self) -> str:
         return self.spec.method
 
+    @property
+    def mean_std(self) -> tuple[float, float]:
+        """Of the log-mels it hears, its own or the backbone's."""
+        return self._mean, self._std
+
     def part(self, method: str) -> Adapters:
         """The adapters of one method of a composition; of a single method, all of them."""
         if isinstance(self.adapters, methods.Composition):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,43 @@ from adapterbank.data import demo_tasks, load_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Names of transformers >= 5.9 modules -> names of older versions, which the files on disk keep.
-OLD_NAMES = {
-    "audio_spectrogram_transformer.layers.": "audio_spectrogram_transformer.encoder.layer.",
-    ".attention.q_proj.": ".attention.attention.query.",
-    ".attention.k_proj.": ".attention.attention.key.",
-    ".attention.v_proj.": ".attention.attention.value.",
-    ".attention.o_proj.": ".attention.output.dense.",
-    ".mlp.fc1.": ".intermediate.dense.",
-    ".mlp.fc2.": ".output.dense.",
+# Our linears -> their names inside a block of transformers' AST: from 5.9, and before, which files on disk keep.
+LINEARS = {
+    "q": ("attention.q_proj", "attention.attention.query"),
+    "k": ("attention.k_proj", "attention.attention.key"),
+    "v": ("attention.v_proj", "attention.attention.value"),
+    "proj": ("attention.o_proj", "attention.output.dense"),
+    "fc1": ("mlp.fc1", "intermediate.dense"),
+    "fc2": ("mlp.fc2", "output.dense"),
 }
+RENAMED = {"transformer.layers.": "transformer.encoder.layer."} | {
+    f".{new}.": f".{old}." for new, old in LINEARS.values()
+}
+
+
+@dataclass(frozen=True)
+class HFBlock:
+    """One block of transformers' AST, whatever this version calls its parts.
+
+    Attributes:
+        linears: our names of its linears -> the names of the modules in the whole model.
+    """
+
+    module: nn.Module
+    linears: dict[str, str]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.module(x)
+
+    def attention(self, x: Tensor) -> Tensor:
+        """Of the normed tokens, without the residual."""
+        output = self.module.attention(x)
+        return output[0] if isinstance(output, tuple) else output
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """Of the normed tokens, without the residual."""
+        block = self.module
+        return block.mlp(x) if hasattr(block, "mlp") else block.output.dense(block.intermediate(x))
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +186,22 @@ def hf_model() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def hf_blocks() -> Callable[[Any], list[HFBlock]]:
+    """The blocks of an ASTForAudioClassification."""
+
+    def blocks(model: Any) -> list[HFBlock]:
+        body = model.audio_spectrogram_transformer
+        new = hasattr(body, "layers")
+        prefix = f"audio_spectrogram_transformer.{'layers' if new else 'encoder.layer'}"
+        return [
+            HFBlock(module, {name: f"{prefix}.{place}.{names[not new]}" for name, names in LINEARS.items()})
+            for place, module in enumerate(body.layers if new else body.encoder.layer)
+        ]
+
+    return blocks
+
+
+@pytest.fixture
 def hf_folder(tmp_path: Path) -> Callable[..., Path]:
     """Writes a model as transformers does: its configuration, tensors by new or old names, and the extractor's mean."""
 
@@ -170,9 +214,9 @@ def hf_folder(tmp_path: Path) -> Callable[..., Path]:
         if preprocessor is not None:
             (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
         tensors = {key: tensor.contiguous() for key, tensor in model.state_dict().items()}
-        if names == "old":
-            for new, old in OLD_NAMES.items():
-                tensors = {key.replace(new, old): tensor for key, tensor in tensors.items()}
+        for new, old in RENAMED.items():
+            given, wanted = (new, old) if names == "old" else (old, new)
+            tensors = {key.replace(given, wanted): tensor for key, tensor in tensors.items()}
         if file.endswith(".bin"):
             torch.save(tensors, folder / file)
         else:

@@ -10,7 +10,8 @@ import torch
 from rich.console import Console
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
-from adapterbank.bank import AdapterBank, Prediction
+from adapterbank import Prediction
+from adapterbank.bank import AdapterBank
 from adapterbank.data import catalog
 from adapterbank.errors import (
     AdapterBankError,

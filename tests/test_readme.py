@@ -16,8 +16,11 @@ def blocks(language):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft 0.21 asks transformers 5.23
 @pytest.mark.parametrize("source", blocks("python"))
 def test_every_python_block_runs(source, tmp_path, monkeypatch):
+    if "from peft" in source:
+        pytest.importorskip("peft")
     monkeypatch.chdir(tmp_path)
     exec(compile(source, "README.md", "exec"), {})
     assert (tmp_path / "my_bank" / "manifest.json").is_file()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adapterbank.backbone.ast import PREFIX_TOKENS, ASTWeights, Geometry, at_stride
 from adapterbank.backbone.files import check_digest, read_json, read_tensors
-from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD
+from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD, HOP, SAMPLE_RATE, WINDOW
 from adapterbank.backbone.original import SUFFIXES, translate
 from adapterbank.errors import BackboneError
 
@@ -34,6 +34,7 @@ INIT_STD = 0.02  # `initializer_range` of transformers' ASTConfig
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # Hugging Face's names, of files (to 5.8) and of modules (from 5.9), after the model prefix is gone.
+PREFIX = "audio_spectrogram_transformer."
 _LAYER = re.compile(r"^(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$")
 _IN_LAYER = {
     "layernorm_before": "ln1",
@@ -51,16 +52,16 @@ _IN_LAYER = {
     "mlp.fc1": "fc1",
     "mlp.fc2": "fc2",
 }
+NORM = {"layernorm.weight": "norm.weight", "layernorm.bias": "norm.bias"}
 _OUTSIDE = {
     "embeddings.cls_token": "embed.cls",
     "embeddings.distillation_token": "embed.dist",
     "embeddings.position_embeddings": "embed.positions",
     "embeddings.patch_embeddings.projection.weight": "embed.patch_weight",
     "embeddings.patch_embeddings.projection.bias": "embed.patch_bias",
-    "layernorm.weight": "norm.weight",
-    "layernorm.bias": "norm.bias",
+    **NORM,
 }
-_CLASSIFIER = {
+CLASSIFIER = {
     "classifier.layernorm.weight": "norm.weight",
     "classifier.layernorm.bias": "norm.bias",
     "classifier.dense.weight": "linear.weight",
@@ -109,6 +110,11 @@ class Backbone:
     def dtype(self) -> torch.dtype:
         """Of the frozen linears."""
         return self.weights.embed.patch_weight.dtype
+
+    @property
+    def clip_seconds(self) -> float:
+        """The length that the model was made for."""
+        return ((self.geometry.max_frames - 1) * HOP + WINDOW) / SAMPLE_RATE
 
     def parameters(self) -> int:
         """How many numbers the body holds."""
@@ -279,19 +285,32 @@ def _canonical(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, T
     head: dict[str, Tensor] = {}
     unknown = []
     for original, tensor in tensors.items():
-        name = original.removeprefix("audio_spectrogram_transformer.")
+        name = original.removeprefix(PREFIX)
         in_layer = _LAYER.match(name)
         if in_layer and in_layer[2] in _IN_LAYER:
             body[f"blocks.{in_layer[1]}.{_IN_LAYER[in_layer[2]]}_{in_layer[3]}"] = tensor.to(torch.float32)
         elif name in _OUTSIDE:
             body[_OUTSIDE[name]] = tensor.to(torch.float32)
-        elif name in _CLASSIFIER:
-            head[_CLASSIFIER[name]] = tensor.to(torch.float32)
+        elif name in CLASSIFIER:
+            head[CLASSIFIER[name]] = tensor.to(torch.float32)
         else:
             unknown.append(original)
     if unknown:
         raise BackboneError(f"{folder} has tensors that no AST has: {', '.join(unknown[:5])}.")
     return body, head
+
+
+def linear_at(module: str) -> tuple[int, str] | None:
+    """Block and our name of the linear that Hugging Face calls `module`, in either scheme; None for other modules."""
+    found = _LAYER.match(f"{module.removeprefix(PREFIX)}.weight")
+    name = _IN_LAYER.get(found[2], "ln") if found else "ln"
+    return None if found is None or name.startswith("ln") else (int(found[1]), name)
+
+
+def module_at(layer: int, linear: str, names: str) -> str:
+    """Hugging Face's name of a linear: "old", to 5.8, or "new"."""
+    old, new = (theirs for theirs, ours in _IN_LAYER.items() if ours == linear)
+    return f"{PREFIX}encoder.layer.{layer}.{old}" if names == "old" else f"{PREFIX}layers.{layer}.{new}"
 
 
 def expected_shapes(geometry: Geometry, qkv_bias: bool = True) -> dict[str, tuple[int, ...]]:
@@ -348,12 +367,17 @@ def _normalisation(folder: Path) -> tuple[float, float]:
     return float(mean), float(std)
 
 
+def normalisation_in(folder: Path) -> tuple[float, float] | None:
+    """(mean, std) of the feature extractor whose preprocessor_config.json lies in a folder; None without one."""
+    return _normalisation(folder) if (folder / "preprocessor_config.json").is_file() else None
+
+
 def _classifier(
     head: Mapping[str, Tensor], config: Mapping[str, Any], geometry: Geometry, folder: Path
 ) -> Classifier | None:
     if not head:
         return None
-    missing = sorted(set(_CLASSIFIER.values()) - head.keys())
+    missing = sorted(set(CLASSIFIER.values()) - head.keys())
     if missing:
         raise BackboneError(f"{folder} has an incomplete classifier: missing {', '.join(missing)}.")
     classes = head["linear.bias"].numel()

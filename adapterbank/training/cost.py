@@ -66,13 +66,10 @@ def step_costs(
     wanted.setdefault(reference, {"method": reference})
     context = multiprocessing.get_context("spawn")  # a fork would bring the memory of this process along
     found = {}
-    # A worker per method: what one has allocated is not counted for the next.
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as workers:
-        jobs = {
-            name: workers.submit(_measure, backbone, dict(options), {"method": reference}, pairs, batch)
-            for name, options in wanted.items()
-        }
-        for name, job in track(jobs.items(), "measuring steps"):
+    for name, options in track(wanted.items(), "measuring steps"):
+        # A process per method: what one has allocated is not counted for the next.
+        with ProcessPoolExecutor(1, mp_context=context) as worker:
+            job = worker.submit(_measure, backbone, dict(options), {"method": reference}, pairs, batch)
             found[name] = job.result()
     whole = found[reference][2]
     return {

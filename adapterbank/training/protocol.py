@@ -107,8 +107,8 @@ def gain(runs: Sequence[Run], baseline: Sequence[Run], resamples: int = 2000) ->
     Raises:
         ConfigError: the runs were tested on other numbers of clips, or on sets of labels.
     """
-    every = [run.get("hits") for run in (*runs, *baseline)]
-    if None in every or len({len(hits) for hits in every}) != 1:
+    every = [str(run.get("hits", "")) for run in (*runs, *baseline)]
+    if not all(every) or len({len(hits) for hits in every}) != 1:
         raise ConfigError(
             "got runs on other test clips or on sets of labels, expected single labels on the same clips."
         )

@@ -31,7 +31,7 @@ def bottleneck(tensors, prefix):
 
 
 @pytest.mark.parametrize(("method", "spatial", "mlp"), [("aat_m", 0, 1), ("aat_s", 1, 0), ("aat_ms", 1, 1)])
-def test_every_block_is_equations_3_and_4(method, spatial, mlp, hf_model, hf_folder, randomise):
+def test_every_block_is_equations_3_and_4(method, spatial, mlp, hf_model, hf_folder, hf_blocks, randomise):
     model = hf_model()
     backbone = load_backbone(hf_folder(model))
     adapters = built(method, backbone)
@@ -42,14 +42,14 @@ def test_every_block_is_equations_3_and_4(method, spatial, mlp, hf_model, hf_fol
     with torch.no_grad():
         ours = embed(mel, backbone.weights.embed, backbone.geometry)
         theirs = ours
-        for index, layer in enumerate(model.audio_spectrogram_transformer.layers):
+        for index, layer in enumerate(hf_blocks(model)):
             (ours,) = run_layer([ours], [segment], index, backbone.geometry)
             plain = layer(theirs)
-            a = layer.attention(layer.layernorm_before(theirs))[0]
+            a = layer.attention(layer.module.layernorm_before(theirs))
             if spatial:  # (3): x' = x + a + S(a)
                 a = a + bottleneck(tensors, f"spatial.{index}")(a)
             x = theirs + a
-            h = layer.layernorm_after(x)
+            h = layer.module.layernorm_after(x)
             theirs = x + layer.mlp(h)
             if mlp:  # (4): x'' = x' + MLP(LN2(x')) + A(LN2(x'))
                 theirs = theirs + bottleneck(tensors, f"mlp.{index}")(h)

@@ -37,7 +37,7 @@ def formula_2(width, hidden, kernel, tensors, prefix):
 
 
 @pytest.mark.parametrize("kernel", [1, 8, 31])
-def test_every_block_is_equations_2_and_3(kernel, hf_model, hf_folder, randomise):
+def test_every_block_is_equations_2_and_3(kernel, hf_model, hf_folder, hf_blocks, randomise):
     model = hf_model()
     backbone = load_backbone(hf_folder(model))
     options = {"reduction": 8, "kernel": kernel}
@@ -54,10 +54,10 @@ def test_every_block_is_equations_2_and_3(kernel, hf_model, hf_folder, randomise
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ours = theirs = embed(mel, backbone.weights.embed, backbone.geometry)
-        for index, layer in enumerate(model.audio_spectrogram_transformer.layers):
+        for index, layer in enumerate(hf_blocks(model)):
             (ours,) = run_layer([ours], [segment], index, backbone.geometry)
-            x = theirs + layer.attention(layer.layernorm_before(theirs))[0]
-            h = layer.layernorm_after(x)
+            x = theirs + layer.attention(layer.module.layernorm_before(theirs))
+            h = layer.module.layernorm_after(x)
             plain = formula_2(48, 6, kernel, adapters.state_dict(), f"mlp.{index}")
             added = plain(h.transpose(1, 2)).transpose(1, 2)
             theirs = x + layer.mlp(h) + added

@@ -20,7 +20,7 @@ def built(backbone, **options):
 
 @pytest.mark.parametrize("tokens", [1, 12, 30])
 @pytest.mark.parametrize("kernel", ["eager", "sdpa"])
-def test_they_equal_the_token_form_in_transformers_blocks(tokens, kernel, hf_model, hf_folder):
+def test_they_equal_the_token_form_in_transformers_blocks(tokens, kernel, hf_model, hf_folder, hf_blocks):
     model = hf_model(num_hidden_layers=3)
     model.set_attn_implementation(kernel)
     backbone = load_backbone(hf_folder(model))
@@ -30,7 +30,7 @@ def test_they_equal_the_token_form_in_transformers_blocks(tokens, kernel, hf_mod
     with torch.no_grad():
         x = embed(mel, backbone.weights.embed, backbone.geometry)
         untouched, length = x, x.shape[1]
-        for layer, prompt in zip(body.layers, prompts.prompts, strict=True):
+        for layer, prompt in zip(hf_blocks(model), prompts.prompts, strict=True):
             joined = torch.cat((x, prompt.expand(2, -1, -1)), dim=1)
             x = layer(joined)[:, :length]
             untouched = layer(untouched)
