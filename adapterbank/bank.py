@@ -75,8 +75,13 @@ class AdapterBank:
         bank = cls(load_backbone(name_or_folder, stride=stride))
         classifier = bank.backbone.classifier
         if classifier is not None:
-            own = {"multilabel": classifier.multilabel, "clip_seconds": bank.backbone.clip_seconds}
-            spec = TaskSpec(AUDIOSET, "head", classifier.labels, **own)
+            spec = TaskSpec(
+                AUDIOSET,
+                "head",
+                classifier.labels,
+                multilabel=classifier.multilabel,
+                clip_seconds=bank.backbone.clip_seconds,
+            )
             task = Task(spec, bank.backbone)
             task.head.load_state_dict(dict(classifier.tensors))
             bank._tasks[AUDIOSET] = task

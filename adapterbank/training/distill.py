@@ -184,7 +184,8 @@ class Distiller:
     def loss(self, views: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """Of one micro-batch of views of one length."""
         clean = normalise(self.store.batch("mel", views), AUDIOSET_MEAN, AUDIOSET_STD)
-        total, parts = torch.zeros(()), {}
+        total = torch.zeros(())
+        parts: dict[str, float] = {}
         if self.taught:
             total, parts = self._taught_loss(views, clean, generator)
         if self.masked is not None:
