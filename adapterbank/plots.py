@@ -222,16 +222,23 @@ def spectrogram_pairs(pairs: Sequence[tuple[str, Tensor, Tensor]], rows: tuple[s
     """
     if not pairs:
         raise ConfigError("got no pairs to draw, expected (title, log-mel, log-mel).")
-    figure = Figure(figsize=(2.1 * len(pairs) + 0.4, 4.4), dpi=DPI, layout="constrained")
-    panels = figure.subplots(2, len(pairs), squeeze=False)
-    for column, (title, *both) in enumerate(pairs):
-        panels[0][column].set_title(title, fontsize=6)
+    columns = min(5, len(pairs))
+    bands = -(-len(pairs) // columns)
+    figure = Figure(figsize=(2.2 * columns + 0.4, 3.6 * bands), dpi=DPI, layout="constrained")
+    panels = figure.subplots(2 * bands, columns, squeeze=False)
+    for panel in panels.flatten():
+        panel.set_axis_off()
+    for index, (title, *both) in enumerate(pairs):
+        band, column = divmod(index, columns)
         for row, mel in enumerate(both):
-            panels[row][column].imshow(mel.T, origin="lower", aspect="auto", vmax=0, interpolation="nearest")
-            panels[row][column].set_xticks([])
-            panels[row][column].set_yticks([])
-    for row, name in enumerate(rows):
-        panels[row][0].set_ylabel(name)
+            panel = panels[2 * band + row][column]
+            panel.set_axis_on()
+            panel.imshow(mel.T, origin="lower", aspect="auto", vmax=0, interpolation="nearest")
+            panel.set_xticks([])
+            panel.set_yticks([])
+            if column == 0:
+                panel.set_ylabel(rows[row], fontsize=8)
+        panels[2 * band][column].set_title(title, fontsize=7)
     return figure
 
 

@@ -5,8 +5,9 @@
 
 For every test clip: (1) its 0.64 s windows are compared with all windows of the pool by mean and spread of each band,
 which finds candidates whatever their offset; (2) its three loudest separate seconds slide over each candidate, and the
-highest normalised correlation counts; a shorter candidate slides over the test clip. Copies correlate near 1, and so do
-some steady notes, tones and noises that are no copies: look at the picture of the closest pairs, and listen.
+highest normalised correlation counts; a shorter candidate slides over the test clip. Excerpts that are silent but for
+a few cells are left out, as any two of them agree. Copies correlate near 1, and so do some steady notes, tones and
+noises that are no copies: look at the picture of the closest pairs, and listen.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ WINDOW, QUERY_HOP, POOL_HOP = 16, 8, 4  # steps: 0.64 s, every 0.32 and 0.16 s
 EXCERPT, EXCERPTS = 25, 3  # steps: one second; how many of them
 SHORTEST = 8  # steps: a third of a second; shorter sounds are like many others
 FLOOR = 8.0  # nats below a clip's maximum: quieter is silence
+SOUNDING = 0.2  # share of an excerpt's cells above the floor; with fewer there is nothing to recognise
+NOTHING_ALIKE = (0.0, 0, 0, SHORTEST)
 console = Console()
 
 
@@ -58,11 +61,16 @@ def excerpts(steps: Tensor) -> list[tuple[int, Tensor]]:
     size = min(EXCERPT, len(steps))
     energy = steps.exp().sum(1).unfold(0, size, 1).sum(1)
     found = []
-    while len(found) < EXCERPTS and energy.max() > 0:
+    for _ in range(EXCERPTS):
         start = int(energy.argmax())
-        found.append((start, steps[start : start + size]))
+        if energy[start] > 0 and sounding(steps[start : start + size]):
+            found.append((start, steps[start : start + size]))
         energy[max(0, start - size + 1) : start + size] = 0
     return found
+
+
+def sounding(steps: Tensor) -> bool:
+    return float((steps > -FLOOR).float().mean()) >= SOUNDING
 
 
 def correlation(excerpt: Tensor, other: Tensor) -> tuple[float, int]:
@@ -79,10 +87,12 @@ def likeness(steps: Tensor, other: Tensor) -> tuple[float, int, int, int]:
     """Correlation of the most alike pieces of a test clip and a pool clip, where both begin, and their steps."""
     if len(other) < EXCERPT:  # the shorter one slides over the longer
         shorter = other[: len(steps)]
-        value, place = correlation(shorter, steps) if len(shorter) >= SHORTEST else (0.0, 0)
+        if len(shorter) < SHORTEST or not sounding(shorter):
+            return NOTHING_ALIKE
+        value, place = correlation(shorter, steps)
         return value, place, 0, len(shorter)
     found = [(*correlation(piece, other), start, len(piece)) for start, piece in excerpts(steps)]
-    value, place, start, size = max(found)
+    value, place, start, size = max(found, default=NOTHING_ALIKE)
     return value, start, place, size
 
 
@@ -120,18 +130,14 @@ def run(cfg: DictConfig) -> None:
         writer.writerow(["correlation", "test_clip", "pool_clip", "test_second", "pool_second"])
         second = 160 * STEP / 16_000
         writer.writerows([f"{v:.4f}", n, c, f"{s * second:.2f}", f"{p * second:.2f}"] for v, n, c, s, p, _ in found)
-    pairs = [
-        (
-            f"{name}\npool clip {clip}: {value:.3f}",
-            excerpt,
-            sketches[clip].float()[place : place + len(excerpt)],
-        )
-        for value, name, clip, _, place, excerpt in found[: cfg.pairs]
-    ]
-    plots.spectrogram_pairs(pairs, ("test recording", "pretraining audio")).savefig(out / "closest.png")
-    for value, name, clip, *_ in found[: cfg.pairs]:
+    pairs = []
+    for value, name, clip, _, place, excerpt in found[: cfg.pairs]:
         console.print(f"{value:.3f}  {name}  ~  pool clip {clip}", highlight=False)
-    console.print(f"{len(found)} test clips against {len(pool)}: {out / 'closest.csv'}, {out / 'closest.png'}")
+        other = sketches[clip][place : place + len(excerpt)].float()
+        pairs.append((f"{name}\npool clip {clip}: {value:.3f}", excerpt, other))
+    plots.spectrogram_pairs(pairs, ("test recording", "pretraining audio")).savefig(out / "closest.png")
+    sparse = sum(value == 0 for value, *_ in found)
+    console.print(f"{len(found)} test clips against {len(pool)} ({sparse} too short or sparse to compare): {out}")
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="check_overlap")
