@@ -85,7 +85,7 @@ class AdapterBank:
             task = Task(spec, bank.backbone)
             task.head.load_state_dict(dict(classifier.tensors))
             bank._tasks[AUDIOSET] = task
-        return bank.to(device or _default_device(), base_dtype=base_dtype)
+        return bank.to(device or default_device(), base_dtype=base_dtype)
 
     def save(self, folder: str | Path) -> None:
         """Writes `manifest.json` and one safetensors file per task, atomically; the backbone is named, not copied.
@@ -120,7 +120,7 @@ class AdapterBank:
         if not isinstance(backbone, Backbone):
             backbone = storage.open_backbone(folder, manifest, backbone)
         bank = cls(backbone, storage.load_tasks(folder, manifest, backbone))
-        return bank.to(device or _default_device(), base_dtype=base_dtype)
+        return bank.to(device or default_device(), base_dtype=base_dtype)
 
     def to(self, device: torch.device | str | None = None, *, base_dtype: torch.dtype | None = None) -> AdapterBank:
         """Moves the bank, or stores its frozen linears in another dtype. Returns the bank itself."""
@@ -278,7 +278,7 @@ class AdapterBank:
 
     def task_module(self, name: str) -> TaskModule:
         """One task as an `nn.Module` for your own training loop."""
-        return TaskModule(self.task(name), lambda: self._backbone)
+        return TaskModule(self.task(name), self)
 
     def trainable_parameters(self, task: str) -> int:
         """How many numbers training this task may change."""
@@ -363,7 +363,8 @@ class AdapterBank:
         return f"AdapterBank({self._backbone.source!r}, tasks=[{', '.join(self._tasks)}])"
 
 
-def _default_device() -> torch.device:
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 

@@ -7,6 +7,7 @@ tensors are what was trained. Whatever else the configuration says that would ch
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,7 @@ def import_peft(
     Raises:
         StorageError: the folder is incomplete or damaged, or has pickled tensors only.
         ConfigError: it was trained in a way that the method `lora` cannot express; the message names it.
-        BackboneMismatchError: made for another backbone.
+        BackboneMismatchError: made for a backbone of other sizes, or, if `bank.export` wrote it, for another one.
         LabelsError, InvalidNameError.
     """
     name = check_name(_name_of(folder) if name is None else name)
@@ -86,7 +87,9 @@ def import_peft(
     loras, rest = _sorted_out(raw, path)
     _check_fit(loras, backbone, path)
     ours = None if header is None else storage.described(header, backbone, path)
-    classes = rest["head.linear.bias"].numel() if "head.linear.bias" in rest else None
+    if header is not None and ours is None:
+        raise StorageError(f"{path} was exported by another version of this library; export it with this one.")
+    classes = _classes(rest, path)
     inside = None if classes is None else _labels_in(folder) if ours is None else ours.labels
     chosen = _labels(labels, num_classes, classes, inside, folder)
     spec = _foreign_spec(name, chosen, folder, backbone) if ours is None else replace(ours, name=name, labels=chosen)
@@ -105,6 +108,16 @@ def import_peft(
         rest |= {f"head.{key}": tensor for key, tensor in Task(spec, backbone).head.state_dict().items()}
     metrics = None if classes is None or header is None else header.get("metrics")
     return storage.filled(spec, rest, backbone, path, metrics)
+
+
+def _classes(rest: Mapping[str, Tensor], path: Path) -> int | None:
+    """How many classes the head in the folder has; None without a head."""
+    found = {key for key in rest if key.startswith("head.")}
+    if not found:
+        return None
+    if missing := sorted({f"head.{ours}" for ours in CLASSIFIER.values()} - found):
+        raise StorageError(f"{path} holds a head without {', '.join(missing)}. Save the adapter again.")
+    return rest["head.linear.bias"].numel()
 
 
 def _foreign_spec(name: str, labels: tuple[str, ...], folder: Path, backbone: Backbone) -> TaskSpec:
@@ -197,10 +210,18 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
             raise StorageError(f"{path} has {key}={config[key]!r}, expected true or false.")
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(key) or {}
-        if not isinstance(pattern, dict) or not all(isinstance(value, (int, float)) for value in pattern.values()):
+        if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
             raise StorageError(f"{path} has {key}={pattern!r}, expected an object of numbers.")
-    if not isinstance(config.get("lora_alpha", ALPHA), (int, float)):
+    if not _is_number(config.get("lora_alpha", ALPHA)):
         raise StorageError(f"{path} has lora_alpha={config['lora_alpha']!r}, expected a number.")
+
+
+def _is_number(value: Any) -> bool:
+    """Of a size that a float can hold: JSON has numbers without end."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 def _sorted_out(raw: Mapping[str, Tensor], path: Path) -> tuple[Loras, dict[str, Tensor]]:
@@ -218,17 +239,19 @@ def _sorted_out(raw: Mapping[str, Tensor], path: Path) -> tuple[Loras, dict[str,
                     f"{path} adapts {lora[1]!r}; the method 'lora' has only {', '.join(LINEAR_NAMES)} of the blocks. "
                     "Train with target_modules of the blocks and modules_to_save=['classifier']."
                 )
-            if loras.setdefault(place, {}).setdefault(PARTS[lora[2]], tensor.float()).shape != tensor.shape:
-                raise StorageError(f"{path} holds {full} twice, under the names of two versions of transformers.")
+            target, name = loras.setdefault(place, {}), PARTS[lora[2]]
         elif key in CLASSIFIER:
-            rest[f"head.{CLASSIFIER[key]}"] = tensor.float()
+            target, name = rest, f"head.{CLASSIFIER[key]}"
         elif plain in NORM:
-            rest[NORM[plain]] = tensor.float()
+            target, name = rest, NORM[plain]
         else:
             raise ConfigError(
                 f"{path} holds {full!r}, which the method 'lora' cannot take. Expected lora_A, lora_B and "
                 "lora_magnitude_vector, and of modules_to_save 'classifier' and the final 'layernorm'."
             )
+        if name in target:
+            raise StorageError(f"{path} holds {full} twice, under two names. Save the adapter again.")
+        target[name] = tensor.float()
     if not loras:
         raise StorageError(f"{path} holds no lora_A and lora_B. Save the adapter again.")
     return loras, rest

@@ -285,7 +285,9 @@ def layer_importance(results: LayerImportance | Mapping[str, LayerImportance], *
     return figure
 
 
-def gate_values(values: Tensor, names: Sequence[str] = (), *, rows: int = 0, title: str = "") -> Figure:
+def gate_values(
+    values: Tensor, names: Sequence[str] = (), *, rows: int = 0, columns: int = 0, title: str = ""
+) -> Figure:
     """How far gates open: blocks upwards, clips or tokens to the right; blue above 1 (where gates start), orange below.
 
     Args:
@@ -293,6 +295,7 @@ def gate_values(values: Tensor, names: Sequence[str] = (), *, rows: int = 0, tit
             as one of `adapterbank.token_gates`. NaN is grey.
         names: B names of the clips.
         rows: frequency rows of the backbone's patches (`bank.backbone.geometry.rows`): the values are a token's each.
+        columns: patch columns of the clip; 0: all tokens after cls and dist are patches, none a prompt.
 
     Raises:
         ConfigError: another shape, or names for another number of clips.
@@ -313,7 +316,7 @@ def gate_values(values: Tensor, names: Sequence[str] = (), *, rows: int = 0, tit
     if names:
         axes.set_xticks(range(count), names, fontsize=_font(count), rotation=90)
     elif rows:
-        columns = (count - PREFIX_TOKENS) // rows
+        columns = columns or (count - PREFIX_TOKENS) // rows
         starts = [PREFIX_TOKENS + row * columns for row in range(rows)]
         axes.set_xticks(np.array(starts) - 0.5, [str(row) for row in range(rows)], fontsize=8, ha="left")
     else:

@@ -6,8 +6,9 @@ leaves the layout, and with it every bit of all other rows, as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -101,23 +102,28 @@ def embed_mels(backbone: Backbone, segment: Segment, mels: Sequence[Tensor], how
     return torch.cat([pool(x, how) for x in tokens])[order.argsort().to(tokens[0].device)]
 
 
+class HasBackbone(Protocol):
+    @property
+    def backbone(self) -> Backbone: ...
+
+
 class TaskModule(nn.Module):
     """One task as an optimiser, Accelerate or torch.compile sees it: its parameters are the task's, no others.
 
     Move it with `bank.to(device)`: the frozen tensors are the bank's and do not follow `module.to`.
 
     Args:
-        backbone: gives the bank's backbone of the moment; no tensor of it becomes a parameter or a buffer here.
+        bank: whose backbone of the moment it runs on; none of its tensors becomes a parameter or a buffer here.
 
     Shapes: waveforms (B, T) or B one-dimensional tensors of any lengths -> logits (B, C), with gradients.
     """
 
-    def __init__(self, task: Task, backbone: Callable[[], Backbone]):
+    def __init__(self, task: Task, bank: HasBackbone):
         super().__init__()
         self.task = task
-        self._backbone = backbone
+        self._bank = bank
 
     def forward(self, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> Tensor:
-        backbone = self._backbone()
+        backbone = self._bank.backbone
         mels = mels_of(backbone, x, sample_rate)
         return torch.stack(run(backbone, [self.task] * len(mels), mels))

@@ -123,10 +123,8 @@ def tensor_bytes(tensors: Mapping[str, Tensor], task: Task, backbone: Backbone) 
         "spec": task.spec.to_json(),
         "metrics": task.metrics,
     }
-    own = {part.name: part.build.__module__ for part in methods.parse(task.spec.method)}
-    own = {name: module for name, module in own.items() if not module.startswith("adapterbank.")}
-    if own:
-        header["registered_by"] = own  # whoever opens the task without it is told what to import
+    if task.registered_by:
+        header["registered_by"] = task.registered_by  # whoever opens the task without it is told what to import
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return to_safetensors(here, metadata={_HEADER: json.dumps(header, sort_keys=True)})
 

@@ -173,6 +173,7 @@ class Task(nn.Module):
         generator = seeded(spec.seed, spec.name, "init")
         geometry, base = backbone.geometry, backbone.weights
         self.adapters = methods.build(spec.method, geometry, base, generator, spec.options)
+        self.registered_by = methods.foreign(spec.method)
         self.head = Head(spec.head, geometry.width, len(spec.labels), geometry.eps, generator)
         self.norm = nn.ParameterDict()
         if spec.train_final_norm and self.adapters.owned(base).norm is base.norm:

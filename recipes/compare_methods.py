@@ -45,16 +45,18 @@ def rates_of(cfg: DictConfig, name: str) -> list[float]:
 
 def best_lr(log: RunLog, cfg: DictConfig, name: str) -> float:
     """By validation with the first seed; a tie goes to the smaller rate."""
-    first = {run["lr"]: run["val"] for run in log.find(name=name, seed=cfg.seeds[0])}
+    first = {run["lr"]: run["val"] for run in log.find(name=name, seed=cfg.seeds[0], entry=entry(cfg, name))}
     return max(sorted(rates_of(cfg, name)), key=lambda lr: first[lr])
 
 
 def complete(log: RunLog, cfg: DictConfig) -> dict[str, list[Run]]:
     """The runs at the best rate of all rows of which every rate and seed is done, by whichever process."""
-    named = dict.fromkeys([*cfg.methods, *(run["name"] for run in log.find())])
-    seed = cfg.seeds[0]
-    tried = [name for name in named if all(log.find(name=name, lr=lr, seed=seed) for lr in rates_of(cfg, name))]
-    chosen = {name: log.find(name=name, lr=best_lr(log, cfg, name)) for name in tried}
+    named = {name: entry(cfg, name) for name in [*cfg.methods, *(run["name"] for run in log.find())]}
+    tried = {
+        name: of for name, of in named.items()
+        if all(log.find(name=name, lr=lr, seed=cfg.seeds[0], entry=of) for lr in rates_of(cfg, name))
+    }  # fmt: skip
+    chosen = {name: log.find(name=name, lr=best_lr(log, cfg, name), entry=of) for name, of in tried.items()}
     return {name: runs for name, runs in chosen.items() if {run["seed"] for run in runs} >= set(cfg.seeds)}
 
 
@@ -73,19 +75,15 @@ def row(name: str, runs: list[Run], baseline: list[Run] | None, cost: Cost | Non
     return f"| {' | '.join(cells)} |"
 
 
-def costs_of(cfg: DictConfig, names: list[str], out: Path) -> dict[str, Cost]:
-    """Measured once per row and kept in `out/costs.json`."""
-    if cfg.costs is None:
-        return {}
-    file = out / "costs.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+def costs_of(cfg: DictConfig, done: dict[str, list[Run]], protocol: dict[str, Any]) -> dict[str, Cost]:
+    """Measured once per row and kept in `out/costs.jsonl`."""
     options: Any = OmegaConf.to_container(cfg.costs, resolve=True)
-    wanted = {name: entry(cfg, name) for name in names if name not in known}
-    if wanted:
-        found = step_costs(cfg.backbone, wanted, **options)
-        known |= {name: vars(cost) for name, cost in found.items()}
-        file.write_text(json.dumps(known, indent=1), encoding="utf-8")
-    return {name: Cost(**known[name]) for name in names}
+    log = RunLog(Path(cfg.out) / "costs.jsonl", {"backbone": protocol["backbone"], **options})
+    built = {name: {**runs[0]["options"], "method": runs[0]["method"]} for name, runs in done.items()}
+    if wanted := {name: of for name, of in built.items() if not log.find(name=name, of=of)}:
+        for name, cost in step_costs(cfg.backbone, wanted, **options).items():
+            log.add({"name": name, "of": wanted[name], "cost": vars(cost)})
+    return {name: Cost(**log.find(name=name, of=of)[0]["cost"]) for name, of in built.items()}
 
 
 def run(cfg: DictConfig) -> None:
@@ -104,12 +102,12 @@ def run(cfg: DictConfig) -> None:
     shared = {"fit_options": fit_options, "test_precision": cfg.test_precision, "pooling": cfg.pooling}
 
     def run_once(name: str, lr: float, seed: int) -> None:
-        if log.find(name=name, lr=lr, seed=seed):
+        of = entry(cfg, name)
+        if log.find(name=name, lr=lr, seed=seed, entry=of):
             return
-        options = entry(cfg, name)
-        method = options.pop("method")
-        result = train_and_test(cfg.backbone, splits, method, lr=lr, seed=seed, options=options, **shared)
-        log.add({"name": name, **result})
+        options = {key: value for key, value in of.items() if key != "method"}
+        result = train_and_test(cfg.backbone, splits, of["method"], lr=lr, seed=seed, options=options, **shared)
+        log.add({"name": name, "entry": of, **result})
         console.print(f"{name} lr {lr:g} seed {seed}: validation {result['val']:.4f}, {result['seconds']:.0f} s")
 
     for name in cfg.methods:
@@ -117,14 +115,15 @@ def run(cfg: DictConfig) -> None:
             run_once(name, lr, cfg.seeds[0])
         for seed in cfg.seeds:
             run_once(name, best_lr(log, cfg, name), seed)
-    report(cfg, log)
+    report(cfg, log, {})
+    if cfg.costs is not None:
+        report(cfg, log, costs_of(cfg, complete(log, cfg), protocol))
 
 
-def report(cfg: DictConfig, log: RunLog) -> None:
+def report(cfg: DictConfig, log: RunLog, costs: dict[str, Cost]) -> None:
     """The table and the picture of everything that is in the log."""
     out = Path(cfg.out)
     done = complete(log, cfg)
-    costs = costs_of(cfg, list(done), out)
     heading = "| | trainable | lr | validation | test, mean of seeds | above {} (95 %) | step time / {} | memory / {} |"
     reference = "full" if cfg.costs is None else cfg.costs.get("reference", "full")
     lines = [heading.format(cfg.baseline, reference, reference), "|---" * 8 + "|"]

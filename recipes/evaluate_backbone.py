@@ -38,6 +38,7 @@ from adapterbank.training.protocol import RunLog, Splits, dtype_of, train_and_te
 OWN = ("random", "backbone")  # probes of the backbone's geometry
 PROBES = ("mean log-mel", *OWN)
 TOGETHER = "teachers together"
+Rows = dict[str, dict[str, float]]
 Extract = Callable[[list[torch.Tensor]], torch.Tensor]
 console = Console()
 
@@ -98,12 +99,13 @@ def run_methods(cfg: DictConfig, log: RunLog, splits: Mapping[str, Splits], mark
             console.print(f"{pack} {method} seed {seed}: {found['test']:.3f} after {found['seconds']:.0f} s")
 
 
-def score_rows(cfg: DictConfig, probes: RunLog, methods: RunLog) -> dict[str, dict[str, float]]:
+def score_rows(cfg: DictConfig, probes: RunLog, methods: RunLog, mark: Mapping[str, Any]) -> Rows:
     """{row: {pack: mean over seeds}} of everything in both logs, whichever process ran it."""
     found: dict[str, dict[str, list[float]]] = {}
     for log, score in ((probes, "score"), (methods, "test")):
-        latest = {run["title"]: run["of"] for run in log.find()}  # a name may have got new weights
-        for run in (run for run in log.find() if run["of"] == latest[run["title"]]):
+        shown = {run["title"]: run["of"] for run in log.find()}  # the latest weights of a name; or those of now:
+        shown |= {run["title"]: run["of"] for run in log.find() if mark in (run["of"], *run["of"].values())}
+        for run in (run for run in log.find() if run["of"] == shown[run["title"]]):
             found.setdefault(run["title"], {}).setdefault(run["pack"], []).append(run[score])
     return {row: {pack: mean(of[pack]) for pack in cfg.packs if pack in of} for row, of in found.items()}
 
@@ -125,7 +127,7 @@ def run(cfg: DictConfig) -> None:
     methods = RunLog(Path(cfg.out) / "runs.jsonl", protocol)
     run_probes(cfg, probes, datasets, mark)
     run_methods(cfg, methods, splits, mark)
-    rows = score_rows(cfg, probes, methods)
+    rows = score_rows(cfg, probes, methods, mark)
     lines = [f"| | {' | '.join(cfg.packs)} |", "|---" * (1 + len(cfg.packs)) + "|"]
     for row, found in rows.items():
         cells = (f"{found[pack]:.3f}" if pack in found else "" for pack in cfg.packs)

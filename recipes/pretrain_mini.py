@@ -52,6 +52,16 @@ def prepare_views(cfg: DictConfig, out: Path) -> Views:
             raise ConfigError("views_dir brings the answers of its own teachers; leave out teacher=, or views_dir=.")
         folders = [cfg.views_dir] if isinstance(cfg.views_dir, str) else list(cfg.views_dir)
         stores = [ViewStore.open(folder) for folder in folders]
+        kept = out / "views_used.json"  # a store may grow meanwhile; a resumed run must hear the same views
+        if cfg.resume and kept.is_file():
+            counts = json.loads(kept.read_text(encoding="utf-8"))
+            if len(counts) != len(stores):
+                raise ConfigError(
+                    f"{out} was begun with {len(counts)} folders in views_dir, now there are {len(stores)}."
+                )
+            for store, done in zip(stores, counts, strict=True):
+                store.done = min(store.done, done)
+        kept.write_text(json.dumps([store.done for store in stores]), encoding="utf-8")
         for store in stores:
             console.print(f"{store.folder}: {store.done:,} of {len(store.columns):,} views are ready and used")
         return JoinedViews(stores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -276,6 +277,11 @@ def test_a_task_module_holds_exactly_the_tasks_parameters_and_gives_gradients(sm
         logits.square().sum().backward()
         assert all(p.grad is not None for n, p in module.named_parameters() if not n.endswith("k_bias"))
         assert not any(t.requires_grad or t.grad is not None for _, t in small_bank.backbone.weights.named())
+
+
+def test_a_task_module_survives_a_pickle(small_bank, clips):
+    module = pickle.loads(pickle.dumps(small_bank.task_module("notes")))  # as launchers that spawn processes do
+    assert torch.equal(module(clips), small_bank.task_module("notes")(clips))
 
 
 def test_the_summary_shows_every_task_its_size_and_its_metric(small_bank, labelled_clips, monkeypatch):

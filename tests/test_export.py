@@ -361,6 +361,7 @@ def refused(bank, folder, error, message, **options):
         ({"use_rslora": "no"}, StorageError, "use_rslora='no', expected true or false"),
         ({"lora_alpha": "x"}, StorageError, "lora_alpha='x', expected a number"),
         ({"lora_alpha": -1}, ConfigError, "alpha=-1"),
+        ({"lora_alpha": 10**400}, StorageError, "expected a number"),
         ({"lora_dropout": 2}, ConfigError, "dropout=2"),
     ],
 )
@@ -436,8 +437,8 @@ def _set(end, make):
     ("change", "message"),
     [
         (_drop("lora_B.weight"), "only one of lora_A and lora_B"),
-        (_drop("classifier.dense.bias"), "does not fit|holds no head"),
-        (_drop("classifier.layernorm.weight"), "does not fit 'lora': tensors head.norm.weight"),
+        (_drop("classifier.dense.bias"), "holds a head without head.linear.bias"),
+        (_drop("classifier.layernorm.weight"), "holds a head without head.norm.weight"),
         (_set("lora_A.weight", lambda t: t[:3]), "lora_A .3, 48. and lora_B .48, 4. of .* do not fit"),
         (_set("lora_A.weight", lambda t: t.flatten()), "do not fit"),
         (_set("lora_A.weight", lambda t: t.int()), "is of type torch.int32, expected floating point"),
@@ -449,6 +450,28 @@ def _set(end, make):
 def test_tensors_that_do_not_fit_are_refused(change, message, bank, saved):
     retensored(saved, change)
     refused(bank, saved, AdapterBankError, message)
+    refused(bank, saved, AdapterBankError, message, labels=["a", "b", "c"])  # no new head for a damaged one
+
+
+def test_a_tensor_under_both_namings_is_refused(bank, tmp_path):
+    bank.add_task("birds", "lora", num_classes=2)
+    for names in ("old", "new"):
+        bank.export("birds", "peft", tmp_path / names, names=names)
+    other = load_file(tmp_path / "old" / "adapter_model.safetensors")
+
+    def add(tensors):
+        tensors |= {key: tensor + 1 for key, tensor in other.items() if "lora_A" in key}
+
+    retensored(tmp_path / "new", add)
+    refused(bank, tmp_path / "new", StorageError, "holds .* twice, under two names")
+
+
+def test_an_export_of_another_format_version_is_refused(bank, tmp_path, monkeypatch):
+    bank.add_task("birds", "lora", num_classes=2)
+    monkeypatch.setattr("adapterbank.storage.FORMAT_VERSION", 99)
+    bank.export("birds", "peft", tmp_path / "later")
+    monkeypatch.undo()
+    refused(bank, tmp_path / "later", StorageError, "exported by another version of this library", name="new")
 
 
 def test_a_damaged_folder_is_refused(bank, saved, tmp_path):

@@ -197,10 +197,10 @@ def positions(table: Tensor, geometry: Geometry, columns: int) -> Tensor:
 
 
 def resize_positions(table: Tensor, rows: int, new_rows: int, columns: int) -> Tensor:
-    """A position table for another grid, (2 + rows * old, D) -> (2 + new_rows * columns, D), as AST and SSAST make it.
+    """A position table for another grid, (2 + rows * old, D) -> (2 + new_rows * columns, D).
 
-    Time: the middle columns where there are fewer, bilinear where there are more. Frequency: bilinear both ways, as
-    the rows span all mel bins whatever their number.
+    Time: the middle columns where there are fewer, bilinear where there are more; frequency: bilinear to more rows: so
+    do AST and SSAST. To fewer rows it is bilinear too, where SSAST cuts: the rows span all mel bins in either grid.
     """
     grid = rearrange(table[PREFIX_TOKENS:], "(rows columns) d -> d rows columns", rows=rows)
     full = grid.shape[2]

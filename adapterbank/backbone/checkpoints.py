@@ -113,7 +113,7 @@ class Backbone:
 
     @property
     def clip_seconds(self) -> float:
-        """The length that the model was made for."""
+        """Of its whole position table."""
         return ((self.geometry.max_frames - 1) * HOP + WINDOW) / SAMPLE_RATE
 
     def parameters(self) -> int:

@@ -99,7 +99,7 @@ def _options(name: str, builder: Builder, passes_to: Callable[..., Any] | None) 
     if passes_to is not None:
         found = {key: p for key, p in found.items() if p.kind is not p.VAR_KEYWORD}
         shared = inspect.signature(passes_to).parameters
-        found.update({key: p for key, p in shared.items() if p.kind is p.KEYWORD_ONLY})
+        found = {key: p for key, p in shared.items() if p.kind is p.KEYWORD_ONLY} | found  # its own defaults win
     for key, p in found.items():
         if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             raise ConfigError(f"the method {name!r} takes any {key!r}; name its options, or use passes_to=.")
@@ -149,6 +149,12 @@ def parse(expression: str) -> tuple[Method, ...]:
     if len(set(parts)) != len(parts):
         raise CompositionError(f"the composition {expression!r} names a method twice; give each once.")
     return tuple(get(part) for part in parts)
+
+
+def foreign(expression: str) -> dict[str, str]:
+    """{method: module that registered it} of the parts that come from outside this package."""
+    modules = {part.name: part.build.__module__ for part in parse(expression)}
+    return {name: module for name, module in modules.items() if not module.startswith(f"{__name__}.")}
 
 
 def build(

@@ -18,7 +18,7 @@ import torch
 from rich.progress import track
 
 from adapterbank.backbone.frontend import SAMPLE_RATE
-from adapterbank.bank import AdapterBank
+from adapterbank.bank import AdapterBank, default_device
 from adapterbank.training.fit import Options, Trainer
 from adapterbank.training.meter import Meter
 
@@ -33,7 +33,7 @@ class Cost:
     Attributes:
         seconds: median.
         time_ratio: median over pairs of steps, to the reference beside it.
-        memory_mb: peak of the steps, with weights, gradients and optimiser.
+        memory_mb: peak of the steps, with the base, weights, gradients and optimiser.
         memory_ratio: to the reference in a process of its own.
     """
 
@@ -57,7 +57,8 @@ def step_costs(
     """Forward, backward, clipping and AdamW of each method on one batch of noise.
 
     Args:
-        methods: name in the result: `add_task` options, "method" among them.
+        methods: name in the result: `add_task` options, "method" among them; layers as numbers.
+        reference: one of `methods`, or a method.
         pairs: of alternating steps.
         precision: as `fit` takes it.
     """
@@ -69,7 +70,7 @@ def step_costs(
     for name, options in track(wanted.items(), "measuring steps"):
         # A process per method: what one has allocated is not counted for the next.
         with ProcessPoolExecutor(1, mp_context=context) as worker:
-            job = worker.submit(_measure, backbone, dict(options), {"method": reference}, pairs, batch)
+            job = worker.submit(_measure, backbone, dict(options), dict(wanted[reference]), pairs, batch)
             found[name] = job.result()
     whole = found[reference][2]
     return {
@@ -83,9 +84,9 @@ def _measure(
     backbone: str, options: dict[str, Any], reference: dict[str, Any], pairs: int, batch: Mapping[str, Any]
 ) -> tuple[float, float, float]:
     """(seconds a step, ratio to the reference, MB)."""
-    bank = AdapterBank.from_pretrained(backbone)
-    with Meter(bank.backbone.device) as before:
+    with Meter(default_device()) as before:
         pass
+    bank = AdapterBank.from_pretrained(backbone)
     step = _stepper(bank, "measured", options, batch)
     with Meter(bank.backbone.device) as peak:
         for _ in range(WARM_UP):

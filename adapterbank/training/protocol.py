@@ -15,7 +15,8 @@ from torch import Tensor
 from adapterbank.bank import AdapterBank
 from adapterbank.data import FolderDataset
 from adapterbank.errors import ConfigError, StorageError, UnknownNameError
-from adapterbank.inspection import layer_importance
+from adapterbank.inspection import LayerImportance, layer_importance
+from adapterbank.methods.layers import TOP
 from adapterbank.training.fit import fit
 from adapterbank.training.metrics import evaluate_task
 
@@ -67,12 +68,10 @@ def train_and_test(
     bank = AdapterBank.from_pretrained(backbone)
     name = re.sub(r"[^a-z0-9]+", "-", f"{train.name}-{method}".lower()).strip("-")[:64]
     task: dict[str, Any] = {"labels": train.labels, "multilabel": train.multilabel, "pooling": pooling, "seed": seed}
-    chosen = dict(options or {})
-    if str(chosen.get("layers")).startswith("top:"):
-        bank.add_task(name, method, **task, **{**chosen, "layers": "all"})
-        task["importance"] = layer_importance(bank, name, train, kind="gradient")
-        bank.remove_task(name)
-    bank.add_task(name, method, **task, **chosen)
+    task |= options or {}
+    if str(task.get("layers")).startswith(TOP):
+        task["importance"] = _gradients_before_training(bank, name, method, task, train)
+    bank.add_task(name, method, **task)
     history = fit(bank, name, train, lr=lr, seed=seed, **fit_options)
     owner = bank.task(name)
     metric = owner.primary_metric
@@ -92,6 +91,17 @@ def train_and_test(
         "options": json.loads(json.dumps(dict(owner.spec.options))),
         **hits,
     }
+
+
+def _gradients_before_training(
+    bank: AdapterBank, name: str, method: str, task: Mapping[str, Any], train: FolderDataset
+) -> LayerImportance:
+    """Of adapters in all blocks; the bank is left as it was."""
+    bank.add_task(name, method, **{**task, "layers": "all"})
+    try:
+        return layer_importance(bank, name, train, kind="gradient")
+    finally:
+        bank.remove_task(name)
 
 
 def _hits(logits: Tensor, targets: Tensor) -> str:

@@ -125,6 +125,19 @@ def test_a_method_is_forgotten_when_asked_and_can_then_be_registered_anew(monkey
         methods.unregister("mine")
 
 
+def test_a_builders_own_default_goes_before_that_of_what_it_passes_to(monkeypatch):
+    monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
+
+    def inner(*, gate="static", layers="all"):
+        return Adapters()
+
+    @register("mine", paper="none", parameters="0", passes_to=inner)
+    def mine(geometry, base, generator, *, gate="scalar", **options):
+        return inner(gate=gate, **options)
+
+    assert methods.get("mine").options == {"gate": "scalar", "layers": "all"}
+
+
 def test_an_option_without_a_default_is_refused_at_registration():
     with pytest.raises(ConfigError, match="option 'rank' of the method 'mine' has no default"):
         register("mine", paper="none", parameters="0")(lambda geometry, base, generator, rank: Adapters())

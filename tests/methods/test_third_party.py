@@ -87,6 +87,8 @@ def test_it_comes_back_from_disk(bank, clips, randomise, tmp_path):
 def test_a_bank_opened_without_the_file_says_what_to_import(bank, small_backbone, tmp_path):
     bank.save(tmp_path / "bank")
     methods.unregister("ssf")
+    bank.save(tmp_path / "again")  # tasks that are there stay as they are
+    assert b"registered_by" in next((tmp_path / "again" / "tasks").glob("mine.*")).read_bytes()
     with pytest.raises(
         UnknownNameError, match=r"unknown method 'ssf'.*mine\.\w+\.safetensors .*the module 'ssf'.*open"
     ):

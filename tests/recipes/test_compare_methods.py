@@ -47,7 +47,7 @@ def test_methods_and_variants_stand_in_one_table_with_gains_and_costs(pack, hf_f
     ]
     first = run_recipe("compare_methods", tmp_path, *arguments)
     assert first.returncode == 0, first.stderr
-    files = [tmp_path / "table" / name for name in ("runs.jsonl", "costs.json", "table.md")]
+    files = [tmp_path / "table" / name for name in ("runs.jsonl", "costs.jsonl", "table.md")]
     before = [file.read_bytes() for file in files]
     assert len(before[0].splitlines()) == 5  # linear: two seeds; one: two rates and the second seed at the better
     lines = files[2].read_text().splitlines()

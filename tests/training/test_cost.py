@@ -12,7 +12,7 @@ def test_a_head_costs_less_than_the_whole_body_and_a_reference_about_itself(hf_f
     methods = {"slim": {"method": "aat_m", "layers": [1]}, "full": {"method": "full"}}
     costs = step_costs(backbone, methods, clip_seconds=1.0, batch_size=8, classes=3, pairs=5, precision="fp32")
     assert list(costs) == ["slim", "full"]
-    assert costs["full"].memory_ratio == 1.0
+    assert costs["slim"].memory_ratio < 1.0
     assert 0.5 < costs["full"].time_ratio < 2.0
     assert 0 < costs["slim"].memory_mb < costs["full"].memory_mb
     assert costs["slim"].seconds > 0
