@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class AdapterBankError(Exception):
@@ -44,6 +45,11 @@ class UnknownNameError(AdapterBankError, LookupError):
         guess = f" Did you mean {near[0]!r}?" if near else ""
         tail = f" {hint}" if hint else ""
         super().__init__(f"unknown {kind} {name!r}.{guess} Known: {', '.join(known) or 'none yet'}.{tail}")
+        self._made_of = (kind, name, known, hint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """So that it comes out of another process as it is: by default a message would be passed as `kind`."""
+        return type(self), self._made_of
 
 
 class NameTakenError(AdapterBankError, ValueError):
