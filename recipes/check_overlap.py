@@ -5,9 +5,9 @@
 
 For every test clip: (1) its 0.64 s windows are compared with all windows of the pool by mean and spread of each band,
 which finds candidates whatever their offset; (2) its three loudest separate seconds slide over each candidate, and the
-highest normalised correlation counts; a shorter candidate slides over the test clip. Excerpts that are silent but for
-a few cells are left out, as any two of them agree. Copies correlate near 1, and so do some steady notes, tones and
-noises that are no copies: look at the picture of the closest pairs, and listen.
+highest normalised correlation counts; a shorter candidate slides over the test clip. The second and third second are
+left out where they are silent but for a few cells: any two of those agree. Copies correlate near 1, and so do some
+steady notes, tones and noises that are no copies: look at the picture of the closest pairs, and listen.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ EXCERPT, EXCERPTS = 25, 3  # steps: one second; how many of them
 SHORTEST = 8  # steps: a third of a second; shorter sounds are like many others
 FLOOR = 8.0  # nats below a clip's maximum: quieter is silence
 SOUNDING = 0.2  # share of an excerpt's cells above the floor; with fewer there is nothing to recognise
-NOTHING_ALIKE = (0.0, 0, 0, SHORTEST)
 console = Console()
 
 
@@ -63,14 +62,11 @@ def excerpts(steps: Tensor) -> list[tuple[int, Tensor]]:
     found = []
     for _ in range(EXCERPTS):
         start = int(energy.argmax())
-        if energy[start] > 0 and sounding(steps[start : start + size]):
-            found.append((start, steps[start : start + size]))
+        piece = steps[start : start + size]
+        if not found or (energy[start] > 0 and float((piece > -FLOOR).float().mean()) >= SOUNDING):
+            found.append((start, piece))
         energy[max(0, start - size + 1) : start + size] = 0
     return found
-
-
-def sounding(steps: Tensor) -> bool:
-    return float((steps > -FLOOR).float().mean()) >= SOUNDING
 
 
 def correlation(excerpt: Tensor, other: Tensor) -> tuple[float, int]:
@@ -87,12 +83,10 @@ def likeness(steps: Tensor, other: Tensor) -> tuple[float, int, int, int]:
     """Correlation of the most alike pieces of a test clip and a pool clip, where both begin, and their steps."""
     if len(other) < EXCERPT:  # the shorter one slides over the longer
         shorter = other[: len(steps)]
-        if len(shorter) < SHORTEST or not sounding(shorter):
-            return NOTHING_ALIKE
-        value, place = correlation(shorter, steps)
+        value, place = correlation(shorter, steps) if len(shorter) >= SHORTEST else (0.0, 0)
         return value, place, 0, len(shorter)
     found = [(*correlation(piece, other), start, len(piece)) for start, piece in excerpts(steps)]
-    value, place, start, size = max(found, default=NOTHING_ALIKE)
+    value, place, start, size = max(found)
     return value, start, place, size
 
 
@@ -136,8 +130,7 @@ def run(cfg: DictConfig) -> None:
         other = sketches[clip][place : place + len(excerpt)].float()
         pairs.append((f"{name}\npool clip {clip}: {value:.3f}", excerpt, other))
     plots.spectrogram_pairs(pairs, ("test recording", "pretraining audio")).savefig(out / "closest.png")
-    sparse = sum(value == 0 for value, *_ in found)
-    console.print(f"{len(found)} test clips against {len(pool)} ({sparse} too short or sparse to compare): {out}")
+    console.print(f"{len(found)} test clips against {len(pool)}: {out / 'closest.csv'}, {out / 'closest.png'}")
 
 
 @hydra.main(version_base=None, config_path="conf", config_name="check_overlap")

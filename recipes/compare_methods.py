@@ -3,6 +3,7 @@
     python recipes/compare_methods.py data=../shared/data/esc50
     python recipes/compare_methods.py data=my/clips methods=[head,prompt,aat_ms] fit.epochs=20 out=outputs/mine
     python recipes/compare_methods.py --config-name all_methods data=../shared/data/esc50      # every method, costs
+    python recipes/compare_methods.py data=my/clips methods=[aat_m,slim] '+variants.slim={method:aat_m,layers:"top:4"}'
     python recipes/compare_methods.py --config-name layers_and_gates data=../shared/data/fsd_instruments
 
 Each method's learning rate is the best of its list on the validation fold (first seed); test numbers are means over

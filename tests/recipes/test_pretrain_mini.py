@@ -66,8 +66,8 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(pool, tmp_path, launch, 
 def test_an_absent_pool_or_teacher_ends_with_one_clear_line(tmp_path, pool, run_recipe):
     absent = run_recipe("pretrain_mini", tmp_path, "pool=nowhere", "out=a", "teacher=log_mel")
     assert absent.returncode == 1
-    assert "DatasetError: no audio in nowhere" in " ".join(absent.stdout.split())
+    assert "DatasetError: no audio in nowhere" in " ".join(absent.stderr.split())
     unknown = run_recipe("pretrain_mini", tmp_path, f"pool={pool}", "out=b", "teacher=yamnet")
     assert unknown.returncode == 1
-    assert "Did you mean 'yamnet_onnx'?" in " ".join(unknown.stdout.split())
+    assert "Did you mean 'yamnet_onnx'?" in " ".join(unknown.stderr.split())
     assert "Traceback" not in absent.stderr + unknown.stderr
