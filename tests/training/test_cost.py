@@ -1,4 +1,4 @@
-"""Costs are those of the methods: a head is cheaper than the whole body, and the reference costs what it costs."""
+"""Costs are those of the methods: one adapter is cheaper than the whole body, and an error names itself."""
 
 import pytest
 
@@ -7,13 +7,12 @@ from adapterbank.training.cost import step_costs
 
 
 @pytest.mark.slow
-def test_a_head_costs_less_than_the_whole_body_and_a_reference_about_itself(hf_folder, hf_model):
-    backbone = str(hf_folder(hf_model(frequency_stride=16, time_stride=16)))
-    methods = {"slim": {"method": "aat_m", "layers": [1]}, "full": {"method": "full"}}
-    costs = step_costs(backbone, methods, clip_seconds=1.0, batch_size=8, classes=3, pairs=5, precision="fp32")
+def test_one_adapter_costs_less_time_and_memory_than_the_whole_body():
+    methods = {"slim": {"method": "aat_m", "layers": [11]}, "full": {"method": "full"}}
+    costs = step_costs("ast-mini", methods, clip_seconds=1.0, batch_size=8, classes=3, pairs=3, precision="fp32")
     assert list(costs) == ["slim", "full"]
-    assert costs["slim"].memory_ratio < 1.0
-    assert 0.5 < costs["full"].time_ratio < 2.0
+    assert 0.5 < costs["full"].time_ratio < 2.0  # beside itself
+    assert costs["slim"].time_ratio < 0.8
     assert 0 < costs["slim"].memory_mb < costs["full"].memory_mb
     assert costs["slim"].seconds > 0
 
