@@ -20,6 +20,7 @@ from torch import Tensor
 from adapterbank import storage
 from adapterbank.backbone.ast import LINEAR_NAMES, Geometry
 from adapterbank.backbone.checkpoints import CLASSIFIER, NORM, PREFIX, Backbone, linear_at, normalisation_in
+from adapterbank.backbone.files import read_json
 from adapterbank.errors import BackboneMismatchError, ConfigError, LabelsError, StorageError
 from adapterbank.export import CONFIG, MODEL, PARTS, TENSORS
 from adapterbank.task import NAME, Task, TaskSpec, check_name
@@ -170,12 +171,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if (folder / storage.MANIFEST).is_file():
             hint = "it is a saved bank: import one of the files in its tasks/, or AdapterBank.load it."
         raise StorageError(f"cannot read {folder} as an adapter of peft: {CONFIG} is missing; {hint}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StorageError(f"cannot read {path}: {error}. Save the adapter again.") from error
-    if not isinstance(config, dict):
-        raise StorageError(f"{path} holds a {type(config).__name__}, expected a JSON object. Save the adapter again.")
+    config = read_json(path, StorageError, "Save the adapter again.")
     if not (folder / TENSORS).is_file():
         if (folder / PICKLE).is_file():
             raise StorageError(

@@ -13,19 +13,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adapterbank.errors import BackboneError
+from adapterbank.errors import AdapterBankError, BackboneError
 
 _GLOBAL = re.compile(r"Unsupported global: GLOBAL (\S+)")  # in torch's refusal: what the pickle wanted to build
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises BackboneError."""
+def read_json(
+    path: Path, kind: type[AdapterBankError] = BackboneError, advice: str = "Fetch the file again."
+) -> dict[str, Any]:
+    """The object in a JSON file. Raises an error of this kind."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BackboneError(f"cannot read {path}: {error}. Fetch the file again.") from error
+        raise kind(f"cannot read {path}: {error}. {advice}") from error
     if not isinstance(content, dict):
-        raise BackboneError(f"{path} holds a {type(content).__name__}, expected a JSON object. Fetch the file again.")
+        raise kind(f"{path} holds a {type(content).__name__}, expected a JSON object. {advice}")
     return content
 
 

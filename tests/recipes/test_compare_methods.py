@@ -1,38 +1,14 @@
 """Rows of methods and variants in one table with their costs, as a user makes it; a second start repeats nothing."""
 
-import csv
-import shutil
-
 import pytest
 from matplotlib.image import imread
 
-from adapterbank.data import demo_tasks
-
-
-@pytest.fixture
-def pack(tmp_path):
-    """Clips of two classes in three folds."""
-    source = demo_tasks()["instruments"]
-    with (source / "metadata.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    classes = sorted({row["label"] for row in rows})[:2]
-    chosen = [row for label in classes for row in [r for r in rows if r["label"] == label][:9]]
-    folder = tmp_path / "pack"
-    folder.mkdir()
-    with (folder / "metadata.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["filename", "label", "fold", "group"])
-        for place, row in enumerate(chosen):
-            writer.writerow([row["filename"], row["label"], 1 + place % 3, f"g{place}"])
-            shutil.copy(source / row["filename"], folder)
-    return folder
-
 
 @pytest.mark.slow
-def test_methods_and_variants_stand_in_one_table_with_gains_and_costs(pack, hf_folder, hf_model, tmp_path, run_recipe):
+def test_methods_and_variants_stand_in_one_table_with_gains_and_costs(packs, hf_folder, hf_model, tmp_path, run_recipe):
     arguments = [
         f"backbone={hf_folder(hf_model(frequency_stride=16, time_stride=16))}",
-        f"data={pack}",
+        f"data={packs / 'single'}",
         "test_fold=3",
         "val_fold=2",
         "methods=[linear,one]",

@@ -1,34 +1,9 @@
 """Probes, teachers and methods in one table, as a user makes it; a second start repeats nothing."""
 
-import csv
 import json
-import shutil
 
 import pytest
 from matplotlib.image import imread
-
-from adapterbank.data import demo_tasks
-
-
-@pytest.fixture
-def packs(tmp_path):
-    """Clips of two classes in three folds, and the same clips with sets of labels."""
-    source = demo_tasks()["instruments"]
-    with (source / "metadata.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    classes = sorted({row["label"] for row in rows})[:2]
-    chosen = [row for label in classes for row in [r for r in rows if r["label"] == label][:9]]
-    for pack, several in (("single", False), ("sets", True)):
-        folder = tmp_path / "data" / pack
-        folder.mkdir(parents=True)
-        with (folder / "metadata.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["filename", "label", "fold", "group"])
-            for place, row in enumerate(chosen):
-                label = ";".join(classes) if several and place % 9 == 0 else row["label"]
-                writer.writerow([row["filename"], label, 1 + place % 3, f"g{place}"])
-                shutil.copy(source / row["filename"], folder)
-    return tmp_path / "data"
 
 
 @pytest.mark.slow
