@@ -65,7 +65,7 @@ def prepare_views(cfg: DictConfig, out: Path) -> Views:
         for store in stores:
             console.print(f"{store.folder}: {store.done:,} of {len(store.columns):,} views are ready and used")
         return JoinedViews(stores)
-    pool = Pool(cfg.pool, out / "pool")
+    pool = Pool(cfg.pool, out / "pool", exclude=list(cfg.exclude))
     views = draw_views(pool, **plain(cfg.views))
     known = {name: plain(options) for name, options in (cfg.teachers or {}).items() if options is not None}
     names = list(known) if cfg.teacher is None else [cfg.teacher] if isinstance(cfg.teacher, str) else cfg.teacher

@@ -41,12 +41,14 @@ class Pool:
     Args:
         folder: shards with an `index.csv` (`shard,start_sample,num_samples`), or any tree of audio files.
         cache: where the decoded samples are kept.
+        exclude: clips to leave out, by their number among all, as `recipes/check_overlap.py` prints it.
 
     Raises:
-        DatasetError: no audio there, a file that cannot be read, or a cache of another folder's audio.
+        DatasetError: no audio there, a file that cannot be read, a cache of another folder's audio, or a number in
+            `exclude` that no clip has.
     """
 
-    def __init__(self, folder: str | Path, cache: str | Path):
+    def __init__(self, folder: str | Path, cache: str | Path, exclude: Sequence[int] = ()):
         folder, cache = Path(folder), Path(cache)
         files = _audio_files(folder)
         source = {"files": [[path.name, path.stat().st_size] for path in files]}
@@ -57,7 +59,10 @@ class Pool:
             _write_json(marker, source)
         elif json.loads(marker.read_text(encoding="utf-8")) != source:
             raise DatasetError(f"{cache} holds the audio of another folder than {folder}; choose another, or empty it.")
-        self.clips = np.load(cache / "clips.npy")  # (clips, 2): start, samples
+        clips = np.load(cache / "clips.npy")  # (clips, 2): start, samples
+        if wrong := [number for number in exclude if not 0 <= number < len(clips)]:
+            raise DatasetError(f"got exclude={wrong}, expected clip numbers from 0 to {len(clips) - 1}.")
+        self.clips = np.delete(clips, list(exclude), axis=0)
         self.samples = np.memmap(cache / "samples.i16", np.int16, "r")
 
     def __len__(self) -> int:

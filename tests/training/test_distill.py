@@ -88,6 +88,16 @@ def test_a_view_is_the_same_whenever_it_is_rendered(pool: Pool) -> None:
     assert draw_views(pool, 5, seed=4) != first
 
 
+def test_excluded_clips_are_never_heard(pool: Pool, tmp_path: Path) -> None:
+    less = Pool(tmp_path / "audio", tmp_path / "cache", exclude=[1, 4])
+    kept = [0, 2, 3, 5]
+    assert len(less) == len(kept)
+    for mine, theirs in enumerate(kept):
+        assert torch.equal(less.read(mine), pool.read(theirs))
+    with pytest.raises(DatasetError, match=r"exclude=\[6\], expected clip numbers from 0 to 5"):
+        Pool(tmp_path / "audio", tmp_path / "cache", exclude=[6])
+
+
 def test_short_clips_keep_their_own_length(pool: Pool) -> None:
     lengths = [
         v.columns for v in draw_views(pool, 20, seed=0, mix=0.0, join=0.0) if v.clips == (0,) and v.speed == (1, 1)
