@@ -1,4 +1,4 @@
-"""Looks for test recordings in the pretraining audio: nearest neighbours by cross-correlation of log-mels.
+"""Looks for test recordings in the pretraining audio: nearest neighbours by log-mels, then by waveforms.
 
     python recipes/check_overlap.py                               # ast-mini's pool against ../shared/data and the demo
     python recipes/check_overlap.py pool=my/audio data=my/benchmarks pairs=20
@@ -6,19 +6,23 @@
 For every test clip: (1) its 0.64 s windows are compared with all windows of the pool by mean and spread of each band,
 which finds candidates whatever their offset; (2) its three loudest separate seconds slide over each candidate, and the
 highest normalised correlation counts; a shorter candidate slides over the test clip. The second and third second are
-left out where they are silent but for a few cells: any two of those agree. Copies correlate near 1, and so do some
-steady notes, tones and noises that are no copies: look at the picture of the closest pairs, and listen.
+left out where they are silent but for a few cells: any two of those agree. (3) the best of these are compared as
+waveforms below 4 kHz, whole clips at every offset. Drums, notes and rain look alike whoever plays them, and two tones
+of one pitch agree as waveforms; copies do both, even through a codec: pairs are sorted by the product. A copy at
+another speed is not found. Look at the picture of the closest pairs, and listen.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import hydra
 import torch
 import torch.nn.functional as F
+import torchaudio.functional
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
@@ -36,6 +40,12 @@ EXCERPT, EXCERPTS = 25, 3  # steps: one second; how many of them
 SHORTEST = 8  # steps: a third of a second; shorter sounds are like many others
 FLOOR = 8.0  # nats below a clip's maximum: quieter is silence
 SOUNDING = 0.2  # share of an excerpt's cells above the floor; with fewer there is nothing to recognise
+WAVE_RATE = 8_000  # Hz: codecs keep the waveform of low frequencies
+LOWEST = 60.0  # Hz
+WAVE_OVERLAP = 0.2  # seconds that two waveforms share at least, and either
+WAVE_ENERGY = 0.1  # this share of the energy of both,
+WAVE_LENGTH = 0.5  # or of the length of the shorter one
+
 console = Console()
 
 
@@ -90,6 +100,48 @@ def likeness(steps: Tensor, other: Tensor) -> tuple[float, int, int, int]:
     return value, start, place, size
 
 
+def low_band(wave: Tensor) -> Tensor:
+    """(T,) -> (T / 2,) between 60 Hz and 4 kHz."""
+    wave = torchaudio.functional.resample(wave, 16_000, WAVE_RATE)
+    return torchaudio.functional.highpass_biquad(wave, WAVE_RATE, LOWEST)
+
+
+def wave_correlation(wave: Tensor, other: Tensor) -> float:
+    """Highest normalised correlation, of either sign, of two waveforms where they overlap, over all offsets."""
+    size = len(wave) + len(other)
+    products = torch.fft.irfft(torch.fft.rfft(other, n=size) * torch.fft.rfft(wave, n=size).conj(), n=size).double()
+    lags = torch.arange(1 - len(wave), len(other))  # where `wave` begins in `other`
+    first, last = lags.clamp_min(0), (lags + len(wave)).clamp_max(len(other))
+    loud = torch.ones(len(lags), dtype=torch.bool)
+    energy = torch.ones(len(lags), dtype=torch.float64)
+    for signal, shift in ((other, 0), (wave, lags)):
+        sums = F.pad(signal.double().square().cumsum(0), (1, 0))
+        shared = sums[last - shift] - sums[first - shift]
+        loud &= shared >= WAVE_ENERGY * sums[-1]
+        energy *= shared
+    most = last - first >= WAVE_LENGTH * min(len(wave), len(other))
+    counts = (last - first >= WAVE_OVERLAP * WAVE_RATE) & (loud | most)
+    values = (products[lags % size] / energy.sqrt().clamp_min(1e-9)).abs()
+    return float(values[counts].max()) if counts.any() else 0.0
+
+
+@dataclass(frozen=True)
+class Match:
+    """A test clip and the clip of the pool that is most like it; seconds are where the pieces begin that are alike."""
+
+    mel_correlation: float
+    wave_correlation: float
+    test_clip: str
+    pool_clip: int
+    test_second: float
+    pool_second: float
+    pieces: tuple[Tensor, Tensor]
+
+    @property
+    def score(self) -> float:
+        return self.mel_correlation * self.wave_correlation
+
+
 def recordings(cfg: DictConfig) -> Iterator[tuple[str, Tensor]]:
     folders = list(demo_tasks().values()) if cfg.demo else []
     if cfg.data is not None:
@@ -103,7 +155,7 @@ def recordings(cfg: DictConfig) -> Iterator[tuple[str, Tensor]]:
 def run(cfg: DictConfig) -> None:
     if cfg.data is not None and not Path(cfg.data).is_dir():
         raise DatasetError(f"no folder {cfg.data}; pass data=<a folder of folders of clips>, or data=null.")
-    pool = Pool(cfg.pool, cfg.cache)
+    pool = Pool(cfg.pool, cfg.cache, exclude=list(cfg.exclude))
     sketches = [sketch(pool.read(clip)).half() for clip in track(range(len(pool)), "sketching the pool")]
     windows = [descriptors(steps.float(), POOL_HOP) for steps in sketches]
     owner = torch.cat([torch.full((len(w),), clip) for clip, w in enumerate(windows)])
@@ -114,21 +166,28 @@ def run(cfg: DictConfig) -> None:
         near = (descriptors(steps, QUERY_HOP) @ table.T).amax(0)
         by_clip = torch.full((len(pool),), -2.0).scatter_reduce(0, owner, near, "amax")
         clips = by_clip.topk(min(len(pool), cfg.candidates)).indices.tolist()
-        (value, start, place, size), clip = max((likeness(steps, sketches[clip].float()), clip) for clip in clips)
-        found.append((value, name, clip, start, place, steps[start : start + size]))
-    found.sort(key=lambda entry: -entry[0])
+        alike = sorted((likeness(steps, sketches[clip].float()), clip) for clip in clips)[-cfg.exact :]
+        low, matches = low_band(wave), []
+        for (value, start, place, size), clip in alike:
+            pieces = (steps[start : start + size], sketches[clip][place : place + size].float())
+            sound = wave_correlation(low, low_band(pool.read(clip)))
+            second = 160 * STEP / 16_000
+            matches.append(Match(value, sound, name, int(pool.numbers[clip]), start * second, place * second, pieces))
+        found.append(max(matches, key=lambda match: match.score))
+    found.sort(key=lambda match: -match.score)
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "closest.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["correlation", "test_clip", "pool_clip", "test_second", "pool_second"])
-        second = 160 * STEP / 16_000
-        writer.writerows([f"{v:.4f}", n, c, f"{s * second:.2f}", f"{p * second:.2f}"] for v, n, c, s, p, _ in found)
+        writer.writerow(["mel_correlation", "wave_correlation", "test_clip", "pool_clip", "test_second", "pool_second"])
+        for m in found:
+            row = [f"{m.mel_correlation:.4f}", f"{m.wave_correlation:.4f}", m.test_clip, m.pool_clip]
+            writer.writerow([*row, f"{m.test_second:.2f}", f"{m.pool_second:.2f}"])
     pairs = []
-    for value, name, clip, _, place, excerpt in found[: cfg.pairs]:
-        console.print(f"{value:.3f}  {name}  ~  pool clip {clip}", highlight=False)
-        other = sketches[clip][place : place + len(excerpt)].float()
-        pairs.append((f"{name}\npool clip {clip}: {value:.3f}", excerpt, other))
+    for m in found[: cfg.pairs]:
+        values = f"{m.mel_correlation:.3f} {m.wave_correlation:.3f}"
+        console.print(f"{values}  {m.test_clip}  ~  pool clip {m.pool_clip}", highlight=False)
+        pairs.append((f"{m.test_clip}\npool clip {m.pool_clip}\n{values}", *m.pieces))
     plots.spectrogram_pairs(pairs, ("test recording", "pretraining audio")).savefig(out / "closest.png")
     console.print(f"{len(found)} test clips against {len(pool)}: {out / 'closest.csv'}, {out / 'closest.png'}")
 

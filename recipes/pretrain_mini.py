@@ -64,7 +64,10 @@ def prepare_views(cfg: DictConfig, out: Path) -> Views:
         kept.write_text(json.dumps([store.done for store in stores]), encoding="utf-8")
         for store in stores:
             console.print(f"{store.folder}: {store.done:,} of {len(store.columns):,} views are ready and used")
-        return JoinedViews(stores)
+        joined = JoinedViews(stores, list(cfg.exclude))
+        if cfg.exclude:
+            console.print(f"{joined.done:,} views are without the clips {list(cfg.exclude)}")
+        return joined
     pool = Pool(cfg.pool, out / "pool", exclude=list(cfg.exclude))
     views = draw_views(pool, **plain(cfg.views))
     known = {name: plain(options) for name, options in (cfg.teachers or {}).items() if options is not None}

@@ -62,7 +62,8 @@ class Pool:
         clips = np.load(cache / "clips.npy")  # (clips, 2): start, samples
         if wrong := [number for number in exclude if not 0 <= number < len(clips)]:
             raise DatasetError(f"got exclude={wrong}, expected clip numbers from 0 to {len(clips) - 1}.")
-        self.clips = np.delete(clips, list(exclude), axis=0)
+        self.numbers = np.delete(np.arange(len(clips)), list(exclude))  # of the clips that are left, among all
+        self.clips = clips[self.numbers]
         self.samples = np.memmap(cache / "samples.i16", np.int16, "r")
 
     def __len__(self) -> int:
@@ -255,6 +256,19 @@ class ViewStore:
 
     done = 0  # views whose targets are written
 
+    def holds(self, clips: Sequence[int]) -> np.ndarray:
+        """(V,) which views have any of these clips in them.
+
+        Raises:
+            DatasetError: views of an earlier version, which did not write it down.
+        """
+        if not clips:
+            return np.zeros(len(self.columns), dtype=bool)
+        path = self.folder / "clips.npy"
+        if not path.is_file():
+            raise DatasetError(f"{self.folder} does not say which clips its views hold; draw the views again.")
+        return np.isin(np.load(path), clips).any(1)
+
     def batch(self, name: str, views: Sequence[int] | np.ndarray) -> Tensor:
         """Array `name` of views of one length: (R, rows, width) in fp32; "mel" as (R, F, M)."""
         starts, array = self._starts[name], self._arrays[name]
@@ -272,27 +286,29 @@ class ViewStore:
 class JoinedViews:
     """The finished views of several stores as one, so that a second leg hears the views of the first as well.
 
+    Args:
+        exclude: views with any of these clips in them are left out (numbers as for `Pool`).
+
     Raises:
-        DatasetError: their teachers differ.
+        DatasetError: their teachers differ, or a store does not say which clips are in its views.
     """
 
-    def __init__(self, stores: Sequence[ViewStore]):
+    def __init__(self, stores: Sequence[ViewStore], exclude: Sequence[int] = ()):
         self.stores = tuple(stores)
         self.targets = stores[0].targets
         for store in stores:
             if store.targets != self.targets:
                 names = [[target.name for target in each.targets] for each in (stores[0], store)]
                 raise DatasetError(f"{stores[0].folder} and {store.folder} have other teachers: {names}.")
-        self.columns = np.concatenate([store.columns[: store.done] for store in stores])
+        self._where = [
+            (store, int(view)) for store in stores for view in np.flatnonzero(~store.holds(exclude)[: store.done])
+        ]
+        self.columns = np.array([store.columns[view] for store, view in self._where])
         self.done = len(self.columns)
-        self._firsts = np.concatenate(([0], np.cumsum([store.done for store in stores])))
 
     def batch(self, name: str, views: Sequence[int] | np.ndarray) -> Tensor:
         """As `ViewStore.batch`."""
-        owners = np.searchsorted(self._firsts, views, side="right") - 1
-        return torch.cat(
-            [self.stores[o].batch(name, [v - self._firsts[o]]) for o, v in zip(owners, views, strict=True)]
-        )
+        return torch.cat([store.batch(name, [view]) for store, view in (self._where[v] for v in views)])
 
 
 def prepare(
@@ -324,6 +340,7 @@ def prepare(
             raise DatasetError(f"{folder} holds other views or other teachers; choose another folder or empty it.")
         state = found
     else:
+        np.save(folder / "clips.npy", clips_of(pool, [views[v] for v in order]))
         np.save(folder / "columns.npy", columns)
     store = ViewStore(folder, columns, targets, mode="r+")
     batches = [b for b in _batches(columns, size, batch_columns) if b[1] > state["done"]]
@@ -333,6 +350,15 @@ def prepare(
         _write_json(marker, state)
     store.done = state["done"]
     return store
+
+
+def clips_of(pool: Pool, views: Sequence[View]) -> np.ndarray:
+    """(V, most clips of a view): the numbers of each view's clips among all of the pool, filled up with -1."""
+    every = [[*view.clips, view.mix] if view.mix >= 0 else [*view.clips] for view in views]
+    numbers = np.full((len(views), max(map(len, every), default=0)), -1)
+    for row, clips in zip(numbers, every, strict=True):
+        row[: len(clips)] = pool.numbers[clips]
+    return numbers
 
 
 def _batches(columns: np.ndarray, pass_size: int, batch_columns: int) -> Iterator[tuple[int, int]]:

@@ -40,10 +40,15 @@ def test_a_planted_copy_stands_at_the_top(tmp_path, run_recipe):
     assert rows.index(whole) < 2
     assert rows.index(part) < 2
     assert (whole["pool_clip"], part["pool_clip"]) == ("7", "6")
-    assert float(whole["correlation"]) > 0.9
+    assert float(whole["mel_correlation"]) > 0.9
+    assert min(float(row["wave_correlation"]) for row in (whole, part)) > 0.9
     assert float(whole["pool_second"]) - float(whole["test_second"]) == pytest.approx(1.013, abs=0.05)
     assert float(part["pool_second"]) - float(part["test_second"]) == pytest.approx(-0.2, abs=0.05)
-    assert float(rows[2]["correlation"]) < float(rows[1]["correlation"])
+    assert float(rows[2]["wave_correlation"]) < 0.8  # other notes: some of one pitch
+    without = run_recipe("check_overlap", tmp_path, *arguments[:-2], "out=without", "exclude=[6,7]")
+    assert without.returncode == 0, without.stderr
+    with (tmp_path / "without" / "closest.csv").open(newline="") as file:
+        assert not {row["pool_clip"] for row in csv.DictReader(file)} & {"6", "7"}
     again = run_recipe("check_overlap", tmp_path, f"pool={data}", *arguments[1:])
     assert again.returncode == 1
     assert "DatasetError: cache holds the audio of another folder" in again.stderr

@@ -88,7 +88,7 @@ def test_a_view_is_the_same_whenever_it_is_rendered(pool: Pool) -> None:
     assert draw_views(pool, 5, seed=4) != first
 
 
-def test_excluded_clips_are_never_heard(pool: Pool, tmp_path: Path) -> None:
+def test_excluded_clips_are_never_heard(pool: Pool, store: ViewStore, tmp_path: Path) -> None:
     less = Pool(tmp_path / "audio", tmp_path / "cache", exclude=[1, 4])
     kept = [0, 2, 3, 5]
     assert len(less) == len(kept)
@@ -96,6 +96,21 @@ def test_excluded_clips_are_never_heard(pool: Pool, tmp_path: Path) -> None:
         assert torch.equal(less.read(mine), pool.read(theirs))
     with pytest.raises(DatasetError, match=r"exclude=\[6\], expected clip numbers from 0 to 5"):
         Pool(tmp_path / "audio", tmp_path / "cache", exclude=[6])
+    views = draw_views(pool, 4, seed=0)
+    with_them = {v for v in range(len(views)) if {1, 4} & {*views[v].clips, views[v].mix}}
+    assert 0 < len(with_them) < len(views)
+    order = sorted(range(len(views)), key=lambda v: (v // len(pool), views[v].columns, v))
+    kept_views = [place for place, view in enumerate(order) if view not in with_them]
+    prepared = JoinedViews([store], exclude=[1, 4])
+    assert prepared.done == len(prepared.columns) == len(kept_views)
+    for mine, theirs in enumerate(kept_views):
+        assert torch.equal(prepared.batch("mel", [mine]), store.batch("mel", [theirs]))
+    again = prepare(less, draw_views(less, 1, seed=0), [], tmp_path / "less")
+    assert not again.holds([1, 4]).any()
+    assert again.holds([5]).any()
+    (tmp_path / "less" / "clips.npy").unlink()
+    with pytest.raises(DatasetError, match="draw the views again"):
+        again.holds([1])
 
 
 def test_short_clips_keep_their_own_length(pool: Pool) -> None:
