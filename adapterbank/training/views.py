@@ -267,7 +267,7 @@ class ViewStore:
         path = self.folder / "clips.npy"
         if not path.is_file():
             raise DatasetError(f"{self.folder} does not say which clips its views hold; draw the views again.")
-        return np.isin(np.load(path), clips).any(1)
+        return np.asarray(np.isin(np.load(path), clips).any(1))
 
     def batch(self, name: str, views: Sequence[int] | np.ndarray) -> Tensor:
         """Array `name` of views of one length: (R, rows, width) in fp32; "mel" as (R, F, M)."""
