@@ -46,7 +46,7 @@ def excerpts(steps: Tensor) -> list[tuple[int, Tensor]]:
     """Up to three seconds of a clip that do not overlap, the loudest first: where each begins, and its steps."""
     size = min(EXCERPT, len(steps))
     energy = steps.exp().sum(1).unfold(0, size, 1).sum(1)
-    found = []
+    found: list[tuple[int, Tensor]] = []
     for _ in range(EXCERPTS):
         start = int(energy.argmax())
         piece = steps[start : start + size]
