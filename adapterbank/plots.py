@@ -7,10 +7,12 @@ and freed like any other object. Save one with `figure.savefig(path)`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -30,6 +32,7 @@ INK, MUTED, BLUE, ORANGE = "#1f2933", "#7b8794", "#2563a8", "#d9730d"
 _STOPS = [(0.0, "#f4f8fc"), (0.12, "#cfe2f2"), (0.5, "#4f93cc"), (1.0, "#0b2e59")]  # a stray clip must be seen
 _AROUND_ONE = LinearSegmentedColormap.from_list("gates", [ORANGE, "#f6f5f3", BLUE]).with_extremes(bad="#c3c9d1")
 _BLUES = LinearSegmentedColormap.from_list("adapterbank", _STOPS)
+_HUES = (_BLUES, colormaps["Oranges"], colormaps["Greys"], colormaps["Greens"])  # of families of bars
 Matrix = Sequence[Sequence[float | None]]
 
 
@@ -156,7 +159,8 @@ def score_bars(scores: Mapping[str, Mapping[str, float]], *, score: str = "test 
     """One group of bars per column (a dataset), one bar per row (a model or method).
 
     Args:
-        scores: {row: {column: score in [0, 1]}}; what a row lacks is left out.
+        scores: {row: {column: score in [0, 1]}}; what a row lacks is left out. Rows called "family: name" have the hue
+            of their family, the last of which is blue.
 
     Raises:
         ConfigError: there is nothing to draw.
@@ -167,16 +171,29 @@ def score_bars(scores: Mapping[str, Mapping[str, float]], *, score: str = "test 
     figure = Figure(figsize=(max(6.4, 0.17 * len(columns) * len(scores) + 2.5), 4.2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     width = 0.84 / len(scores)
-    shades = _BLUES(np.linspace(0.2, 0.95, len(scores)))
+    colours = _family_colours(list(scores))
     for index, (row, found) in enumerate(scores.items()):
         places = [columns.index(column) - 0.42 + (index + 0.5) * width for column in found]
-        axes.bar(places, list(found.values()), width * 0.92, color=shades[index], label=row)
+        axes.bar(places, list(found.values()), width * 0.92, color=colours[row], label=row)
     axes.set_xticks(range(len(columns)), columns, fontsize=_font(len(columns)))
     axes.set_ylim(0, 1)
     axes.set_ylabel(score)
     _open(axes)
     figure.legend(loc="outside lower center", ncols=min(4, len(scores)), fontsize=8, frameon=False)
     return figure
+
+
+def _family_colours(rows: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """{row: colour}: a hue for each family, as "family: name" says, in shades from light to dark."""
+    families: dict[str, list[str]] = {}
+    for row in rows:
+        families.setdefault(row.partition(": ")[0] if ": " in row else "", []).append(row)
+    hues = dict(zip(reversed(families), cycle(_HUES), strict=False))
+    return {
+        row: hues[family](shade)
+        for family, members in families.items()
+        for row, shade in zip(members, np.linspace(0.35, 0.95, len(members)), strict=True)
+    }
 
 
 def convergence(losses: Mapping[str, Sequence[float]], *, columns: int = 5) -> Figure:

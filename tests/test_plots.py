@@ -122,6 +122,15 @@ def test_bars_stand_for_every_score_that_was_measured():
         plots.score_bars({})
 
 
+def test_bars_of_one_family_have_one_hue_and_no_two_bars_of_a_group_look_alike():
+    rows = ["ridge", "probe: a", "probe: b", "mini: head", "mini: aat_m", "mini: aat_ms"]
+    axes = plots.score_bars({row: {"esc": 0.5} for row in rows}).axes[0]
+    colours = [bar.get_facecolor()[:3] for bar in axes.patches]
+    assert len(set(colours)) == len(rows)
+    redder = [red > blue for red, _, blue in colours]
+    assert redder[1:] == [True, True, False, False, False]
+
+
 def test_each_block_has_its_score_as_a_bar_and_a_harmful_one_another_colour():
     (axes,) = plots.layer_importance(IMPORTANCE).axes
     assert [round(bar.get_height(), 2) for bar in axes.patches] == [0.1, -0.02, 0.3]
