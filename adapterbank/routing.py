@@ -107,7 +107,9 @@ def ask(
         raise ConfigError("got no task to ask, expected at least one name; bank.tasks lists them.")
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
-        raise ConfigError(f"got the task {double!r} twice; ask each once: the answers are a dict with one entry per task.")
+        raise ConfigError(
+            f"got the task {double!r} twice; ask each once: the answers are a dict with one entry per task."
+        )
     mels = mels_of(backbone, x, sample_rate)
     rows = run(backbone, [task for task in tasks for _ in mels], mels * len(tasks))
     return {name: torch.stack(rows[i * len(mels) : (i + 1) * len(mels)]) for i, name in enumerate(names)}
