@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from adapterbank.backbone.ast import Segment, encode
 from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.backbone.frontend import SAMPLE_RATE, as_waveforms, log_mel, normalise, pad_frames
-from adapterbank.backbone.packed import numbered
+from adapterbank.backbone.packed import alike
 from adapterbank.errors import ConfigError
 from adapterbank.methods.head import pool
 from adapterbank.task import Task
@@ -49,7 +49,7 @@ def plan(tasks: Sequence[Task], frames: Sequence[int]) -> list[Group]:
         frames: padded length per row.
     """
     members: dict[tuple[int, int], list[int]] = {}
-    for row, (place, length) in enumerate(zip(numbered(id(task) for task in tasks), frames, strict=True)):
+    for row, (place, length) in enumerate(zip(alike(tasks), frames, strict=True)):
         members.setdefault((length, place), []).append(row)
     return [Group(tasks[rows[0]], length, tuple(rows)) for (length, _), rows in sorted(members.items())]
 

@@ -19,7 +19,7 @@ from einops import rearrange
 from torch import Tensor
 
 from adapterbank.backbone.packed import FrozenLinear as FrozenLinear  # part of what a method sees
-from adapterbank.backbone.packed import Packed, frozen_linear
+from adapterbank.backbone.packed import Packed, alike, frozen_linear
 from adapterbank.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -165,13 +165,12 @@ def encode(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry
     Returns:
         One (R, N, D) tensor per segment, after the final LayerNorm.
     """
-    embedded: dict[tuple[int, int], Tensor] = {}
-    xs = []
-    for mel, segment in zip(spectrograms, segments, strict=True):
-        key = id(mel), id(segment.weights.embed)
-        if key not in embedded:
-            embedded[key] = embed(mel, segment.weights.embed, geometry)
-        xs.append(embedded[key])
+    embedded: list[Tensor] = []
+    numbers = alike(spectrograms, [s.weights.embed for s in segments])
+    for mel, segment, number in zip(spectrograms, segments, numbers, strict=True):
+        if number == len(embedded):
+            embedded.append(embed(mel, segment.weights.embed, geometry))
+    xs = [embedded[number] for number in numbers]
     for layer in range(geometry.layers):
         xs = run_layer(xs, segments, layer, geometry)
     return [

@@ -9,7 +9,6 @@ Symbols: R rows of a part, N tokens, K keys, D width, H heads, S = sum of R x N,
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -55,6 +54,13 @@ def numbered(keys: Iterable[Hashable]) -> list[int]:
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
+def alike(*columns: Sequence[object]) -> list[int]:
+    """A number per place: the same one where all columns hold the same objects, counted by first appearance."""
+    if len(columns[0]) == 1:
+        return [0]  # torch.compile, which sees one task at a time, traces no id() of a tensor
+    return numbered(tuple(id(entry) for entry in place) for place in zip(*columns, strict=True))
+
+
 def pack(parts: Sequence[Tensor]) -> Tensor:
     """(R, N, X) per part -> (S, X); a view where the parts adjoin in memory, as `Packed.split` leaves them."""
     if len(parts) == 1:
@@ -89,7 +95,7 @@ class Packed:
         self, xs: Sequence[Tensor], weights: BlockWeights, segments: Sequence[Sites], geometry: Geometry
     ) -> None:
         self.weights, self.geometry, self.segments = weights, geometry, segments
-        self._lay_out(numbered(id(x) for x in xs), [x.shape[:2] for x in xs])
+        self._lay_out(alike(xs), [x.shape[:2] for x in xs])
         self.x = pack([xs[i] for i in self._first])
 
     def _lay_out(self, part_of: list[int], shapes: Sequence[Sequence[int]]) -> None:
@@ -166,12 +172,11 @@ class Packed:
         """Multi-head self-attention; prompts and prefixes join as keys and values. (S, D) -> (S, D)."""
         extra = [self._extra(sites, k) for sites in self.sites]
         outputs, start = [], 0
-        for (tokens, _), run in groupby(range(len(extra)), lambda i: (self.shapes[i][1], len(extra[i][0]))):
-            members = list(run)
-            rows = [self.shapes[i][0] for i in members]
+        for run in _runs([(tokens, len(keys)) for (_, tokens), (keys, _) in zip(self.shapes, extra, strict=True)]):
+            rows, tokens = [self.shapes[i][0] for i in run], self.shapes[run[0]][1]
             stop = start + sum(rows) * tokens
             parts = (t[start:stop].unflatten(0, (sum(rows), tokens)) for t in (q, k, v))
-            outputs.append(self._attend(*parts, rows, [extra[i] for i in members]))
+            outputs.append(self._attend(*parts, rows, [extra[i] for i in run]))
             start = stop
         return pack(outputs)
 
@@ -226,6 +231,17 @@ class Packed:
     def _prompt_linear(self, name: str, h: Tensor, sites: Sites) -> Tensor:
         y = frozen_linear(h, getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
         return self._own(name, h[None], y[None], sites)[0]
+
+
+def _runs(sizes: Sequence[Hashable]) -> list[list[int]]:
+    """Places of neighbours that are equal: "aab" -> [[0, 1], [2]]."""
+    runs: list[list[int]] = []
+    for place, size in enumerate(sizes):
+        if place and size == sizes[place - 1]:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
 
 
 def _stacked(tokens: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adapterbank.backbone import packed
 from adapterbank.backbone.ast import BlockWeights, block
-from adapterbank.backbone.packed import attention, numbered, pack
+from adapterbank.backbone.packed import alike, attention, numbered, pack
 from adapterbank.methods.sites import NOTHING, Affine, Sites
 
 LOW_RANK = torch.randn(48, 48, generator=torch.Generator().manual_seed(1)) * 0.1
@@ -89,6 +89,10 @@ def test_attention_equals_the_softmax_formula_on_every_path(dtype, keys, trainin
 def test_numbers_follow_the_first_appearance():
     assert numbered("banana") == [0, 1, 2, 1, 2, 1]
     assert numbered([]) == []
+    one, other = torch.zeros(1), torch.zeros(1)  # equal, and not the same
+    assert alike([one, other, one], [other, other, other]) == [0, 1, 0]
+    assert alike([one, one], [one, other]) == [0, 1]
+    assert alike([one]) == [0]
 
 
 def test_packing_copies_nothing_that_adjoins_and_is_a_concatenation_otherwise():
@@ -187,3 +191,15 @@ def test_sharing_sums_the_gradients_of_all_that_share(all_sites, weights, small_
         loss = sum((out * target).sum() for out, target in zip(outputs, targets, strict=True))
         grads.append(torch.autograd.grad(loss, x)[0])
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "long prompt", "lora", "after", "beside", "norms"])
+def test_a_block_of_one_task_is_one_graph_for_torch_compile(kind, all_sites, weights, small_geometry):
+    def run(x: Tensor) -> Tensor:
+        return block([x], weights, [all_sites[kind]], small_geometry)[0]
+
+    x = torch.randn(2, 9, 48)
+    with torch.no_grad():
+        compiled = torch.compile(run, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), run(x), rtol=0, atol=1e-6)
+    torch._dynamo.reset()
