@@ -172,11 +172,11 @@ class Packed:
         """Multi-head self-attention; prompts and prefixes join as keys and values. (S, D) -> (S, D)."""
         extra = [self._extra(sites, k) for sites in self.sites]
         outputs, start = [], 0
-        for run in _runs([(tokens, len(keys)) for (_, tokens), (keys, _) in zip(self.shapes, extra, strict=True)]):
+        for run in _runs([(tokens, len(own)) for (_, tokens), (own, _) in zip(self.shapes, extra, strict=True)]):
             rows, tokens = [self.shapes[i][0] for i in run], self.shapes[run[0]][1]
             stop = start + sum(rows) * tokens
-            parts = (t[start:stop].unflatten(0, (sum(rows), tokens)) for t in (q, k, v))
-            outputs.append(self._attend(*parts, rows, [extra[i] for i in run]))
+            queries, keys, values = (t[start:stop].unflatten(0, (sum(rows), tokens)) for t in (q, k, v))
+            outputs.append(self._attend(queries, keys, values, rows, [extra[i] for i in run]))
             start = stop
         return pack(outputs)
 
