@@ -23,7 +23,7 @@ from adapterbank.importing import load_any
 from adapterbank.methods.head import POOLINGS
 from adapterbank.methods.layers import resolve
 from adapterbank.methods.sites import NOTHING
-from adapterbank.routing import TaskModule, embed_mels, mels_of, run
+from adapterbank.routing import TaskModule, ask, embed_mels, mels_of, run
 from adapterbank.task import Prediction, Task, TaskSpec, check_name, overview
 from adapterbank.training.metrics import evaluate_task
 
@@ -317,6 +317,21 @@ class AdapterBank:
         if len(names) != len(mels):
             raise ConfigError(f"got {len(names)} task names for {len(mels)} clips, expected one name, or one per clip.")
         return run(self._backbone, [self.task(name) for name in names], mels)
+
+    @torch.no_grad()
+    def ask(
+        self, x: Tensor | Sequence[Tensor], tasks: Sequence[str], *, sample_rate: int = SAMPLE_RATE
+    ) -> dict[str, Tensor]:
+        """Logits of several tasks on the same clips, {task: (B, C)}; what they have in common is computed once.
+
+        That is the front end and, of tasks that pad and normalise alike, all that lies below the first site of each:
+        tasks in the last four of twelve layers share eight. Above, it is a batch of B x len(tasks) rows, in memory too.
+
+        Raises:
+            ConfigError: no name, or one twice. WaveformError, UnknownNameError.
+        """
+        names = [tasks] if isinstance(tasks, str) else tasks
+        return ask(self._backbone, [self.task(name) for name in names], x, sample_rate)
 
     @torch.no_grad()
     def embed(

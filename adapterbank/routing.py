@@ -6,7 +6,7 @@ leaves the layout, and with it every bit of all other rows, as it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from adapterbank.backbone.ast import Segment, encode
 from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.backbone.frontend import SAMPLE_RATE, as_waveforms, log_mel, normalise, pad_frames
+from adapterbank.backbone.packed import alike
+from adapterbank.errors import ConfigError
 from adapterbank.methods.head import pool
 from adapterbank.task import Task
 
@@ -40,18 +42,16 @@ def mels_of(backbone: Backbone, x: Tensor | Sequence[Tensor], sample_rate: int =
 
 
 def plan(tasks: Sequence[Task], frames: Sequence[int]) -> list[Group]:
-    """Groups in the order of their tasks' first appearance, then by length.
+    """Groups by length, so that attention meets neighbours of one size, then in the order of their tasks' appearance.
 
     Args:
         tasks: one per row.
         frames: padded length per row.
     """
     members: dict[tuple[int, int], list[int]] = {}
-    order: dict[int, int] = {}
-    for row, (task, length) in enumerate(zip(tasks, frames, strict=True)):
-        place = order.setdefault(id(task), len(order))
-        members.setdefault((place, length), []).append(row)
-    return [Group(tasks[rows[0]], length, tuple(rows)) for (_, length), rows in sorted(members.items())]
+    for row, (place, length) in enumerate(zip(alike(tasks), frames, strict=True)):
+        members.setdefault((length, place), []).append(row)
+    return [Group(tasks[rows[0]], length, tuple(rows)) for (length, _), rows in sorted(members.items())]
 
 
 def run(
@@ -63,6 +63,9 @@ def run(
     pooled: bool = False,
 ) -> list[Tensor]:
     """Runs each row through its own task.
+
+    Rows of several tasks that are given the same log-mels (the same objects), with one padding and normalisation, share
+    all that lies below the first site of each task: see `encode`.
 
     Args:
         tasks: one per row.
@@ -77,14 +80,39 @@ def run(
     frames = [t.padded_frames(len(mel), s) for t, mel, s in zip(tasks, mels, seconds, strict=True)]
     groups = plan(tasks, frames)
     segments: dict[int, Segment] = {id(task): task.segment(backbone.weights) for task in tasks}
-    spectrograms = [torch.stack([g.task.prepare(mels[row], g.frames) for row in g.rows]) for g in groups]
-    tokens = encode(spectrograms, [segments[id(g.task)] for g in groups], backbone.geometry)
+    heard = [(g.frames, g.task.mean_std, *(id(mels[row]) for row in g.rows)) for g in groups]
+    prepared: dict[Hashable, Tensor] = {}
+    for key, g in zip(heard, groups, strict=True):
+        if key not in prepared:
+            prepared[key] = torch.stack([g.task.prepare(mels[row], g.frames) for row in g.rows])
+    tokens = encode([prepared[key] for key in heard], [segments[id(g.task)] for g in groups], backbone.geometry)
     outputs: list[Tensor | None] = [None] * len(mels)
     for group, x in zip(groups, tokens, strict=True):
         vectors = group.task.pooled(x) if pooled else group.task.logits(x)
         for row, vector in zip(group.rows, vectors, strict=True):
             outputs[row] = vector
     return [vector for vector in outputs if vector is not None]
+
+
+def ask(
+    backbone: Backbone, tasks: Sequence[Task], x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE
+) -> dict[str, Tensor]:
+    """All tasks on the same clips, in one batch: {name: logits (B, C)}.
+
+    Raises:
+        ConfigError: no task, or one twice. WaveformError.
+    """
+    names = [task.name for task in tasks]
+    if not names:
+        raise ConfigError("got no task to ask, expected at least one name; bank.tasks lists them.")
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise ConfigError(
+            f"got the task {double!r} twice; ask each once: the answers are a dict with one entry per task."
+        )
+    mels = mels_of(backbone, x, sample_rate)
+    rows = run(backbone, [task for task in tasks for _ in mels], mels * len(tasks))
+    return {name: torch.stack(rows[i * len(mels) : (i + 1) * len(mels)]) for i, name in enumerate(names)}
 
 
 def embed_mels(backbone: Backbone, segment: Segment, mels: Sequence[Tensor], how: str = "cls_dist") -> Tensor:

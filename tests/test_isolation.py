@@ -73,6 +73,23 @@ def test_even_a_broken_task_reaches_no_other(small_bank, clips):
         assert new.isnan().all() if name in ("notes", "tones", "own") else torch.equal(old, new)
 
 
+@pytest.mark.parametrize("changed", NAMES)
+def test_another_tasks_values_change_no_bit_of_what_is_asked_together(changed, small_bank, clips, randomise):
+    before = small_bank.ask(clips, NAMES)
+    randomise(small_bank.task(changed), seed=99, scale=3.0)
+    for name, logits in small_bank.ask(clips, NAMES).items():
+        assert torch.equal(before[name], logits) == (name != changed)
+
+
+def test_even_a_broken_task_reaches_no_other_that_is_asked_with_it(small_bank, clips):
+    before = small_bank.ask(clips, NAMES)
+    with torch.no_grad():
+        for parameter in small_bank.task("mix").parameters():
+            parameter.fill_(float("nan"))
+    for name, logits in small_bank.ask(clips, NAMES).items():
+        assert logits.isnan().all() if name == "mix" else torch.equal(before[name], logits)
+
+
 METHODS = ["aat_ms", "prompt", "full", "partial", "joint", "head", "aat_m", "aat_s"]
 
 

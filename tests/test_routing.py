@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from collections import Counter
 
 import pytest
 import torch
 
+from adapterbank import methods
+from adapterbank.backbone import ast, packed
+from adapterbank.bank import AdapterBank
+from adapterbank.errors import ConfigError, UnknownNameError, WaveformError
 from adapterbank.routing import plan, run
 from adapterbank.task import Task, TaskSpec
 
@@ -26,10 +32,10 @@ def test_every_row_stands_in_exactly_one_group_of_its_task_and_length(tasks):
         assert len({(id(group.task), group.frames) for group in groups}) == len(groups)
 
 
-def test_groups_of_a_task_are_contiguous_and_sorted_by_length(tasks):
+def test_groups_are_sorted_by_length_then_by_the_tasks_first_row(tasks):
     a, b, _ = tasks
     groups = plan([b, a, b, a, b], [32, 16, 16, 16, 32])
-    assert [(g.task.name, g.frames, g.rows) for g in groups] == [("b", 16, (2,)), ("b", 32, (0, 4)), ("a", 16, (1, 3))]
+    assert [(g.task.name, g.frames, g.rows) for g in groups] == [("b", 16, (2,)), ("a", 16, (1, 3)), ("b", 32, (0, 4))]
 
 
 def test_the_plan_depends_on_the_layout_and_never_on_values(tasks, randomise):
@@ -59,3 +65,140 @@ def test_lengths_of_the_call_win_over_those_of_the_task(small_backbone, tasks):
         by_hand = run(small_backbone, tasks[:1], [padded], pooled=True)[0]
     assert (short - long).abs().max() > 1e-3
     torch.testing.assert_close(long, by_hand, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def bank_of_all(small_backbone, randomise):
+    """A task of every method, as if trained; two with a length and a normalisation of their own."""
+    bank = AdapterBank(small_backbone)
+    for seed, name in enumerate(methods.names()):
+        small = {"reduction": 8} if any("reduction" in part.options for part in methods.parse(name)) else {}
+        bank.add_task(name, name, num_classes=2 + seed % 3, **small)
+    bank.add_task("long", "aat_ms", num_classes=2, clip_seconds=1.0)
+    bank.add_task("loud", "aat_m", num_classes=2, normalize=(0.0, 3.0), train_final_norm=True, layers=[1])
+    bank.add_task("loud-probe", "head", num_classes=2, normalize=(0.0, 3.0), pooling="mean")
+    for seed, task in enumerate(bank.tasks.values()):
+        randomise(task, seed, scale=0.05)
+    return bank
+
+
+def test_asking_tasks_of_every_method_at_once_equals_calling_each(bank_of_all, clips):
+    names = list(bank_of_all.tasks)
+    answers = bank_of_all.ask(clips, names)
+    assert list(answers) == names
+    for name, logits in answers.items():
+        alone = bank_of_all(clips, name)
+        assert logits.shape == alone.shape == (6, len(bank_of_all.task(name).labels))
+        assert not logits.requires_grad
+        torch.testing.assert_close(logits, alone, rtol=0, atol=1e-5)
+
+
+def test_the_order_and_number_of_tasks_asked_changes_no_answer(bank_of_all, clips):
+    names = list(bank_of_all.tasks)
+    all_at_once = bank_of_all.ask(clips[:2], names)
+    for seed in range(3):
+        chosen = random.Random(seed).sample(names, 5)
+        for name, logits in bank_of_all.ask(clips[:2], chosen).items():
+            torch.testing.assert_close(logits, all_at_once[name], rtol=0, atol=1e-5)
+
+
+def test_answers_of_every_method_keep_their_bits_when_other_tasks_change(bank_of_all, clips, randomise):
+    names, changed = list(bank_of_all.tasks), {"joint", "full", "bitfit", "moa", "lora", "conformer", "head"}
+    before = bank_of_all.ask(clips[:2], names)
+    for name in changed:
+        randomise(bank_of_all.task(name), seed=99, scale=0.3)
+    for name, logits in bank_of_all.ask(clips[:2], names).items():
+        assert torch.equal(logits, before[name]) == (name not in changed), name
+
+
+def test_one_task_asked_by_its_name_is_the_call_itself(small_bank, clips):
+    assert torch.equal(small_bank.ask(clips, "mix")["mix"], small_bank(clips, "mix"))
+    assert torch.equal(
+        small_bank.ask(torch.stack([c[:4500] for c in clips]).numpy(), ["mix"])["mix"],
+        small_bank([c[:4500] for c in clips], "mix"),
+    )
+
+
+def test_tasks_that_are_asked_together_share_all_below_their_first_sites(
+    random_backbone, small_geometry, clips, randomise, monkeypatch
+):
+    bank = AdapterBank(random_backbone(dataclasses.replace(small_geometry, layers=4)))
+    bank.add_task("probe", "head", num_classes=2)
+    bank.add_task("probe2", "head", num_classes=3, train_final_norm=True)
+    bank.add_task("last", "aat_m", num_classes=2, layers=[3])
+    bank.add_task("upper", "lora", num_classes=2, layers=[2])
+    bank.add_task("whole", "aat_ms", num_classes=2)
+    bank.add_task("own-last", "partial", num_classes=2, blocks=1)
+    for task in bank.tasks.values():
+        randomise(task)
+    expected = {name: bank(clips[:1] * 2, name) for name in bank.tasks}
+    names = {id(tensor): name for name, tensor in bank.backbone.weights.named()}
+    rows: Counter[str] = Counter()
+    for module in (ast, packed):
+        frozen_linear = module.frozen_linear
+
+        def counted(x, weight, bias, frozen_linear=frozen_linear):
+            rows[names.get(id(weight), "own")] += x.shape[:-1].numel()
+            return frozen_linear(x, weight, bias)
+
+        monkeypatch.setattr(module, "frozen_linear", counted)
+    answers = bank.ask(clips[:1] * 2, list(bank.tasks))
+    patches = rows["embed.patch_weight"]
+    tokens = patches + 2 * 2  # cls and distillation of two rows
+    assert patches == 2 * 8 * ((len(clips[0]) // 160 - 2 + 15) // 16)  # 8 rows of patches, once for all tasks
+    # "whole" is alone from the first MLP on, "upper" from block 2, "own-last" in block 3; "last" changes its very end.
+    streams = {
+        f"blocks.{i}.{name}_weight": n
+        for i, at_q, at_fc1 in [(0, 1, 2), (1, 2, 2), (2, 3, 3), (3, 3, 3)]
+        for name, n in [("q", at_q), ("proj", at_q), ("fc1", at_fc1), ("fc2", at_fc1)]
+    }
+    assert {name: rows[name] for name in streams} == {name: n * tokens for name, n in streams.items()}
+    for name, logits in answers.items():
+        torch.testing.assert_close(logits, expected[name], rtol=0, atol=1e-5)
+
+
+def test_the_front_end_runs_once_however_many_tasks_are_asked(bank_of_all, clips, monkeypatch):
+    from adapterbank import routing
+
+    heard = []
+    log_mel = routing.log_mel
+    monkeypatch.setattr(routing, "log_mel", lambda waves, *rest: heard.append(len(waves)) or log_mel(waves, *rest))
+    bank_of_all.ask(clips[:2], list(bank_of_all.tasks))
+    assert heard == [2]
+
+
+def test_tasks_that_hear_the_clip_differently_share_no_embedding(small_bank, clips, monkeypatch):
+    small_bank.add_task("long", "head", num_classes=2, clip_seconds=1.0)
+    small_bank.add_task("loud", "head", num_classes=2, normalize=(0.0, 3.0))
+    embedded = []
+    embed = ast.embed
+    monkeypatch.setattr(ast, "embed", lambda mel, *rest: embedded.append(tuple(mel.shape)) or embed(mel, *rest))
+    small_bank.ask(clips[:1], ["probe", "long", "notes", "loud", "mix", "own"])
+    assert sorted(embedded) == [(1, 32, 128), (1, 32, 128), (1, 32, 128), (1, 112, 128)]  # "own" owns its embedding
+
+
+def test_asking_resamples_as_calling_does(small_bank, clips):
+    answers = small_bank.ask(clips, ["mix", "notes"], sample_rate=8000)
+    torch.testing.assert_close(answers["mix"], small_bank(clips, "mix", sample_rate=8000), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "error", "message"),
+    [
+        ([], ConfigError, "got no task to ask, expected at least one name; bank.tasks lists them"),
+        (["mix", "notes", "mix"], ConfigError, "got the task 'mix' twice; ask each once"),
+        (["mix", "note"], UnknownNameError, "unknown task 'note'. Did you mean 'notes'?"),
+        ("note", UnknownNameError, "unknown task 'note'"),
+        (["mix", None], UnknownNameError, "unknown task None"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_runs(tasks, error, message, small_bank, clips, monkeypatch):
+    monkeypatch.setattr("adapterbank.routing.log_mel", None)
+    with pytest.raises(error, match=message):
+        small_bank.ask(clips, tasks)
+
+
+def test_bad_waveforms_are_refused_when_asked(small_bank):
+    for bad in ([], torch.zeros(16_000), [torch.full((900,), float("nan"))], "a.wav"):
+        with pytest.raises(WaveformError):
+            small_bank.ask(bad, ["mix"])

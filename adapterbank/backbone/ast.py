@@ -1,10 +1,10 @@
 """The Audio Spectrogram Transformer as functions over frozen tensors (Gong et al., 2021, "AST").
 
 Nothing here is an `nn.Module` and nothing is stored during a forward pass, so one set of frozen tensors serves any
-number of tasks and threads. A batch is a list of *segments*: contiguous rows of one task and one length. Frozen
-matmuls run once over the packed tokens of all segments; attention and adapters run per segment.
+number of tasks and threads. A batch is a list of *segments*: contiguous rows of one task and one length. How a block
+runs on all of them at once: packed.py.
 
-Symbols: B batch, R rows of a segment, N tokens, D width, H heads, M mel bins, F frames, S = sum of R x N.
+Symbols: B batch, R rows of a segment, N tokens, D width, H heads, M mel bins, F frames.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from adapterbank.backbone.packed import FrozenLinear as FrozenLinear  # part of what a method sees
+from adapterbank.backbone.packed import Packed, alike, frozen_linear
 from adapterbank.errors import BackboneError
 
 if TYPE_CHECKING:
-    from adapterbank.methods.sites import Affine, Sites
+    from adapterbank.methods.sites import Sites
 
 PREFIX_TOKENS = 2  # cls and distillation
-WRITTEN_OUT_TOKENS = 512  # longer: N x N scores would cost more memory than they save time
 LINEAR_NAMES = ("q", "k", "v", "proj", "fc1", "fc2")
 
 
@@ -97,13 +98,6 @@ class BlockWeights(NamedTuple):
     fc2_bias: Tensor
 
 
-class FrozenLinear(NamedTuple):
-    """One frozen linear, in the dtype it is stored in."""
-
-    weight: Tensor  # (out, in)
-    bias: Tensor | None  # (out,)
-
-
 class NormWeights(NamedTuple):
     weight: Tensor  # (D,)
     bias: Tensor  # (D,)
@@ -161,6 +155,9 @@ class Segment:
 def encode(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry) -> list[Tensor]:
     """Runs all segments through the AST.
 
+    Segments that are given the same tensor (the same object) share the embedding and all blocks below the first site of
+    each: that is computed once.
+
     Args:
         spectrograms: one normalised (R, F, M) tensor per segment.
         segments: who acts on those rows.
@@ -168,7 +165,12 @@ def encode(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry
     Returns:
         One (R, N, D) tensor per segment, after the final LayerNorm.
     """
-    xs = [embed(mel, s.weights.embed, geometry) for mel, s in zip(spectrograms, segments, strict=True)]
+    embedded: list[Tensor] = []
+    numbers = alike(spectrograms, [s.weights.embed for s in segments])
+    for mel, segment, number in zip(spectrograms, segments, numbers, strict=True):
+        if number == len(embedded):
+            embedded.append(embed(mel, segment.weights.embed, geometry))
+    xs = [embedded[number] for number in numbers]
     for layer in range(geometry.layers):
         xs = run_layer(xs, segments, layer, geometry)
     return [
@@ -252,129 +254,35 @@ def _append(x: Tensor, tokens: Sequence[Tensor]) -> Tensor:
 def block(xs: list[Tensor], weights: BlockWeights, sites: Sequence[Sites], geometry: Geometry) -> list[Tensor]:
     """One pre-norm transformer block with its sites; `xs` and `sites` go segment by segment.
 
+    Segments that are given the same tensor (the same object) are computed once, up to the first site that one of them
+    fills; those that fill none are given the same tensor back.
+
     Shapes: list of (R, N, D) -> list of (R, N, D).
     """
-    run = _Packed(weights, sites, [x.shape[:2] for x in xs], geometry)
-    x = _pack(xs)
+    run = Packed(xs, weights, sites, geometry)
 
+    (x,) = run.fork(_change_attention, run.x)
     h = run.norm("ln1", x)
     low = h.to(weights.q_weight.dtype)  # cast once for the three linears
     mixed = run.attention(run.linear("q", low), run.linear("k", low), run.linear("v", low))
     a = run.linear("proj", mixed).to(x.dtype)
-    a = run.change(a, [s.after_attention for s in sites])
-    x = x + run.add_beside(a, h, [s.beside_attention for s in sites])
+    x, h, a = run.fork(lambda s: s.after_attention or s.beside_attention, x, h, a)
+    a = run.change(a, [s.after_attention for s in run.sites])
+    x = x + run.add_beside(a, h, [s.beside_attention for s in run.sites])
 
+    (x,) = run.fork(_change_mlp, x)
     h = run.norm("ln2", x)
     m = run.linear("fc2", F.gelu(run.linear("fc1", h))).to(x.dtype)
-    m = run.change(m, [s.after_mlp for s in sites])
-    x = x + run.add_beside(m, h, [s.beside_mlp for s in sites])
-    return run.split(x)
+    x, h, m = run.fork(lambda s: s.after_mlp or s.beside_mlp, x, h, m)
+    m = run.change(m, [s.after_mlp for s in run.sites])
+    x = x + run.add_beside(m, h, [s.beside_mlp for s in run.sites])
+    return run.outputs(x)
 
 
-def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x @ weight.T + bias` in the dtype of the weight: the only place where the fp32 stream is cast."""
-    return F.linear(x.to(weight.dtype), weight, bias)
+def _change_attention(sites: Sites) -> bool:
+    names = ("ln1", "q", "k", "v", "proj")
+    return bool(sites.extra_tokens or sites.extra_kv) or any(n in sites.affine or n in sites.linear for n in names)
 
 
-def _pack(parts: Sequence[Tensor]) -> Tensor:
-    """(R, N, X) per segment -> (S, X); a view where there is one segment."""
-    return torch.cat([p.flatten(0, 1) for p in parts]) if len(parts) > 1 else parts[0].flatten(0, 1)
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention, (R, H, N, d) x (R, H, K, d) -> (R, H, N, d).
-
-    torch's CPU kernel is slow backwards in half precision (75 ms against 17 ms for 32 x 3 heads x 106 tokens), so short
-    sequences are written out there; elsewhere it is `scaled_dot_product_attention`.
-    """
-    half = q.dtype in (torch.bfloat16, torch.float16)
-    if q.device.type == "cpu" and half and k.shape[2] <= WRITTEN_OUT_TOKENS and torch.is_grad_enabled():
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return scores.softmax(dim=-1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-class _Packed:
-    """The operations of one block over packed tokens (S, D), with each segment's changes. Lives for one block call."""
-
-    def __init__(
-        self, weights: BlockWeights, sites: Sequence[Sites], shapes: Sequence[Sequence[int]], geometry: Geometry
-    ):
-        self.weights, self.sites, self.shapes, self.geometry = weights, sites, shapes, geometry
-        self.sizes = [rows * tokens for rows, tokens in shapes]
-
-    def split(self, packed: Tensor) -> list[Tensor]:
-        """(S, X) -> one (R, N, X) view per segment."""
-        parts = packed.split(self.sizes)
-        return [p.unflatten(0, tuple(shape)) for p, shape in zip(parts, self.shapes, strict=True)]
-
-    def change(self, packed: Tensor, changes: Sequence[Callable[[Tensor], Tensor] | None]) -> Tensor:
-        """Applies one function per segment to its (R, N, X) part; where all are None, `packed` itself comes back."""
-        if not any(changes):
-            return packed
-        parts = zip(self.split(packed), changes, strict=True)
-        return _pack([p if f is None else f(p).to(p.dtype) for p, f in parts])
-
-    def add_beside(self, packed: Tensor, h: Tensor, beside: Sequence[tuple[Callable[[Tensor], Tensor], ...]]) -> Tensor:
-        """Adds the outputs of parallel adapters, which read the normalised input `h`, (S, D)."""
-        if not any(beside):
-            return packed
-        parts = zip(self.split(packed), self.split(h), beside, strict=True)
-        return _pack([sum((f(hp) for f in fs), p).to(p.dtype) for p, hp, fs in parts])
-
-    def norm(self, name: str, x: Tensor) -> Tensor:
-        """LayerNorm; a segment with its own gain or bias is normalised with those instead."""
-        normed = self._norm(name, x, None)
-        owners = [s.affine.get(name) for s in self.sites]
-        if not any(owners):
-            return normed
-        parts = zip(self.split(normed), self.split(x), owners, strict=True)
-        return _pack([n if own is None else self._norm(name, p, own) for n, p, own in parts])
-
-    def _norm(self, name: str, x: Tensor, own: Affine | None) -> Tensor:
-        gain, bias = getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias")
-        if own is not None:
-            gain = gain if own.gain is None else own.gain
-            bias = bias if own.bias is None else own.bias
-        return F.layer_norm(x, (self.geometry.width,), gain, bias, self.geometry.eps)
-
-    def linear(self, name: str, x: Tensor) -> Tensor:
-        """One frozen matmul for all segments, then each segment's own bias and hooks. (S, in) -> (S, out)."""
-        packed = frozen_linear(x, getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
-        if not any(name in s.linear or name in s.affine for s in self.sites):
-            return packed
-        parts = zip(self.split(x), self.split(packed), self.sites, strict=True)
-        return _pack([self._own(name, xp, yp, s).to(yp.dtype) for xp, yp, s in parts])
-
-    def _own(self, name: str, x: Tensor, y: Tensor, sites: Sites) -> Tensor:
-        frozen = FrozenLinear(getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
-        for hook in sites.linear.get(name, ()):
-            y = hook(x, y, frozen).to(y.dtype)
-        own = sites.affine.get(name)
-        if own is not None and own.bias is not None:
-            # The shared matmul has the frozen bias fused in, so that this segment never changes how others' rows run.
-            y = y + (own.bias if frozen.bias is None else own.bias - frozen.bias)
-        return y
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Multi-head self-attention per segment; prompts and prefixes join as keys and values. (S, D) -> (S, D)."""
-        parts = zip(self.split(q), self.split(k), self.split(v), self.sites, strict=True)
-        return _pack([self._attend(*part) for part in parts])
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, sites: Sites) -> Tensor:
-        for prompt in sites.extra_tokens:
-            h = self._norm("ln1", prompt, sites.affine.get("ln1"))
-            k, v = _join(k, self._prompt_linear("k", h, sites)), _join(v, self._prompt_linear("v", h, sites))
-        for key, value in sites.extra_kv:
-            k, v = _join(k, key), _join(v, value)
-        q, k, v = (rearrange(t, "r n (h d) -> r h n d", h=self.geometry.heads) for t in (q, k, v))
-        return rearrange(attention(q, k, v), "r h n d -> r n (h d)")
-
-    def _prompt_linear(self, name: str, h: Tensor, sites: Sites) -> Tensor:
-        y = frozen_linear(h, getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
-        return self._own(name, h[None], y[None], sites)[0]
-
-
-def _join(tokens: Tensor, extra: Tensor) -> Tensor:
-    """(R, N, D) with (P, D) -> (R, N + P, D)."""
-    return torch.cat((tokens, extra.to(tokens.dtype).expand(len(tokens), -1, -1)), dim=1)
+def _change_mlp(sites: Sites) -> bool:
+    return any(n in sites.affine or n in sites.linear for n in ("ln2", "fc1", "fc2"))

@@ -42,7 +42,7 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, frozen: FrozenLinear) -> Tensor:
         dropped = self.drop(x).to(self.down.dtype)
-        change = self.scale * F.linear(F.linear(dropped, self.down), self.up)
+        change = F.linear(self.scale * F.linear(dropped, self.down), self.up)
         if self.magnitude is None:
             return y + change
         with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adapterbank.backbone.ast import Geometry, Segment, attention, embed, encode, run_layer
+from adapterbank.backbone.ast import Geometry, Segment, embed, encode, run_layer
 from adapterbank.backbone.checkpoints import Backbone, load_backbone
 from adapterbank.errors import BackboneError
 from adapterbank.methods.sites import NOTHING
@@ -123,18 +123,6 @@ def test_half_precision_linears_keep_the_stream_in_fp32_and_the_result_close(sma
     assert half.weights.blocks[0].fc1_weight.dtype == half.weights.embed.patch_weight.dtype == torch.bfloat16
     assert half.weights.blocks[0].ln1_weight.dtype == half.weights.embed.positions.dtype == torch.float32
     assert (rounded - exact).abs().mean() < 0.03
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("keys", [20, 600])
-@pytest.mark.parametrize("training", [True, False])
-def test_attention_equals_the_softmax_formula_on_every_path(dtype, keys, training):
-    q, k, v = (torch.randn(2, 3, n, 16) for n in (20, keys, keys))
-    weights = torch.softmax(q @ k.transpose(2, 3) / 4, dim=-1)
-    with torch.set_grad_enabled(training):
-        out = attention(q.to(dtype), k.to(dtype), v.to(dtype))
-    assert out.dtype == dtype
-    torch.testing.assert_close(out.float(), weights @ v, rtol=0, atol=1e-5 if dtype == torch.float32 else 3e-2)
 
 
 def test_tokens_of_the_published_geometries():

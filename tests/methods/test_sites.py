@@ -84,10 +84,12 @@ def check(weights: BlockWeights, small_geometry: Geometry) -> Callable[[Sites, B
         (alone,) = block([x], weights, [sites], small_geometry)
         torch.testing.assert_close(alone, expected(x), rtol=0, atol=2e-5)
         assert (alone - plain(x)).abs().max() > 1e-2, "the site changed nothing: the test would hold nothing"
-        first, second, third = block([y, x, x], weights, [NOTHING, sites, NOTHING], small_geometry)
-        torch.testing.assert_close(first, plain(y), rtol=0, atol=2e-5)
-        torch.testing.assert_close(second, expected(x), rtol=0, atol=2e-5)
-        torch.testing.assert_close(third, plain(x), rtol=0, atol=2e-5)
+        for training in (True, False):
+            with torch.set_grad_enabled(training):
+                first, second, third = block([y, x, x], weights, [NOTHING, sites, NOTHING], small_geometry)
+            torch.testing.assert_close(first, plain(y), rtol=0, atol=2e-5)
+            torch.testing.assert_close(second, expected(x), rtol=0, atol=2e-5)
+            torch.testing.assert_close(third, plain(x), rtol=0, atol=2e-5)
 
     return compare
 

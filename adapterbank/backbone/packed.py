@@ -1,0 +1,254 @@
+"""One block's operations on the packed tokens of many segments, with each segment's own changes.
+
+Frozen matmuls run once over all tokens; attention runs once for neighbours with the same number of tokens and of keys;
+adapters run per segment. How that is laid out depends on shapes and on which sites are filled, never on values.
+
+Symbols: R rows of a part, N tokens, K keys, D width, H heads, S = sum of R x N, X any width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from adapterbank.backbone.ast import BlockWeights, Geometry
+    from adapterbank.methods.sites import Affine, Sites
+
+WRITTEN_OUT_TOKENS = 512  # longer: N x N scores would cost more memory than they save time
+
+
+class FrozenLinear(NamedTuple):
+    """One frozen linear, in the dtype it is stored in."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor | None  # (out,)
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x @ weight.T + bias` in the dtype of the weight: the only place where the fp32 stream is cast."""
+    return F.linear(x.to(weight.dtype), weight, bias)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention, (R, H, N, d) x (R, H, K, d) -> (R, H, N, d).
+
+    torch's CPU kernel is slow backwards in half precision (75 ms against 17 ms for 32 x 3 heads x 106 tokens), so short
+    sequences are written out there; elsewhere it is `scaled_dot_product_attention`.
+    """
+    half = q.dtype in (torch.bfloat16, torch.float16)
+    if q.device.type == "cpu" and half and k.shape[2] <= WRITTEN_OUT_TOKENS and torch.is_grad_enabled():
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return scores.softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def numbered(keys: Iterable[Hashable]) -> list[int]:
+    """Each key's number, counted in the order in which new ones appear: "b", "a", "b" -> 0, 1, 0."""
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def alike(*columns: Sequence[object]) -> list[int]:
+    """A number per place: the same one where all columns hold the same objects, counted by first appearance."""
+    if len(columns[0]) == 1:
+        return [0]  # torch.compile, which sees one task at a time, traces no id() of a tensor
+    return numbered(tuple(id(entry) for entry in place) for place in zip(*columns, strict=True))
+
+
+def pack(parts: Sequence[Tensor]) -> Tensor:
+    """(R, N, X) per part -> (S, X); a view where the parts adjoin in memory, as `Packed.split` leaves them."""
+    if len(parts) == 1:
+        return parts[0].flatten(0, 1)
+    if not torch.is_grad_enabled() and _adjoin(parts):  # autograd would send the gradients of all to the first
+        width = parts[0].shape[-1]
+        return parts[0].as_strided((sum(p.numel() for p in parts) // width, width), (width, 1))
+    return torch.cat([p.flatten(0, 1) for p in parts])
+
+
+def _adjoin(parts: Sequence[Tensor]) -> bool:
+    storage, place = parts[0].untyped_storage().data_ptr(), parts[0].storage_offset()
+    for part in parts:
+        if part.untyped_storage().data_ptr() != storage or part.storage_offset() != place or not part.is_contiguous():
+            return False
+        place += part.numel()
+    return True
+
+
+class Packed:
+    """The operations of one block over packed tokens (S, D). Lives for one block call.
+
+    Segments that are given the same tensor are one *part* and are computed once, until `fork` is told of sites that
+    one of them fills.
+
+    Args:
+        xs: (R, N, D) per segment.
+        segments: the sites of each.
+    """
+
+    def __init__(
+        self, xs: Sequence[Tensor], weights: BlockWeights, segments: Sequence[Sites], geometry: Geometry
+    ) -> None:
+        self.weights, self.geometry, self.segments = weights, geometry, segments
+        self._lay_out(alike(xs), [x.shape[:2] for x in xs])
+        self.x = pack([xs[i] for i in self._first])
+
+    def _lay_out(self, part_of: list[int], shapes: Sequence[Sequence[int]]) -> None:
+        """Takes the part of each segment, and (R, N) of each segment."""
+        self.part_of = part_of
+        first: dict[int, int] = {}
+        for index, part in enumerate(part_of):
+            first.setdefault(part, index)
+        self._first = list(first.values())  # a segment of each part
+        self.shapes = [shapes[i] for i in self._first]
+        self.sizes = [rows * tokens for rows, tokens in self.shapes]
+        self.sites = [self.segments[i] for i in self._first]  # where a part is shared, none of its members' is filled
+
+    def fork(self, fills: Callable[[Sites], object], *packed: Tensor) -> tuple[Tensor, ...]:
+        """Segments that fill these sites get a part of their own: the same tensors, (S, X) each, in the new layout."""
+        if len(self.shapes) == len(self.part_of):
+            return packed
+        before = self.part_of
+        alone = [index if fills(sites) else None for index, sites in enumerate(self.segments)]
+        after = numbered(zip(before, alone, strict=True))
+        parts = [self.split(tensor) for tensor in packed]
+        self._lay_out(after, [self.shapes[part] for part in before])
+        sources = [before[i] for i in self._first]
+        return tuple(pack([tensor[part] for part in sources]) for tensor in parts)
+
+    def split(self, packed: Tensor) -> list[Tensor]:
+        """(S, X) -> one (R, N, X) view per part."""
+        parts = packed.split(self.sizes)
+        return [p.unflatten(0, tuple(shape)) for p, shape in zip(parts, self.shapes, strict=True)]
+
+    def outputs(self, packed: Tensor) -> list[Tensor]:
+        """(S, X) -> one (R, N, X) view per segment; those of one part get the same tensor."""
+        parts = self.split(packed)
+        return [parts[part] for part in self.part_of]
+
+    def change(self, packed: Tensor, changes: Sequence[Callable[[Tensor], Tensor] | None]) -> Tensor:
+        """Applies one function per part to (R, N, X) of `packed`, which may be written to."""
+        if not any(changes):
+            return packed
+        parts = self.split(packed)
+        return self._put(packed, ((i, f(parts[i])) for i, f in enumerate(changes) if f is not None))
+
+    def add_beside(self, packed: Tensor, h: Tensor, beside: Sequence[tuple[Callable[[Tensor], Tensor], ...]]) -> Tensor:
+        """Adds the outputs of parallel adapters, which read the normalised input `h`; `packed` may be written to."""
+        if not any(beside):
+            return packed
+        parts = list(zip(self.split(packed), self.split(h), beside, strict=True))
+        if torch.is_grad_enabled():
+            return pack([sum((f(hp) for f in fs), p).to(p.dtype) for p, hp, fs in parts])
+        for part, hp, fs in parts:
+            for f in fs:
+                part.add_(f(hp))
+        return packed
+
+    def norm(self, name: str, x: Tensor) -> Tensor:
+        """LayerNorm; a part with its own gain or bias is normalised with those instead."""
+        normed = self._norm(name, x, None)
+        owners = [s.affine.get(name) for s in self.sites]
+        if not any(owners):
+            return normed
+        parts = self.split(x)
+        return self._put(normed, ((i, self._norm(name, parts[i], own)) for i, own in enumerate(owners) if own))
+
+    def linear(self, name: str, x: Tensor) -> Tensor:
+        """One frozen matmul for all parts, then each one's own bias and hooks. (S, in) -> (S, out)."""
+        packed = frozen_linear(x, getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
+        owners = [i for i, s in enumerate(self.sites) if name in s.linear or name in s.affine]
+        if not owners:
+            return packed
+        inputs, parts = self.split(x), self.split(packed)
+        return self._put(packed, ((i, self._own(name, inputs[i], parts[i], self.sites[i])) for i in owners))
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Multi-head self-attention; prompts and prefixes join as keys and values. (S, D) -> (S, D)."""
+        extra = [self._extra(sites, k) for sites in self.sites]
+        outputs, start = [], 0
+        for run in _runs([(tokens, len(own)) for (_, tokens), (own, _) in zip(self.shapes, extra, strict=True)]):
+            rows, tokens = [self.shapes[i][0] for i in run], self.shapes[run[0]][1]
+            stop = start + sum(rows) * tokens
+            queries, keys, values = (t[start:stop].unflatten(0, (sum(rows), tokens)) for t in (q, k, v))
+            outputs.append(self._attend(queries, keys, values, rows, [extra[i] for i in run]))
+            start = stop
+        return pack(outputs)
+
+    def _put(self, packed: Tensor, own: Iterable[tuple[int, Tensor]]) -> Tensor:
+        """`packed` with these parts in place of its own; written into it unless autograd may need it as it is."""
+        parts = self.split(packed)
+        if torch.is_grad_enabled() or len(parts) == 1:
+            new = {i: part.to(packed.dtype) for i, part in own}
+            return pack([new.get(i, part) for i, part in enumerate(parts)])
+        for i, part in own:
+            parts[i].copy_(part)
+        return packed
+
+    def _norm(self, name: str, x: Tensor, own: Affine | None) -> Tensor:
+        gain, bias = getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias")
+        if own is not None:
+            gain = gain if own.gain is None else own.gain
+            bias = bias if own.bias is None else own.bias
+        return F.layer_norm(x, (self.geometry.width,), gain, bias, self.geometry.eps)
+
+    def _own(self, name: str, x: Tensor, y: Tensor, sites: Sites) -> Tensor:
+        frozen = FrozenLinear(getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
+        for hook in sites.linear.get(name, ()):
+            y = hook(x, y, frozen).to(y.dtype)
+        own = sites.affine.get(name)
+        if own is not None and own.bias is not None:
+            # The shared matmul has the frozen bias fused in, so that this segment never changes how others' rows run.
+            y = y + (own.bias if frozen.bias is None else own.bias - frozen.bias)
+        return y
+
+    def _extra(self, sites: Sites, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values, (P, D) each, that join those of the tokens, (S, D) `like`; P may be 0."""
+        keys, values = [], []
+        for prompt in sites.extra_tokens:
+            h = self._norm("ln1", prompt, sites.affine.get("ln1"))
+            keys.append(self._prompt_linear("k", h, sites))
+            values.append(self._prompt_linear("v", h, sites))
+        for key, value in sites.extra_kv:
+            keys.append(key)
+            values.append(value)
+        return _stacked(keys, like), _stacked(values, like)
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, rows: Sequence[int], extra: Sequence[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """(R, N, D) each of parts with `rows` rows, and their own keys and values -> (R, N, D)."""
+        if len(extra[0][0]):
+            k, v = _join(k, rows, [key for key, _ in extra]), _join(v, rows, [value for _, value in extra])
+        q, k, v = (rearrange(t, "r n (h d) -> r h n d", h=self.geometry.heads) for t in (q, k, v))
+        return rearrange(attention(q, k, v), "r h n d -> r n (h d)")
+
+    def _prompt_linear(self, name: str, h: Tensor, sites: Sites) -> Tensor:
+        y = frozen_linear(h, getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
+        return self._own(name, h[None], y[None], sites)[0]
+
+
+def _runs(sizes: Sequence[Hashable]) -> list[list[int]]:
+    """Places of neighbours that are equal: "aab" -> [[0, 1], [2]]."""
+    runs: list[list[int]] = []
+    for place, size in enumerate(sizes):
+        if place and size == sizes[place - 1]:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
+def _stacked(tokens: Sequence[Tensor], like: Tensor) -> Tensor:
+    """(P, D) each -> (sum of P, D) in the dtype of `like`, (S, D)."""
+    return torch.cat([t.to(like.dtype) for t in tokens]) if tokens else like[:0]
+
+
+def _join(tokens: Tensor, rows: Sequence[int], extra: Sequence[Tensor]) -> Tensor:
+    """(R, N, D) with (P, D) for each part's rows -> (R, N + P, D)."""
+    return torch.cat((tokens, torch.cat([e.expand(r, -1, -1) for r, e in zip(rows, extra, strict=True)])), dim=1)

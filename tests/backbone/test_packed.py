@@ -1,0 +1,205 @@
+"""The packed block: equal to its segments one by one, whatever they fill; what is shared is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapterbank.backbone import packed
+from adapterbank.backbone.ast import BlockWeights, block
+from adapterbank.backbone.packed import alike, attention, numbered, pack
+from adapterbank.methods.sites import NOTHING, Affine, Sites
+
+LOW_RANK = torch.randn(48, 48, generator=torch.Generator().manual_seed(1)) * 0.1
+
+
+def low_rank(x: Tensor, y: Tensor, frozen: object) -> Tensor:
+    return y + x @ LOW_RANK
+
+
+@pytest.fixture
+def adapter() -> nn.Module:
+    return nn.Sequential(nn.Linear(48, 12), nn.GELU(), nn.Linear(12, 48)).requires_grad_(False)
+
+
+@pytest.fixture
+def all_sites(adapter: nn.Module) -> dict[str, Sites]:
+    """Every kind of change, one segment each."""
+    pair = torch.randn(2, 48), torch.randn(2, 48)
+    return {
+        "none": NOTHING,
+        "lora": Sites(linear={"q": (low_rank,), "v": (low_rank,)}),
+        "prefix": Sites(extra_kv=(pair,)),
+        "prompt": Sites(extra_tokens=(torch.randn(2, 48),), affine={"k": Affine(bias=torch.randn(48))}),
+        "long prompt": Sites(extra_tokens=(torch.randn(3, 48), torch.randn(2, 48)), extra_kv=(pair,)),
+        "after": Sites(after_attention=adapter, after_mlp=adapter),
+        "beside": Sites(beside_attention=(adapter,), beside_mlp=(adapter, adapter)),
+        "norms": Sites(affine={"ln1": Affine(gain=torch.randn(48)), "ln2": Affine(bias=torch.randn(48))}),
+        "biases": Sites(affine={n: Affine(bias=torch.randn(96 if n == "fc1" else 48)) for n in ("fc1", "proj")}),
+        "mlp": Sites(linear={"fc2": (lambda x, y, frozen: 1.5 * y,)}),
+    }
+
+
+@pytest.fixture
+def one_by_one(small_backbone, small_geometry) -> Callable[..., list[Tensor]]:
+    """The reference: each segment in a block call of its own, on a copy."""
+
+    def run(xs: list[Tensor], sites: list[Sites]) -> list[Tensor]:
+        weights = small_backbone.weights.blocks[1]
+        return [block([x.clone()], weights, [s], small_geometry)[0] for x, s in zip(xs, sites, strict=True)]
+
+    return run
+
+
+@pytest.fixture
+def weights(small_backbone) -> BlockWeights:
+    return small_backbone.weights.blocks[1]
+
+
+def tokens_per_linear(monkeypatch: pytest.MonkeyPatch, weights: BlockWeights) -> dict[str, int]:
+    """Counts the tokens that run through each frozen linear from now on; prompts' keys and values too."""
+    names = {id(tensor): name for name, tensor in weights._asdict().items()}
+    counts: dict[str, int] = {}
+    frozen_linear = packed.frozen_linear
+
+    def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        name = names[id(weight)]
+        counts[name] = counts.get(name, 0) + x.shape[:-1].numel()
+        return frozen_linear(x, weight, bias)
+
+    monkeypatch.setattr(packed, "frozen_linear", counted)
+    return counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("keys", [20, 600])
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_equals_the_softmax_formula_on_every_path(dtype, keys, training):
+    q, k, v = (torch.randn(2, 3, n, 16) for n in (20, keys, keys))
+    weights = torch.softmax(q @ k.transpose(2, 3) / 4, dim=-1)
+    with torch.set_grad_enabled(training):
+        out = attention(q.to(dtype), k.to(dtype), v.to(dtype))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), weights @ v, rtol=0, atol=1e-5 if dtype == torch.float32 else 3e-2)
+
+
+def test_numbers_follow_the_first_appearance():
+    assert numbered("banana") == [0, 1, 2, 1, 2, 1]
+    assert numbered([]) == []
+    one, other = torch.zeros(1), torch.zeros(1)  # equal, and not the same
+    assert alike([one, other, one], [other, other, other]) == [0, 1, 0]
+    assert alike([one, one], [one, other]) == [0, 1]
+    assert alike([one]) == [0]
+
+
+def test_packing_copies_nothing_that_adjoins_and_is_a_concatenation_otherwise():
+    whole = torch.randn(12, 4)
+    a, b = (part.unflatten(0, (-1, 2)) for part in whole.split([8, 4]))
+    with torch.no_grad():
+        assert pack([a, b]).data_ptr() == whole.data_ptr()
+        assert torch.equal(pack([a, b]), whole)
+        for parts in ([b, a], [a, a], [a, b.clone()], [a[:2], b], [a, b.transpose(0, 1)], [a[:, :1], a[:, 1:]]):
+            expected = torch.cat([part.reshape(-1, 4) for part in parts])
+            assert torch.equal(pack(parts), expected)
+            assert pack(parts).data_ptr() != whole.data_ptr()
+
+
+def test_packing_sends_gradients_to_the_parts_that_they_belong_to():
+    whole = torch.randn(12, 4)
+    a, b = (part.unflatten(0, (-1, 2)).requires_grad_() for part in whole.split([8, 4]))
+    (pack([a, b]) * torch.arange(12.0)[:, None]).sum().backward()
+    assert torch.equal(torch.cat((a.grad.flatten(0, 1), b.grad.flatten(0, 1)))[:, 0], torch.arange(12.0))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shapes", ["one", "mixed"])
+def test_a_packed_block_equals_its_segments_one_by_one(
+    shapes, training, all_sites, weights, small_geometry, one_by_one
+):
+    sites = [*all_sites.values(), *reversed(all_sites.values())]
+    xs = [torch.randn(1 + i % 3, 9 if shapes == "one" else 5 + i % 4, 48) for i in range(len(sites))]
+    before = [x.clone() for x in xs]
+    with torch.set_grad_enabled(training):
+        together = block(xs, weights, sites, small_geometry)
+        for out, alone in zip(together, one_by_one(xs, sites), strict=True):
+            torch.testing.assert_close(out, alone, rtol=0, atol=1e-5)
+        again = block(together, weights, sites, small_geometry)  # whose inputs adjoin in memory
+        for out, alone in zip(again, one_by_one(together, sites), strict=True):
+            torch.testing.assert_close(out, alone, rtol=0, atol=1e-5)
+    assert all(torch.equal(x, old) for x, old in zip(xs, before, strict=True)), "a block wrote to its input"
+
+
+def test_gradients_of_a_packed_block_equal_those_of_its_segments(all_sites, weights, small_geometry, one_by_one):
+    sites = list(all_sites.values())
+    xs = [torch.randn(2, 9, 48, requires_grad=True) for _ in sites]
+    targets = [torch.randn(2, 9, 48) for _ in sites]
+    grads = []
+    for run in (lambda: block(xs, weights, sites, small_geometry), lambda: one_by_one(xs, sites)):
+        loss = sum((out * target).sum() for out, target in zip(run(), targets, strict=True))
+        grads.append(torch.autograd.grad(loss, xs))
+    for together, alone in zip(*grads, strict=True):
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_neighbours_with_equal_tokens_and_keys_share_one_attention_call(
+    all_sites, weights, small_geometry, monkeypatch
+):
+    calls: list[tuple[int, int, int]] = []
+
+    def counted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        calls.append((len(q), q.shape[2], k.shape[2]))
+        return attention(q, k, v)
+
+    monkeypatch.setattr(packed, "attention", counted)
+    kinds = ["none", "lora", "after", "prefix", "prompt", "long prompt", "beside", "norms"]
+    xs = [torch.randn(2, 9, 48) for _ in kinds[:-1]] + [torch.randn(1, 7, 48)]
+    block(xs, weights, [all_sites[kind] for kind in kinds], small_geometry)
+    assert calls == [(6, 9, 9), (4, 9, 11), (2, 9, 16), (2, 9, 9), (1, 7, 7)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_segments_with_one_input_are_computed_once_up_to_the_first_site(
+    training, all_sites, weights, small_geometry, one_by_one, monkeypatch
+):
+    x, other = torch.randn(2, 5, 48), torch.randn(1, 5, 48)
+    parallel = Sites(beside_mlp=all_sites["beside"].beside_mlp)
+    sites = [NOTHING, all_sites["after"], parallel, NOTHING, all_sites["lora"], NOTHING, all_sites["mlp"]]
+    xs = [x, x, x, other, x, x, x]
+    expected = one_by_one(xs, sites)
+    with torch.set_grad_enabled(training):
+        counts = tokens_per_linear(monkeypatch, weights)
+        outputs = block(xs, weights, sites, small_geometry)
+    for out, alone in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(out, alone, rtol=0, atol=1e-5)
+    # 10 tokens of x once, and once more for lora; after the attention "after" is apart too, in the MLP also "mlp".
+    assert counts == {f"{name}_weight": 5 + 20 for name in ("q", "k", "v", "proj")} | {
+        f"{name}_weight": 5 + 40 for name in ("fc1", "fc2")
+    }
+    assert outputs[0] is outputs[5]
+    assert len({id(out) for out in outputs}) == 6
+
+
+def test_sharing_sums_the_gradients_of_all_that_share(all_sites, weights, small_geometry, one_by_one):
+    x = torch.randn(2, 5, 48, requires_grad=True)
+    sites = [NOTHING, all_sites["after"], all_sites["lora"], NOTHING, all_sites["mlp"]]
+    targets = [torch.randn(2, 5, 48) for _ in sites]
+    grads = []
+    for outputs in (block([x] * 5, weights, sites, small_geometry), one_by_one([x] * 5, sites)):
+        loss = sum((out * target).sum() for out, target in zip(outputs, targets, strict=True))
+        grads.append(torch.autograd.grad(loss, x)[0])
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["none", "long prompt", "lora", "after", "beside", "norms"])
+def test_a_block_of_one_task_is_one_graph_for_torch_compile(kind, all_sites, weights, small_geometry):
+    def run(x: Tensor) -> Tensor:
+        return block([x], weights, [all_sites[kind]], small_geometry)[0]
+
+    x = torch.randn(2, 9, 48)
+    with torch.no_grad():
+        compiled = torch.compile(run, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), run(x), rtol=0, atol=1e-6)
+    torch._dynamo.reset()
