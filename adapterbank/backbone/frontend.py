@@ -122,9 +122,10 @@ def _transform(signal: Tensor, mel: Tensor) -> None:
     and leaves the power as it is.
     """
     frames = len(mel)
+    signal = signal[: (frames - 1) * HOP + FFT + 1]
     sums = signal[: (frames - 1) * HOP + WINDOW].view(-1, BLOCK).sum(dim=1)
     offset = sums.unfold(0, WINDOW // BLOCK, HOP // BLOCK).sum(dim=1, keepdim=True) * ((1 - PREEMPHASIS) / WINDOW)
-    emphasised = torch.sub(signal[1:], signal[:-1], alpha=PREEMPHASIS)[: (frames - 1) * HOP + FFT]
+    emphasised = torch.sub(signal[1:], signal[:-1], alpha=PREEMPHASIS)
     shaped = (emphasised.unfold(0, FFT, HOP) - offset).mul_(_window().to(signal.device))
     parts = torch.view_as_real(torch.fft.rfft(shaped)).flatten(1).square_()  # (F, FFT + 2): real, imaginary, ...
     first = 0
@@ -143,7 +144,7 @@ def _window() -> Tensor:
 
 @functools.lru_cache(maxsize=8)
 def _mel_filters(mel_bins: int) -> list[tuple[slice, Tensor]]:
-    """Triangular filters on Kaldi's mel scale, in groups: the columns of (F, FFT + 2) that have weight, (columns, m)."""
+    """Triangular filters on Kaldi's mel scale, in groups: columns of (F, FFT + 2) that have weight, (columns, m)."""
     filters, _ = get_mel_banks(mel_bins, FFT, SAMPLE_RATE, LOWEST_HZ, HIGHEST_HZ, 100.0, -500.0, 1.0)
     groups = []
     for group in filters.tensor_split(min(GROUPS, mel_bins)):
