@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,11 +53,11 @@ def _fold_linears(weights: BlockWeights, sites: Sites) -> tuple[BlockWeights, Si
     """All hooks of a linear and its own bias, or none: a hook that stays must find the frozen linear as it was."""
     affine, hooks = dict(sites.affine), dict(sites.linear)
     for name in (name for name in LINEAR_NAMES if name in sites.affine or name in sites.linear):
-        chain = [hook for hook in hooks.get(name, ()) if isinstance(hook, Merges)]
-        if len(chain) < len(hooks.get(name, ())):
+        chain = _mergeable(hooks.get(name, ()))
+        if chain is None:
             continue
         frozen = _linear(weights, name)
-        linear = FrozenLinear(*(None if tensor is None else _wide(tensor) for tensor in frozen))
+        linear = FrozenLinear(_wide(frozen.weight), None if frozen.bias is None else _wide(frozen.bias))
         for hook in chain:
             linear = hook.merged(linear, frozen)
         own = affine.pop(name, Affine()).bias
@@ -74,7 +75,7 @@ def _fold_mlp(weights: BlockWeights, sites: Sites) -> tuple[BlockWeights, Sites]
         return weights, sites
     downs, ups, rest = [_linear(weights, "fc1")], [_linear(weights, "fc2")], []
     for adapter in sites.beside_mlp:
-        units = adapter.units() if isinstance(adapter, Widens) else None
+        units = _units(adapter)
         if units is None:
             rest.append(adapter)
         else:
@@ -95,13 +96,23 @@ def _fold_prompts(weights: BlockWeights, sites: Sites, geometry: Geometry) -> Si
     """Sites with one pair of keys and values at most, (P, D) each, of the dtype of the linears."""
     dtype, norm = weights.k_weight.dtype, (weights.ln1_weight, weights.ln1_bias)
     stay = "k" in sites.linear or "v" in sites.linear  # hooks that want to see the tokens
-    pairs = [] if stay else [F.layer_norm(t, (geometry.width,), *norm, geometry.eps) for t in sites.extra_tokens]
-    pairs = [tuple(frozen_linear(h, *_linear(weights, name)) for name in "kv") for h in pairs]
+    normed = [F.layer_norm(t, (geometry.width,), *norm, geometry.eps) for t in sites.extra_tokens if not stay]
+    pairs = [(frozen_linear(h, *_linear(weights, "k")), frozen_linear(h, *_linear(weights, "v"))) for h in normed]
     pairs += sites.extra_kv
     if not pairs:
         return sites
     keys, values = (_cat(tensors, dtype) for tensors in zip(*pairs, strict=True))
     return replace(sites, extra_tokens=sites.extra_tokens if stay else (), extra_kv=((keys, values),))
+
+
+def _mergeable(hooks: Sequence[object]) -> list[Merges] | None:
+    """The hooks, if every one says how it is merged."""
+    found = [hook for hook in hooks if isinstance(hook, Merges)]
+    return found if len(found) == len(hooks) else None
+
+
+def _units(adapter: object) -> tuple[FrozenLinear, FrozenLinear] | None:
+    return adapter.units() if isinstance(adapter, Widens) else None
 
 
 def _linear(weights: BlockWeights, name: str) -> FrozenLinear:
@@ -111,8 +122,9 @@ def _linear(weights: BlockWeights, name: str) -> FrozenLinear:
 def _with_linear(weights: BlockWeights, name: str, linear: FrozenLinear) -> BlockWeights:
     """With another linear in place of `name`, in its dtype."""
     dtype = _linear(weights, name).weight.dtype
-    bias = None if linear.bias is None else linear.bias.to(dtype)
-    return weights._replace(**{f"{name}_weight": linear.weight.to(dtype), f"{name}_bias": bias})
+    changed: dict[str, Any] = {f"{name}_weight": linear.weight.to(dtype)}
+    changed[f"{name}_bias"] = None if linear.bias is None else linear.bias.to(dtype)
+    return weights._replace(**changed)
 
 
 def _bias(linear: FrozenLinear) -> Tensor:
