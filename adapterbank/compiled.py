@@ -72,7 +72,7 @@ class CompiledTask(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> Tensor:
         """Raises WaveformError: not a batch of finite, non-empty waveforms. ConfigError: a bad sample rate."""
-        task, device = self.task, self.embed.cls.device
+        task, device = self.task, next(self.embed.buffers()).device
         mels = log_mel([w.to(device) for w in as_waveforms(x)], self._geometry.mel_bins, sample_rate)
         frames = [task.padded_frames(len(mel), task.spec.clip_seconds) for mel in mels]
         groups = plan([task] * len(mels), frames)
