@@ -1,6 +1,7 @@
 """Waveforms of any sample rate and length -> log-mel spectrograms, equal to Kaldi's fbank (Povey et al., 2011).
 
-All clips of a call are framed first and then transformed together, so mixed lengths cost no padding.
+All clips of a call stand one behind the other in one signal, of which a few hundred frames are transformed at a time:
+mixed lengths cost no padding, and what a frame becomes on the way stays in the processor's cache.
 Symbols: B clips, T samples, F frames, M mel bins.
 """
 
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchaudio.functional
 from torch import Tensor
 from torchaudio.compliance.kaldi import get_mel_banks
@@ -25,6 +27,10 @@ FFT = 512  # the next power of two after WINDOW
 PREEMPHASIS = 0.97
 LOWEST_HZ, HIGHEST_HZ = 20.0, 0.0  # Kaldi: 0 means the Nyquist frequency
 LOG_FLOOR = torch.finfo(torch.float32).eps
+BLOCK = 80  # samples: HOP and WINDOW are whole numbers of it
+GAP = 2  # hops between a clip's last frame and the next clip's first, beyond the usual one: they hold its window
+CHUNK = 512  # frames at a time on a CPU: 2 MB of samples and spectra
+GROUPS = 4  # of mel filters: neighbours, which cover few of the bins
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # of AudioSet's log-mels (Gong et al., 2021)
 
@@ -90,27 +96,63 @@ def log_mel(waveforms: Sequence[Tensor], mel_bins: int, sample_rate: int | Seque
     """
     waveforms = resample(waveforms, sample_rate)
     counts = [frame_count(len(w)) for w in waveforms]
-    frames = torch.cat([_frames(w) for w in waveforms])  # (sum of F, WINDOW)
-    frames = frames - frames.mean(dim=1, keepdim=True)
-    previous = torch.cat((frames[:, :1], frames[:, :-1]), dim=1)
-    window = torch.hann_window(WINDOW, periodic=False, device=frames.device)
-    spectrum = torch.fft.rfft((frames - PREEMPHASIS * previous) * window, n=FFT)
-    power = torch.view_as_real(spectrum).square().sum(dim=-1)
-    mel = power[:, :-1] @ _mel_filters(mel_bins).to(frames.device).T  # the Nyquist bin has no weight in any filter
-    return list(mel.clamp_min(LOG_FLOOR).log().split(counts))
+    hops = [count + GAP for count in counts]  # what starts in a gap is a frame too, but nobody's
+    signal = waveforms[0].new_zeros(sum(hops) * HOP + FFT + 1 - HOP)
+    for place, clip, count in zip(_split(signal, [n * HOP for n in hops]), waveforms, counts, strict=True):
+        used = clip[: (count - 1) * HOP + WINDOW]
+        place[: len(used)] = used
+    mel = signal.new_empty(sum(hops), mel_bins)
+    step = CHUNK if signal.device.type == "cpu" else len(mel)
+    for first in range(0, len(mel), step):
+        _transform(signal[first * HOP :], mel[first : first + step])
+    return [part[:count] for part, count in zip(_split(mel, hops), counts, strict=True)]
 
 
-def _frames(waveform: Tensor) -> Tensor:
-    if len(waveform) < WINDOW:
-        waveform = torch.nn.functional.pad(waveform, (0, WINDOW - len(waveform)))
-    return waveform.unfold(0, WINDOW, HOP)
+def _split(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Views of `sizes` entries each, from the start."""
+    return x[: sum(sizes)].split(list(sizes))
+
+
+def _transform(signal: Tensor, mel: Tensor) -> None:
+    """Writes the log-mels of the first F frames of `signal`, (F HOP + FFT + 1 - HOP,) or more, into `mel`, (F, M).
+
+    Kaldi takes each frame's mean off it, then 0.97 of the sample before from each sample. Both are linear, so here the
+    second is done once for all frames, and what is left of the mean is a number per frame. The first sample of a
+    frame, which has none before it, has no weight in the window: frames begin with the second, which shifts phases
+    and leaves the power as it is.
+    """
+    frames = len(mel)
+    signal = signal[: (frames - 1) * HOP + FFT + 1]
+    sums = signal[: (frames - 1) * HOP + WINDOW].view(-1, BLOCK).sum(dim=1)
+    offset = sums.unfold(0, WINDOW // BLOCK, HOP // BLOCK).sum(dim=1, keepdim=True) * ((1 - PREEMPHASIS) / WINDOW)
+    emphasised = torch.sub(signal[1:], signal[:-1], alpha=PREEMPHASIS)
+    shaped = (emphasised.unfold(0, FFT, HOP) - offset).mul_(_window().to(signal.device))
+    parts = torch.view_as_real(torch.fft.rfft(shaped)).flatten(1).square_()  # (F, FFT + 2): real, imaginary, ...
+    first = 0
+    for bins, weights in _mel_filters(mel.shape[1]):
+        last = first + weights.shape[1]
+        torch.mm(parts[:, bins], weights.to(signal.device), out=mel[:, first:last])  # adds up squares on the way
+        first = last
+    mel.clamp_min_(LOG_FLOOR).log_()
+
+
+@functools.lru_cache(maxsize=1)
+def _window() -> Tensor:
+    """(FFT,): Hanning's from its second value on, then zeros."""
+    return F.pad(torch.hann_window(WINDOW, periodic=False)[1:], (0, FFT - WINDOW + 1))
 
 
 @functools.lru_cache(maxsize=8)
-def _mel_filters(mel_bins: int) -> Tensor:
-    """(M, FFT / 2) triangular filters on Kaldi's mel scale."""
+def _mel_filters(mel_bins: int) -> list[tuple[slice, Tensor]]:
+    """Triangular filters on Kaldi's mel scale, in groups: columns of (F, FFT + 2) that have weight, (columns, m)."""
     filters, _ = get_mel_banks(mel_bins, FFT, SAMPLE_RATE, LOWEST_HZ, HIGHEST_HZ, 100.0, -500.0, 1.0)
-    return filters
+    groups = []
+    for group in filters.tensor_split(min(GROUPS, mel_bins)):
+        used = group.any(dim=0).nonzero()
+        first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+        weights = group[:, first:last].repeat_interleave(2, dim=1).T.contiguous()
+        groups.append((slice(2 * first, 2 * last), weights))
+    return groups
 
 
 def resample(waveforms: Sequence[Tensor], sample_rate: int | Sequence[int]) -> list[Tensor]:
@@ -133,7 +175,7 @@ def resample(waveforms: Sequence[Tensor], sample_rate: int | Sequence[int]) -> l
 
 def pad_frames(mel: Tensor, frames: int) -> Tensor:
     """(F, M) -> (frames, M): zeros at the end, in log-mel and before normalisation, as ASTFeatureExtractor does."""
-    return torch.nn.functional.pad(mel, (0, 0, 0, frames - len(mel)))
+    return F.pad(mel, (0, 0, 0, frames - len(mel)))
 
 
 def normalise(mel: Tensor, mean: float, std: float) -> Tensor:

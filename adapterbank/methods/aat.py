@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.backbone.ast import ASTWeights, FrozenLinear, Geometry
 from adapterbank.errors import ConfigError
 from adapterbank.methods import init, register
 from adapterbank.methods.gate import gated
@@ -53,12 +53,19 @@ class BottleneckAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.drop(F.gelu(self.down(x))))
 
+    def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
+        """As hidden units of a wider MLP."""
+        return FrozenLinear(self.down.weight, self.down.bias), FrozenLinear(self.up.weight, self.up.bias)
+
 
 class SpatialAdapter(BottleneckAdapter):
     """Bottleneck with a shortcut (AAT, eq. 3). Shapes: (R, N, D) -> (R, N, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)
+
+    def units(self) -> None:
+        """No MLP: it has a shortcut."""
 
 
 class AAT(Adapters):

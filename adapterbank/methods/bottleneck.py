@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.backbone.ast import ASTWeights, FrozenLinear, Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.methods import init, register
 from adapterbank.methods.placed import Placed
@@ -39,6 +39,12 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.drop(self.activation(self.down(x))))
+
+    def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
+        """As hidden units of a wider MLP, whose activation is a GELU."""
+        if self.activation is not F.gelu:
+            return None
+        return FrozenLinear(self.down.weight, self.down.bias), FrozenLinear(self.up.weight, self.up.bias)
 
 
 @register(

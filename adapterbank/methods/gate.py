@@ -13,7 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from adapterbank.backbone.ast import FrozenLinear
 from adapterbank.errors import UnknownNameError
+from adapterbank.methods.sites import Widens
 
 GATES = ("static", "scalar", "signal")
 LEVELS = ("clip", "token")
@@ -46,6 +48,14 @@ class Gated(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return self.gate(h) * self.adapter(h)
+
+    def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
+        """Those of its adapter, if it has any and the gate is the same for all sounds."""
+        units = self.adapter.units() if hasattr(self, "scale") and isinstance(self.adapter, Widens) else None
+        if units is None:
+            return None
+        down, up = units
+        return down, FrozenLinear(self.scale * up.weight, None if up.bias is None else self.scale * up.bias)
 
 
 def gated(adapter: nn.Module, kind: str, level: str, width: int) -> nn.Module:

@@ -53,6 +53,18 @@ class LowRank(nn.Module):
             return y + (self.magnitude / norm - 1) * plain + self.magnitude / norm * change
         return self.magnitude / norm * (y - bias + change) + bias
 
+    def merged(self, linear: FrozenLinear, frozen: FrozenLinear) -> FrozenLinear:
+        """`linear` with the change in its matrix."""
+        change = self.scale * self.up @ self.down
+        if self.magnitude is None:
+            return FrozenLinear(linear.weight + change, linear.bias)
+        factor = self.magnitude / (frozen.weight.to(change.dtype) + change).norm(dim=1)
+        moved = None
+        if linear.bias is not None:
+            bias = linear.bias.new_zeros(()) if frozen.bias is None else frozen.bias.to(factor.dtype)
+            moved = factor * (linear.bias - bias) + bias
+        return FrozenLinear(factor[:, None] * (linear.weight + change), moved)
+
 
 class LoRA(Adapters):
     """Low-rank changes of some linears of the chosen blocks."""

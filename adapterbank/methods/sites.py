@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -24,6 +24,29 @@ if TYPE_CHECKING:
 Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
 # input (R, N, in), output (R, N, out), the frozen linear -> output (R, N, out)
 LinearHook = Callable[[Tensor, Tensor, "FrozenLinear"], Tensor]
+
+
+@runtime_checkable
+class Merges(Protocol):
+    """A hook of a linear that is itself a change of its matrix. Optional: `bank.compile_task` merges such hooks."""
+
+    def merged(self, linear: FrozenLinear, frozen: FrozenLinear) -> FrozenLinear:
+        """The linear whose output is what this hook makes of the output of `linear`, as new fp32 tensors.
+
+        Args:
+            linear: in fp32, the frozen one with the hooks before this one merged.
+            frozen: what the hook would be called with.
+        """
+        ...
+
+
+@runtime_checkable
+class Widens(Protocol):
+    """An adapter beside the MLP that is an MLP itself. Optional: `bank.compile_task` runs both as one wider MLP."""
+
+    def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
+        """(down, up) if the adapter is `up(gelu(down(h)))`; None if, built like this, it is anything else."""
+        ...
 
 
 class Affine(NamedTuple):

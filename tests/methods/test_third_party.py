@@ -51,6 +51,10 @@ def test_an_untrained_one_is_the_base(bank, clips):
     torch.testing.assert_close(bank(clips, "mine"), bank(clips, "probe"), rtol=0, atol=1e-6)
 
 
+def test_compiled_it_runs_as_in_the_bank(bank, clips):
+    torch.testing.assert_close(bank.compile_task("both")(clips), bank(clips, "both"), rtol=0, atol=1e-5)
+
+
 def test_it_stands_in_the_overview_and_its_formula_counts(ssf, small_geometry):
     row = next(row for row in methods.overview() if row.name == "ssf")
     assert row.summary == "Scale and shift of the output of every linear"
