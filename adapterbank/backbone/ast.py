@@ -169,8 +169,21 @@ def encode(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry
         One (R, N, D) tensor per segment, after the final LayerNorm.
     """
     xs = [embed(mel, s.weights.embed, geometry) for mel, s in zip(spectrograms, segments, strict=True)]
-    for layer in range(geometry.layers):
+    xs = run_layers(xs, segments, 0, geometry.layers, geometry)
+    return final_norm(xs, segments, geometry)
+
+
+def run_layers(
+    xs: list[Tensor], segments: Sequence[Segment], first: int, stop: int, geometry: Geometry
+) -> list[Tensor]:
+    """Blocks `first` to `stop` - 1 for all segments, (R, N, D) each."""
+    for layer in range(first, stop):
         xs = run_layer(xs, segments, layer, geometry)
+    return xs
+
+
+def final_norm(xs: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry) -> list[Tensor]:
+    """The LayerNorm after the last block, (R, N, D) each."""
     return [
         F.layer_norm(x, (geometry.width,), *s.weights.norm, geometry.eps) for x, s in zip(xs, segments, strict=True)
     ]
