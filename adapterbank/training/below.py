@@ -10,7 +10,7 @@ from torch import Tensor
 from adapterbank.backbone.ast import ASTWeights, Segment, embed, final_norm, run_layers
 from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.methods.sites import NOTHING
-from adapterbank.routing import plan
+from adapterbank.routing import Group, plan
 from adapterbank.task import Task
 
 
@@ -66,8 +66,18 @@ def logits_above(backbone: Backbone, tasks: Sequence[Task], tokens: Sequence[Ten
     groups = plan(tasks, [len(x) for x in tokens])
     segments = {id(task): task.segment(backbone.weights) for task in tasks}
     mine = [segments[id(group.task)] for group in groups]
-    xs = [torch.stack([tokens[row] for row in group.rows]) for group in groups]
+    stacked: dict[tuple[int, ...], Tensor] = {}
+    for group in groups:
+        key = _same(tokens, group)
+        if key not in stacked:
+            stacked[key] = torch.stack([tokens[row] for row in group.rows])
+    xs = [stacked[_same(tokens, group)] for group in groups]
     xs = final_norm(run_layers(xs, mine, first, backbone.geometry.layers, backbone.geometry), mine, backbone.geometry)
     found = [row for group, x in zip(groups, xs, strict=True) for row in group.task.logits(x)]
     order = torch.tensor([row for group in groups for row in group.rows]).argsort().tolist()
     return [found[place] for place in order]
+
+
+def _same(tokens: Sequence[Tensor], group: Group) -> tuple[int, ...]:
+    """Groups with the same key read the same rows: one tensor for both lets a block see that."""
+    return tuple(id(tokens[row]) for row in group.rows)

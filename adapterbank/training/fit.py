@@ -36,7 +36,8 @@ class History:
     Attributes:
         epochs: per epoch "train/loss", "lr", and with validation data "val/<metric>".
         best_epoch: whose weights the task has now, counted from 0: the best by validation, else the last.
-        seconds, gpu_seconds, peak_memory_mb: as `Meter` measures them.
+        seconds, gpu_seconds, peak_memory_mb: as `Meter` measures them; of `fit_many` the task's share of the time.
+        error: why `fit_many` stopped this task and gave it back as it was; empty if it did not.
     """
 
     task: str
@@ -48,6 +49,7 @@ class History:
     seconds: float = 0.0
     gpu_seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    error: str = ""
 
 
 def fit(
@@ -89,15 +91,20 @@ def fit(
         before.restore()
         raise
     finally:
-        owner.eval()
-        owner.zero_grad(set_to_none=True)  # else every trained task keeps its gradients in memory
+        leave_training(owner)
     history.seconds, history.gpu_seconds = meter.seconds, meter.gpu_seconds
     history.peak_memory_mb = meter.peak_memory_mb
     return history
 
 
+def leave_training(task: Task) -> None:
+    """Back to eval mode, without gradients: else every trained task would keep its own in memory."""
+    task.eval()
+    task.zero_grad(set_to_none=True)
+
+
 class TaskState:
-    """A task's tensors and metrics at one moment."""
+    """A task's tensors and metrics at this moment."""
 
     def __init__(self, task: Task):
         self.task, self.tensors, self.metrics = task, _copy_state(task), task.metrics
@@ -163,15 +170,19 @@ class Trainer:
         end.
         """
         best, best_state = -math.inf, None
-        row = bar.add_task(f"{self.task.name} ({self.task.method})", total=self.total, note="")
         self._fill(bar)
+        row = bar.add_task(f"{self.task.name} ({self.task.method})", total=self.total, note="")
         for epoch in range(self.options.epochs):
             self.task.train()
             self.losses = []
             for place in range(len(self.feed)):
                 if history.steps >= self.total:
                     break
-                yield self.feed.batch(epoch, place)
+                try:
+                    yield self.feed.batch(epoch, place)
+                except GeneratorExit:
+                    bar.update(row, note="stopped")
+                    raise
                 history.steps += 1
                 bar.update(row, advance=1)
             record = {"train/loss": sum(self.losses) / len(self.losses), "lr": float(self.scheduler.get_last_lr()[0])}
