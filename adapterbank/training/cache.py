@@ -161,7 +161,8 @@ class Activations:
         autocast: AbstractContextManager[Any],
         stores: dict[str, Store] | None = None,
     ):
-        self.backbone, self.task, self.where, self.limit = backbone, task, where, limit
+        self.backbone, self.task, self.limit = backbone, task, limit
+        self.folder = None if where == "memory" else Path(where).expanduser()
         self.batch_size, self.workers, self.precision, self.autocast = batch_size, workers, precision, autocast
         self.stores = {} if stores is None else stores
         self.block = None if task.uses_frozen_features() else first_block(task, backbone.weights)
@@ -181,27 +182,23 @@ class Activations:
         return Kept(names, labels, data, store)
 
     def check(self, *parts: Kept) -> None:
-        """Raises ConfigError if what these parts need is more than may be kept."""
+        """Raises ConfigError if what these parts need is more than may be kept, or than the disk has room for."""
         wanted = {(id(part.store), name) for part in parts for name in part.names}
-        needed = sum(self._bytes(name) for _, name in wanted)
-        clips = sum(map(len, parts))
+        missing = {(id(part.store), name) for part in parts for name in part.names if name not in part.store}
+        needed, lacking = (sum(self._bytes(name) for _, name in names) for names in (wanted, missing))
         what = "pooled features" if self.block is None else f"the tokens that enter block {self.block}"
-        advice = "cache=None to compute them in each epoch"
-        if self.where == "memory":
-            advice = f"cache=<a folder> to keep them on disk, or {advice}"
+        what = f"{what} of {sum(map(len, parts)):,} clips need"
+        anew = "cache=None to compute them in each epoch"
         if self.limit is not None and needed > self.limit:
+            disk = "" if self.folder is not None else "cache=<a folder> to keep them on disk, or "
             raise ConfigError(
-                f"{what} of {clips:,} clips need {needed / 2**20:,.1f} MiB, cache_bytes allows "
-                f"{self.limit / 2**20:,.1f} MiB. Pass cache_bytes={needed}, {advice}."
+                f"{what} {_mib(needed)}, cache_bytes allows {_mib(self.limit)}. Pass cache_bytes={needed}, {disk}{anew}."
             )
-        if self.where != "memory":
-            missing = {(id(part.store), name) for part in parts for name in part.names if name not in part.store}
-            lacking, free = sum(self._bytes(name) for _, name in missing), shutil.disk_usage(self.where).free
-            if lacking > free:
-                raise ConfigError(
-                    f"{what} of {clips:,} clips need {lacking / 2**20:,.1f} MiB more in {self.where}, whose disk has "
-                    f"{free / 2**20:,.1f} MiB left. Choose a folder on another disk, or {advice}."
-                )
+        if self.folder is not None and lacking > (free := shutil.disk_usage(self.folder).free):
+            raise ConfigError(
+                f"{what} {_mib(lacking)} more in {self.folder}, whose disk has {_mib(free)} left. Choose a folder on "
+                f"another disk, or {anew}."
+            )
 
     def fill(self, kept: Kept, *, training: bool, advance: Callable[[int], None] = lambda clips: None) -> None:
         """Computes what is missing, batch by batch, and opens all of it.
@@ -262,8 +259,7 @@ class Activations:
         identity = self._identity(training)
         key = json.dumps(identity, sort_keys=True)
         if key not in self.stores:
-            memory = self.where == "memory"
-            self.stores[key] = MemoryStore() if memory else FolderStore(Path(self.where).expanduser(), identity)
+            self.stores[key] = MemoryStore() if self.folder is None else FolderStore(self.folder, identity)
         return self.stores[key]
 
     def _identity(self, training: bool) -> dict[str, Any]:
@@ -291,6 +287,10 @@ class Activations:
 def collate(pairs: Sequence[tuple[Tensor, Any]]) -> tuple[list[Tensor], list[Any]]:
     """A batch as two lists: clips have any lengths, labels any form."""
     return [clip for clip, _ in pairs], [label for _, label in pairs]
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
