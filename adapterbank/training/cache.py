@@ -192,7 +192,8 @@ class Activations:
         if self.limit is not None and needed > self.limit:
             disk = "" if self.folder is not None else "cache=<a folder> to keep them on disk, or "
             raise ConfigError(
-                f"{what} {_mib(needed)}, cache_bytes allows {_mib(self.limit)}. Pass cache_bytes={needed}, {disk}{anew}."
+                f"{what} {_mib(needed)}, cache_bytes allows {_mib(self.limit)}. "
+                f"Pass cache_bytes={needed}, {disk}{anew}."
             )
         if self.folder is not None and lacking > (free := shutil.disk_usage(self.folder).free):
             raise ConfigError(
