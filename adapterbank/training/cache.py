@@ -249,7 +249,7 @@ class Activations:
     def _name(self, waveform: Any) -> str:
         [clip] = as_waveforms([waveform])
         frames = self.task.padded_frames(frame_count(len(clip)), self.task.spec.clip_seconds)
-        return f"{hashlib.sha256(clip.contiguous().cpu().numpy()).hexdigest()}-{frames}"
+        return f"{hashlib.sha256(clip.contiguous().cpu().numpy().data).hexdigest()}-{frames}"
 
     def _bytes(self, name: str) -> int:
         geometry = self.backbone.geometry
@@ -298,5 +298,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

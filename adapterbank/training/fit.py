@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -146,7 +146,7 @@ class Trainer:
         self.clip_seconds = task.spec.clip_seconds
         if self.clip_seconds is not None and options.crop_seconds is not None:
             self.clip_seconds = min(self.clip_seconds, options.crop_seconds)
-        self.val = val if val is None or hasattr(val, "__len__") else list(items(val))
+        self.val: Any = val if val is None or hasattr(val, "__len__") else list(items(val))
         self.activations: Activations | None = None
         if options.keeps or (options.cache == "auto" and task.uses_frozen_features() and not self._augments(masks)):
             self.activations = self._activations(stores)
@@ -154,7 +154,7 @@ class Trainer:
             if self.val is not None:
                 self.val = self.activations.survey(self.val, training=False)
             self.activations.check(*(part for part in (data, self.val) if part is not None))
-        self.data = data
+        self.data: Any = data
         self.feed = Feed(self.backbone, task, data, options, masks)
         trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay)
@@ -163,7 +163,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.losses: list[float] = []  # of the epoch so far
 
-    def batches(self, history: History, bar: Progress, on_epoch: EpochHook | None) -> Iterator[Batch]:
+    def batches(self, history: History, bar: Progress, on_epoch: EpochHook | None) -> Generator[Batch]:
         """The batches of all epochs; whoever takes one makes its step before asking for the next.
 
         Between epochs it validates, writes the history and remembers the best epoch, whose tensors the task has at the
@@ -293,14 +293,11 @@ class Trainer:
             return
         if self.val is not None and not len(self.val):
             raise DatasetError(f"got no validation clips for {self.task.name!r}; pass val=None to train without.")
-        parts = [(part, training) for part, training in ((self.data, True), (self.val, False)) if part is not None]
-        if missing := sum(len(part.missing()) for part, _ in parts):
-            row = bar.add_task(f"{self.task.name}: what its cache keeps", total=missing, note="")
-            for part, training in parts:
-                self.activations.fill(part, training=training, advance=lambda clips: bar.update(row, advance=clips))
-        else:
-            for part, training in parts:
-                self.activations.fill(part, training=training)
+        parts: list[tuple[Kept, bool]] = [(self.data, True)] + ([] if self.val is None else [(self.val, False)])
+        missing = sum(len(part.missing()) for part, _ in parts)
+        row = bar.add_task(f"{self.task.name}: what its cache keeps", total=missing, note="", visible=missing > 0)
+        for part, training in parts:
+            self.activations.fill(part, training=training, advance=lambda clips: bar.update(row, advance=clips))
 
     def _validate(self) -> dict[str, float]:
         """Metrics on the validation data, if there is any."""
