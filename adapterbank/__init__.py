@@ -12,6 +12,7 @@ from adapterbank.errors import AdapterBankError
 from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
 from adapterbank.task import Prediction
 from adapterbank.training.fit import History, fit
+from adapterbank.training.many import fit_many
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LayerImportance",
     "Prediction",
     "fit",
+    "fit_many",
     "gate_values",
     "layer_importance",
     "load_folder",

@@ -170,9 +170,21 @@ def encode(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry
     for mel, segment, number in zip(spectrograms, segments, numbers, strict=True):
         if number == len(embedded):
             embedded.append(embed(mel, segment.weights.embed, geometry))
-    xs = [embedded[number] for number in numbers]
-    for layer in range(geometry.layers):
+    xs = run_layers([embedded[number] for number in numbers], segments, 0, geometry.layers, geometry)
+    return final_norm(xs, segments, geometry)
+
+
+def run_layers(
+    xs: list[Tensor], segments: Sequence[Segment], first: int, stop: int, geometry: Geometry
+) -> list[Tensor]:
+    """Blocks `first` to `stop` - 1 for all segments, (R, N, D) each."""
+    for layer in range(first, stop):
         xs = run_layer(xs, segments, layer, geometry)
+    return xs
+
+
+def final_norm(xs: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry) -> list[Tensor]:
+    """The LayerNorm after the last block, (R, N, D) each."""
     return [
         F.layer_norm(x, (geometry.width,), *s.weights.norm, geometry.eps) for x, s in zip(xs, segments, strict=True)
     ]

@@ -10,7 +10,6 @@ import multiprocessing
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from statistics import median
 from typing import Any
 
@@ -19,8 +18,9 @@ from rich.progress import track
 
 from adapterbank.backbone.frontend import SAMPLE_RATE
 from adapterbank.bank import AdapterBank, default_device
-from adapterbank.training.fit import Options, Trainer
+from adapterbank.training.fit import Trainer
 from adapterbank.training.meter import Meter
+from adapterbank.training.options import Options
 
 WARM_UP = 2  # steps: the first allocate, and build what the backend keeps
 REFERENCE = "full"
@@ -106,10 +106,9 @@ def _stepper(bank: AdapterBank, name: str, options: dict[str, Any], batch: Mappi
     noise = torch.Generator().manual_seed(0)
     waves = [0.1 * torch.randn(round(batch["clip_seconds"] * SAMPLE_RATE), generator=noise) for _ in range(count)]
     labels = [index % classes for index in range(count)]
-    masked = {"freq_mask": 0, "time_mask": 0, "crop_seconds": batch["clip_seconds"]}  # a crop: nothing is cached
-    fitting = Options(batch_size=count, precision=batch["precision"], **masked)
+    fitting = Options(batch_size=count, precision=batch["precision"], freq_mask=0, time_mask=0, cache=None)
     trainer = Trainer(bank.backbone, bank.task(name), list(zip(waves, labels, strict=True)), fitting)
-    return partial(trainer.step, waves, labels, 0)
+    return lambda: trainer.step(trainer.feed.hear(waves, labels), 0)
 
 
 def _seconds(step: Callable[[], float], bank: AdapterBank) -> float:

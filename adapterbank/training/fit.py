@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,78 +11,22 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from adapterbank.backbone.checkpoints import Backbone
-from adapterbank.backbone.frontend import SAMPLE_RATE
 from adapterbank.bank import AdapterBank
-from adapterbank.errors import ConfigError, DatasetError, TrainingDivergedError, UnknownNameError
-from adapterbank.routing import mels_of, run
+from adapterbank.errors import DatasetError, TrainingDivergedError, UnknownNameError
+from adapterbank.routing import run
 from adapterbank.task import Task, seeded
-from adapterbank.training.augment import MAX_TIME_SHARE, check_masks, random_crop, spec_augment
+from adapterbank.training.augment import MAX_TIME_SHARE
+from adapterbank.training.below import logits_above
+from adapterbank.training.cache import FOLDER_BYTES, MEMORY_BYTES, Activations, Kept, Store
+from adapterbank.training.feed import Batch, Feed, as_dataset
 from adapterbank.training.meter import Meter
-from adapterbank.training.metrics import batches, evaluate_task, items, loss_function, score
+from adapterbank.training.metrics import evaluate_task, items, loss_function, score
+from adapterbank.training.options import PRECISIONS, Options, in_precision
 
-SCHEDULES = ("cosine", "multistep", "constant")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FREQ_MASK = 24  # mel bins; ESC-50 and UrbanSound8K in AAT
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the training data; `steps` ends earlier.
-        lr: peak learning rate of AdamW.
-        schedule: after `warmup` (share of all steps, linear): "cosine" to 0; "multistep": times `gamma` at the start of
-            each epoch in `milestones` (counted from 0); "constant".
-        precision: "fp32", "bf16", "fp16" (with loss scaling) or "auto": what the device does well.
-        crop_seconds: train on random crops of this length; evaluation always hears whole clips.
-        freq_mask, time_mask: SpecAugment; None: 24 bins and 20 % of the frames if the method trains inside the
-            backbone, nothing for `head`, whose frozen features are then computed once.
-        clip_grad: largest gradient norm, 0 for none.
-        seed: of data order and augmentation, together with the task's name.
-    """
-
-    epochs: int = 10
-    steps: int | None = None
-    batch_size: int = 32
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    schedule: str = "cosine"
-    warmup: float = 0.1
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.85
-    precision: str = "auto"
-    crop_seconds: float | None = None
-    freq_mask: int | None = None
-    time_mask: float | int | None = None
-    clip_grad: float = 1.0
-    seed: int = 0
-    workers: int = 0
-
-    def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise UnknownNameError("schedule", self.schedule, SCHEDULES)
-        if self.precision not in ("auto", *PRECISIONS):
-            raise UnknownNameError("precision", self.precision, ("auto", *PRECISIONS))
-        for name in ("epochs", "batch_size", "steps"):
-            value = getattr(self, name)
-            if (name, value) != ("steps", None) and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f"got {name}={value!r}, expected a positive integer.")
-        for name in ("lr", "weight_decay", "warmup", "gamma", "clip_grad", "crop_seconds"):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
-            if not number and (name, value) != ("crop_seconds", None):
-                raise ConfigError(f"got {name}={value!r}, expected a number from 0 up.")
-        if not self.lr > 0:
-            raise ConfigError(f"got lr={self.lr!r}, expected a positive number such as 1e-3.")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"got warmup={self.warmup!r}, expected a share of all steps from 0 to below 1.")
-        if self.crop_seconds is not None and not self.crop_seconds > 0:
-            raise ConfigError(f"got crop_seconds={self.crop_seconds!r}, expected a positive number or None.")
-        check_masks(self.freq_mask or 0, self.time_mask or 0)
+EpochHook = Callable[[int, dict[str, float]], None]
 
 
 @dataclass
@@ -92,7 +36,8 @@ class History:
     Attributes:
         epochs: per epoch "train/loss", "lr", and with validation data "val/<metric>".
         best_epoch: whose weights the task has now, counted from 0: the best by validation, else the last.
-        seconds, gpu_seconds, peak_memory_mb: as `Meter` measures them.
+        seconds, gpu_seconds, peak_memory_mb: as `Meter` measures them; of `fit_many` the task's share of the time.
+        error: why `fit_many` stopped this task and gave it back as it was; empty if it did not.
     """
 
     task: str
@@ -104,6 +49,7 @@ class History:
     seconds: float = 0.0
     gpu_seconds: float = 0.0
     peak_memory_mb: float = 0.0
+    error: str = ""
 
 
 def fit(
@@ -113,7 +59,7 @@ def fit(
     val: Any = None,
     *,
     progress: bool = True,
-    on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    on_epoch: EpochHook | None = None,
     **options: Any,
 ) -> History:
     """Trains one task of a bank; no tensor of the base or of another task changes.
@@ -127,80 +73,126 @@ def fit(
 
     Raises:
         UnknownNameError: unknown task or option. LabelsError: a label that the task does not have.
+        ConfigError: options that cannot work, such as a cache that is too small.
         TrainingDivergedError: NaN or Inf. After any error the task is as it was before.
     """
-    unknown = sorted(options.keys() - Options.__dataclass_fields__.keys())
-    if unknown:
-        raise UnknownNameError("option of fit", unknown[0], Options.__dataclass_fields__)
-    chosen = Options(**options)
+    chosen = options_of_fit(options)
     owner = bank.task(task)
-    trainer = Trainer(bank.backbone, owner, _as_dataset(train, owner), chosen)
-    history = History(task, asdict(chosen), trainer.precision)
-    before, metrics_before = _copy_state(owner), owner.metrics
-    bar = _bar(not progress)
+    data = as_dataset(train, owner)
+    before = TaskState(owner)
+    bar = progress_bar(progress)
     try:
         with Meter(bank.backbone.device) as meter, bar:
-            trainer.run(val, history, bar, on_epoch)
+            trainer = Trainer(bank.backbone, owner, data, chosen, val)
+            history = History(task, asdict(chosen), trainer.precision)
+            for batch in trainer.batches(history, bar, on_epoch):
+                trainer.step(batch, history.steps)
     except BaseException:
-        owner.load_state_dict(before)
-        owner.metrics = metrics_before
+        before.restore()
         raise
     finally:
-        owner.eval()
-        owner.zero_grad(set_to_none=True)  # else every trained task keeps its gradients in memory
+        leave_training(owner)
     history.seconds, history.gpu_seconds = meter.seconds, meter.gpu_seconds
     history.peak_memory_mb = meter.peak_memory_mb
     return history
 
 
-class Trainer:
-    """One `fit`: data, precision, optimiser and the loop over epochs."""
+def leave_training(task: Task) -> None:
+    """Back to eval mode, without gradients: else every trained task would keep its own in memory."""
+    task.eval()
+    task.zero_grad(set_to_none=True)
 
-    def __init__(self, backbone: Backbone, task: Task, data: Any, options: Options):
+
+class TaskState:
+    """A task's tensors and metrics at this moment."""
+
+    def __init__(self, task: Task):
+        self.task, self.tensors, self.metrics = task, _copy_state(task), task.metrics
+
+    def restore(self) -> None:
+        self.task.load_state_dict(self.tensors)
+        self.task.metrics = self.metrics
+
+
+class Trainer:
+    """One training of one task: data, precision, optimiser and the order of its steps.
+
+    Args:
+        data: map-style, of (waveform at 16 kHz, label). val: the same, any iterable, or None.
+        stores: of memory caches, for several trainings of one process.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        data: Any,
+        options: Options,
+        val: Any = None,
+        stores: dict[str, Store] | None = None,
+    ):
         self.task, self.options, self.device = task, options, backbone.device
-        self.precision = _default_precision(self.device) if options.precision == "auto" else options.precision
+        self.precision = options.precision_on(self.device)
         dtype = PRECISIONS[self.precision]
-        # Autocast would cast the frozen weights anew on every call: cast them once instead.
-        self.backbone = backbone if dtype == torch.float32 else backbone.to(dtype=dtype)
+        self.backbone = in_precision(backbone, self.precision)
         self.autocast = (
             nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype, cache_enabled=True)
         )
-        augmented = not task.uses_frozen_features()
-        self.freq_mask = options.freq_mask if options.freq_mask is not None else FREQ_MASK * augmented
-        self.time_mask = options.time_mask if options.time_mask is not None else MAX_TIME_SHARE * augmented
-        self.cached = not (augmented or self.freq_mask or self.time_mask or options.crop_seconds)
-        self.generator = seeded(options.seed, task.name, "data")
-        self.data: Any = self._features(data) if self.cached else data
-        self.loader = DataLoader(
-            self.data,  # type: ignore[arg-type]
-            options.batch_size,
-            shuffle=True,
-            generator=self.generator,
-            collate_fn=_collate,
-            num_workers=0 if self.cached else options.workers,
+        augmented = not (task.uses_frozen_features() or options.keeps)
+        masks = (
+            options.freq_mask if options.freq_mask is not None else FREQ_MASK * augmented,
+            options.time_mask if options.time_mask is not None else MAX_TIME_SHARE * augmented,
         )
+        self.clip_seconds = task.spec.clip_seconds
+        if self.clip_seconds is not None and options.crop_seconds is not None:
+            self.clip_seconds = min(self.clip_seconds, options.crop_seconds)
+        self.val: Any = val if val is None or hasattr(val, "__len__") else list(items(val))
+        self.activations: Activations | None = None
+        if options.keeps or (options.cache == "auto" and task.uses_frozen_features() and not self._augments(masks)):
+            self.activations = self._activations(stores)
+            data = self.activations.survey(data, training=True)
+            if self.val is not None:
+                self.val = self.activations.survey(self.val, training=False)
+            self.activations.check(*(part for part in (data, self.val) if part is not None))
+        self.data: Any = data
+        self.feed = Feed(self.backbone, task, data, options, masks)
         trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay)
-        self.total = min(options.epochs * len(self.loader), options.steps or math.inf)
+        self.total = min(options.epochs * len(self.feed), options.steps or math.inf)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self.losses: list[float] = []  # of the epoch so far
 
-    def run(
-        self, val: Any, history: History, bar: Progress, on_epoch: Callable[[int, dict[str, float]], None] | None
-    ) -> None:
-        validate = self._validator(val)
+    def batches(self, history: History, bar: Progress, on_epoch: EpochHook | None) -> Generator[Batch]:
+        """The batches of all epochs; whoever takes one makes its step before asking for the next.
+
+        Between epochs it validates, writes the history and remembers the best epoch, whose tensors the task has at the
+        end.
+        """
         best, best_state = -math.inf, None
+        self._fill(bar)
         row = bar.add_task(f"{self.task.name} ({self.task.method})", total=self.total, note="")
         for epoch in range(self.options.epochs):
-            record = self._epoch(history, bar, row)
-            if validate is not None:
-                record.update({f"val/{name}": value for name, value in validate().items()})
+            self.task.train()
+            self.losses = []
+            for place in range(len(self.feed)):
+                if history.steps >= self.total:
+                    break
+                try:
+                    yield self.feed.batch(epoch, place)
+                except GeneratorExit:
+                    bar.update(row, note="stopped")
+                    raise
+                history.steps += 1
+                bar.update(row, advance=1)
+            record = {"train/loss": sum(self.losses) / len(self.losses), "lr": float(self.scheduler.get_last_lr()[0])}
+            record.update({f"val/{name}": value for name, value in self._validate().items()})
             history.epochs.append(record)
             score_now = record.get(f"val/{self.task.primary_metric}", math.nan)
             goal = -math.inf if math.isnan(score_now) else score_now  # mAP without a positive is NaN
-            if validate is None or goal > best or best_state is None:
+            if self.val is None or goal > best or best_state is None:
                 best, history.best_epoch = goal, epoch
-                best_state = _copy_state(self.task) if validate is not None else None
+                best_state = _copy_state(self.task) if self.val is not None else None
             bar.update(row, note=_note(record))
             if on_epoch is not None:
                 on_epoch(epoch, record)
@@ -209,30 +201,44 @@ class Trainer:
         if best_state is not None:
             self.task.load_state_dict(best_state)
         # Without validation nothing is known of the new weights: what was measured on the old ones must not stay.
-        found = history.epochs[history.best_epoch] if validate is not None else {}
+        found = history.epochs[history.best_epoch] if self.val is not None else {}
         self.task.metrics = {k.removeprefix("val/"): v for k, v in found.items() if k.startswith("val/")}
 
-    def _epoch(self, history: History, bar: Progress, row: Any) -> dict[str, float]:
-        self.task.train()
-        losses: list[float] = []
-        for inputs, labels in self.loader:
-            if history.steps >= self.total:
-                break
-            losses.append(self.step(inputs, labels, history.steps))
-            history.steps += 1
-            bar.update(row, advance=1)
-        return {"train/loss": sum(losses) / len(losses), "lr": float(self.scheduler.get_last_lr()[0])}
+    def step(self, batch: Batch, step: int) -> float:
+        """One optimiser step; gives the loss."""
+        with self.autocast, self.dropout(step):
+            logits = self.logits(batch.rows)
+        loss = self.loss(logits, batch.labels, step)
+        loss.backward()
+        self.update(step)
+        return self.losses[-1]
 
-    def step(self, inputs: list[Tensor], labels: list[Any], step: int) -> float:
-        """One optimiser step on B waveforms (T,) at 16 kHz (or cached features) and their labels; gives the loss."""
-        targets = self.task.targets(labels).to(self.device)
-        with self.autocast, self._dropout(step):
-            logits = self._logits(inputs)
-        loss = loss_function(self.task, logits, targets)
-        if not torch.isfinite(loss):
-            raise self._diverged(step, f"loss {loss.item()}")
+    def logits(self, rows: list[Tensor]) -> Tensor:
+        """Log-mels (F, M), or what is kept of B clips -> (B, C)."""
+        if self.activations is None:
+            return torch.stack(run(self.backbone, [self.task] * len(rows), rows, [self.clip_seconds] * len(rows)))
+        rows = [row.to(self.device) for row in rows]
+        if self.activations.block is None:
+            return self.task.head(torch.stack(rows))
+        return torch.stack(logits_above(self.backbone, [self.task] * len(rows), rows, self.activations.block))
+
+    def loss(self, logits: Tensor, labels: list[Any], step: int) -> Tensor:
+        """What the backward pass starts from: the loss, scaled if the precision needs it. Clears old gradients.
+
+        Raises:
+            TrainingDivergedError: it is not finite. LabelsError.
+        """
+        loss = loss_function(self.task, logits, self.task.targets(labels).to(self.device))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise self._diverged(step, f"loss {value}")
+        self.losses.append(value)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        scaled: Tensor = self.scaler.scale(loss)
+        return scaled
+
+    def update(self, step: int) -> None:
+        """The optimiser's part of a step, after the backward pass. Raises TrainingDivergedError."""
         self.scaler.unscale_(self.optimizer)
         limit = self.options.clip_grad or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.task.parameters(), limit)
@@ -245,12 +251,11 @@ class Trainer:
         self.scaler.update()
         if self.scaler.get_scale() >= scale:  # else the step was skipped
             self.scheduler.step()
-        return loss.item()
 
     @contextmanager
-    def _dropout(self, step: int) -> Iterator[None]:
+    def dropout(self, step: int) -> Iterator[None]:
         """Dropout by (seed, task, step); the caller's random state stays as it was."""
-        if not any(isinstance(module, nn.Dropout) for module in self.task.modules()):
+        if not self.has_dropout:
             yield
             return
         devices = [self.device] if self.device.type == "cuda" else []
@@ -258,56 +263,55 @@ class Trainer:
             torch.manual_seed(seeded(self.options.seed, self.task.name, "dropout", str(step)).initial_seed())
             yield
 
-    def _logits(self, inputs: list[Tensor]) -> Tensor:
-        if self.cached:
-            return self.task.head(torch.stack(inputs).to(self.device))
+    @property
+    def has_dropout(self) -> bool:
+        return any(isinstance(module, nn.Dropout) for module in self.task.modules())
+
+    def _augments(self, masks: tuple[int, float | int]) -> bool:
+        return any(masks) or self.options.crop_seconds is not None
+
+    def _activations(self, stores: dict[str, Store] | None) -> Activations:
         options = self.options
-        seconds = self.task.spec.clip_seconds
-        if options.crop_seconds is not None:
-            samples = round(options.crop_seconds * SAMPLE_RATE)
-            inputs = [random_crop(w, samples, self.generator) for w in inputs]
-            seconds = None if seconds is None else min(seconds, options.crop_seconds)
-        with torch.no_grad():
-            mels = mels_of(self.backbone, inputs)
-            if self.freq_mask or self.time_mask:
-                mels = [spec_augment(mel, self.freq_mask, self.time_mask, self.generator) for mel in mels]
-        return torch.stack(run(self.backbone, [self.task] * len(mels), mels, [seconds] * len(mels)))
+        where = "memory" if options.cache == "auto" else str(options.cache)
+        standard = MEMORY_BYTES if where == "memory" else FOLDER_BYTES
+        limit = options.cache_bytes or (None if options.cache == "auto" else standard)
+        return Activations(
+            self.backbone,
+            self.task,
+            where,
+            limit=limit,
+            batch_size=options.batch_size,
+            workers=options.workers,
+            precision=self.precision,
+            autocast=self.autocast,
+            stores=stores,
+        )
 
-    def _features(self, data: Any) -> list[tuple[Tensor, Any]]:
-        """(pooled feature (D,), label) of each clip: all that a head ever sees of it."""
-        features: list[tuple[Tensor, Any]] = []
-        self.task.eval()
-        with torch.no_grad(), self.autocast:
-            for waveforms, labels in batches(data, self.options.batch_size):
-                mels = mels_of(self.backbone, waveforms)
-                vectors = run(self.backbone, [self.task] * len(mels), mels, pooled=True)
-                features.extend(zip((v.float() for v in vectors), labels, strict=True))
-        return features
-
-    def _validator(self, val: Any) -> Callable[[], dict[str, float]] | None:
-        if val is None:
-            return None
-        data = val if hasattr(val, "__len__") else list(items(val))
-        if not self.task.uses_frozen_features():
-
-            def evaluate() -> dict[str, float]:
-                with self.autocast:
-                    return evaluate_task(self.backbone, self.task, data, batch_size=self.options.batch_size).metrics
-
-            return evaluate
-        features = self._features(data)
-        if not features:
+    def _fill(self, bar: Progress) -> None:
+        """Computes what a cache keeps, if there is one."""
+        if self.activations is None:
+            return
+        if self.val is not None and not len(self.val):
             raise DatasetError(f"got no validation clips for {self.task.name!r}; pass val=None to train without.")
-        vectors = torch.stack([vector for vector, _ in features])
-        targets = self.task.targets([label for _, label in features])
+        parts: list[tuple[Kept, bool]] = [(self.data, True)] + ([] if self.val is None else [(self.val, False)])
+        missing = sum(len(part.missing()) for part, _ in parts)
+        row = bar.add_task(f"{self.task.name}: what its cache keeps", total=missing, note="", visible=missing > 0)
+        for part, training in parts:
+            self.activations.fill(part, training=training, advance=lambda clips: bar.update(row, advance=clips))
 
-        def evaluate_head() -> dict[str, float]:
-            self.task.eval()
-            with torch.no_grad(), self.autocast:
-                logits = self.task.head(vectors)
-            return score(self.task, logits.float().cpu(), targets)
-
-        return evaluate_head
+    def _validate(self) -> dict[str, float]:
+        """Metrics on the validation data, if there is any."""
+        if self.val is None:
+            return {}
+        size = self.options.batch_size
+        if not isinstance(self.val, Kept):
+            with self.autocast:
+                return evaluate_task(self.backbone, self.task, self.val, batch_size=size).metrics
+        self.task.eval()
+        tensors = self.val.tensors
+        with torch.no_grad(), self.autocast:
+            parts = [self.logits(tensors[at : at + size]).float().cpu() for at in range(0, len(tensors), size)]
+        return score(self.task, torch.cat(parts), self.task.targets(self.val.labels))
 
     def _lr_factor(self, step: int) -> float:
         options, total = self.options, self.total
@@ -317,7 +321,7 @@ class Trainer:
         if options.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
         if options.schedule == "multistep":
-            epoch = step // len(self.loader)
+            epoch = step // len(self.feed)
             return options.gamma ** sum(epoch >= milestone for milestone in options.milestones)
         return 1.0
 
@@ -328,34 +332,21 @@ class Trainer:
         )
 
 
-def _collate(pairs: Sequence[tuple[Tensor, Any]]) -> tuple[list[Tensor], list[Any]]:
-    return [waveform for waveform, _ in pairs], [label for _, label in pairs]
-
-
-def _as_dataset(data: Any, task: Task) -> Any:
-    """A map-style dataset; any other iterable is read into a list once."""
-    data = data if hasattr(data, "__len__") and hasattr(data, "__getitem__") else list(items(data))
-    if not len(data):
-        raise DatasetError(f"got no clips to train {task.name!r} on, expected (waveform, label) pairs.")
-    return data
+def options_of_fit(given: Mapping[str, Any]) -> Options:
+    """Raises UnknownNameError for what is no option, ConfigError for a value that cannot work."""
+    unknown = sorted(given.keys() - Options.__dataclass_fields__.keys())
+    if unknown:
+        raise UnknownNameError("option of fit", unknown[0], Options.__dataclass_fields__)
+    return Options(**given)
 
 
 def _copy_state(task: Task) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in task.state_dict().items()}
 
 
-def _default_precision(device: torch.device) -> str:
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu":
-        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
-    return "fp32"
-
-
-def _bar(disable: bool) -> Progress:
+def progress_bar(show: bool) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, TextColumn("{task.fields[note]}"), disable=disable)
+    return Progress(*columns, TextColumn("{task.fields[note]}"), disable=not show)
 
 
 def _note(record: dict[str, float]) -> str:

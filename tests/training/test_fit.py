@@ -10,6 +10,7 @@ import torch
 
 from adapterbank.bank import AdapterBank
 from adapterbank.task import Task
+from adapterbank.training import cache, feed
 from adapterbank.training import fit as module
 from adapterbank.training.fit import History, fit
 
@@ -130,8 +131,8 @@ def test_head_features_computed_once_train_like_those_computed_every_time(bank, 
 
 def test_head_features_are_computed_once_per_clip(bank, labelled_clips, monkeypatch):
     heard = []
-    real = module.mels_of
-    monkeypatch.setattr(module, "mels_of", lambda base, waves: heard.extend(waves) or real(base, waves))
+    real = cache.mels_of
+    monkeypatch.setattr(cache, "mels_of", lambda base, waves: heard.extend(waves) or real(base, waves))
     quick(bank, "probe", labelled_clips, labelled_clips[:3], epochs=5)
     assert len(heard) == len(labelled_clips) + 3
 
@@ -151,8 +152,8 @@ def test_training_is_repeatable_and_follows_its_seed(small_backbone, labelled_cl
 
 
 def test_training_hears_random_crops_and_validation_whole_clips(bank, labelled_clips, monkeypatch):
-    heard, real = [], module.mels_of
-    monkeypatch.setattr(module, "mels_of", lambda base, waves: heard.extend(map(len, waves)) or real(base, waves))
+    heard, real = [], feed.mels_of
+    monkeypatch.setattr(feed, "mels_of", lambda base, waves: heard.extend(map(len, waves)) or real(base, waves))
     judged = []
     real_judge = module.evaluate_task
     monkeypatch.setattr(
@@ -169,8 +170,8 @@ def test_training_hears_random_crops_and_validation_whole_clips(bank, labelled_c
 def test_specaugment_is_the_default_inside_the_backbone_and_off_for_heads(
     task, masked, bank, labelled_clips, monkeypatch
 ):
-    calls, real = [], module.spec_augment
-    monkeypatch.setattr(module, "spec_augment", lambda mel, f, t, g: calls.append((f, t)) or real(mel, f, t, g))
+    calls, real = [], feed.spec_augment
+    monkeypatch.setattr(feed, "spec_augment", lambda mel, f, t, g: calls.append((f, t)) or real(mel, f, t, g))
     quick(bank, task, labelled_clips, epochs=1)
     assert set(calls) == ({(24, 0.2)} if masked else set())
     calls.clear()

@@ -17,7 +17,8 @@ from adapterbank.errors import (
     UnknownNameError,
     WaveformError,
 )
-from adapterbank.training.fit import Options, fit
+from adapterbank.training.fit import fit
+from adapterbank.training.options import Options
 
 LABELS = ["bass", "brass", "organ"]
 

@@ -1,0 +1,302 @@
+"""Activations below a task's first site, computed once per clip and kept in memory or on disk.
+
+Below the first site nothing depends on what is trained. What is kept has a name made of everything it depends on: the
+SHA-256 of the waveform, its padded length, and the backbone, dtypes, normalisation and block that `_identity` lists. A
+clip or a backbone that changed has another name, so that nothing stale is ever found.
+
+Symbols: B batch, T samples, F frames, M mel bins, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+
+import adapterbank
+from adapterbank.backbone.checkpoints import Backbone
+from adapterbank.backbone.frontend import as_waveforms, frame_count
+from adapterbank.errors import AdapterBankError, ConfigError, StorageError
+from adapterbank.routing import mels_of, run
+from adapterbank.storage import write_atomically
+from adapterbank.task import Task, seeded
+from adapterbank.training.below import first_block, tokens_below
+
+FORMAT = 1  # to be raised when the front end or the AST computes other values
+MEMORY_BYTES = 4 * 2**30
+FOLDER_BYTES = 64 * 2**30
+ENTRY = 4  # bytes of a number: the residual stream is fp32 whatever the frozen linears are
+
+
+class Store(Protocol):
+    """Tensors by name, kept for good."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None: ...
+
+    def get(self, name: str) -> Tensor: ...
+
+
+class MemoryStore:
+    """In the memory of this process."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors.update(tensors)
+
+    def get(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+
+class FolderStore:
+    """In one folder per identity, a safetensors file per batch; read through the page cache of the system.
+
+    A file has the SHA-256 of its content in its name, is written in one step and verified when the folder is opened.
+    Several processes may fill one folder: at worst both compute the same clip.
+
+    Raises:
+        StorageError: a file is cut or was changed, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]):
+        text = json.dumps(identity, sort_keys=True, indent=1)
+        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+        self._where: dict[str, Any] = {}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.folder / "identity.json", text.encode())  # for people; nothing reads it
+        except OSError as error:
+            raise StorageError(f"cannot keep activations in {folder}: {error}. Choose another folder.") from error
+        for path in sorted(self.folder.glob("*.safetensors")):
+            self._open(path)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        content = save(dict(tensors))
+        path = self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            raise StorageError(f"cannot keep activations in {self.folder}: {error}. What is there stays.") from error
+        self._open(path, verify=False)
+
+    def get(self, name: str) -> Tensor:
+        found: Tensor = self._where[name].get_tensor(name)  # a view of the mapped file
+        return found
+
+    def _open(self, path: Path, verify: bool = True) -> None:
+        try:
+            if verify and hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
+                raise StorageError(f"{path} is cut or was changed. Delete it: its clips are computed again.")
+            handle = safe_open(str(path), "pt")
+            self._where.update(dict.fromkeys(handle.keys(), handle))
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, AdapterBankError):
+                raise
+            raise StorageError(f"cannot read {path}: {error}. Delete it: its clips are computed again.") from error
+
+
+class Kept(Dataset[tuple[Tensor, Any]]):
+    """A dataset by what is kept of its clips: item i is (tokens (N, D) or a vector (D,), label), once it is filled."""
+
+    def __init__(self, names: Sequence[str], labels: Sequence[Any], data: Any, store: Store):
+        self.names, self.labels, self.data, self.store = names, labels, data, store
+        self.tensors: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return self.tensors[index], self.labels[index]
+
+    def missing(self) -> list[int]:
+        """One clip of each name that is not in the store yet."""
+        first = dict(zip(reversed(self.names), reversed(range(len(self))), strict=True))
+        return sorted(index for name, index in first.items() if name not in self.store)
+
+
+class Activations:
+    """What one training keeps: tokens that enter the task's first block, or, where none is trained, pooled features.
+
+    Args:
+        backbone: as the training runs it.
+        where: "memory" or a folder.
+        limit: bytes, None for any number.
+        precision, autocast: of the training.
+        stores: of memory, shared by trainings of one process.
+
+    Raises:
+        ConfigError: the task acts from the first block on.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        where: str,
+        *,
+        limit: int | None,
+        batch_size: int,
+        workers: int,
+        precision: str,
+        autocast: AbstractContextManager[Any],
+        stores: dict[str, Store] | None = None,
+    ):
+        self.backbone, self.task, self.limit = backbone, task, limit
+        self.folder = None if where == "memory" else Path(where).expanduser()
+        self.batch_size, self.workers, self.precision, self.autocast = batch_size, workers, precision, autocast
+        self.stores = {} if stores is None else stores
+        self.block = None if task.uses_frozen_features() else first_block(task, backbone.weights)
+        if not self.block and not task.uses_frozen_features():
+            raise ConfigError(
+                f"got cache={where!r} for {task.name!r}, whose method {task.method!r} acts from the first block on: "
+                "nothing below it could be kept. Pass cache=None, or give its method the later blocks (layers=[6, 7])."
+            )
+
+    def survey(self, data: Any, *, training: bool) -> Kept:
+        """Names and labels of all clips of a map-style dataset; every clip is read once, nothing is computed."""
+        store = self._store(training)
+        names, labels = [], []
+        for waveforms, batch_labels in self._read(data, range(len(data)), self.workers):
+            names += [self._name(waveform) for waveform in waveforms]
+            labels += batch_labels
+        return Kept(names, labels, data, store)
+
+    def check(self, *parts: Kept) -> None:
+        """Raises ConfigError if what these parts need is more than may be kept, or than the disk has room for."""
+        wanted = {(id(part.store), name) for part in parts for name in part.names}
+        missing = {(id(part.store), name) for part in parts for name in part.names if name not in part.store}
+        needed, lacking = (sum(self._bytes(name) for _, name in names) for names in (wanted, missing))
+        what = "pooled features" if self.block is None else f"the tokens that enter block {self.block}"
+        what = f"{what} of {sum(map(len, parts)):,} clips need"
+        anew = "cache=None to compute them in each epoch"
+        if self.limit is not None and needed > self.limit:
+            disk = "" if self.folder is not None else "cache=<a folder> to keep them on disk, or "
+            raise ConfigError(
+                f"{what} {_mib(needed)}, cache_bytes allows {_mib(self.limit)}. "
+                f"Pass cache_bytes={needed}, {disk}{anew}."
+            )
+        if self.folder is not None and lacking > (free := shutil.disk_usage(self.folder).free):
+            raise ConfigError(
+                f"{what} {_mib(lacking)} more in {self.folder}, whose disk has {_mib(free)} left. Choose a folder on "
+                f"another disk, or {anew}."
+            )
+
+    def fill(self, kept: Kept, *, training: bool, advance: Callable[[int], None] = lambda clips: None) -> None:
+        """Computes what is missing, batch by batch, and opens all of it.
+
+        Args:
+            training: as a training computes it; else as an evaluation does (attention has other kernels there).
+            advance: called with the clips of each batch that was computed.
+
+        Raises:
+            ConfigError: the data gives other waveforms when it is read again.
+        """
+        self.task.eval()
+        missing = kept.missing()
+        for waveforms, _ in self._read(kept.data, missing, self.workers):
+            wanted = [kept.names[index] for index in missing[: len(waveforms)]]
+            if [self._name(waveform) for waveform in waveforms] != wanted:
+                raise ConfigError(
+                    f"the data of {self.task.name!r} gives another waveform each time a clip is read. What is kept "
+                    "would freeze the first: take the random part out of the dataset, or pass cache=None."
+                )
+            values = [value.float().cpu() for value in self._compute(waveforms, training)]
+            # Copies: a row of a batch would hold all of it in memory, and safetensors refuses shared storage.
+            copies = [value.clone(memory_format=torch.contiguous_format) for value in values]
+            kept.store.put(dict(zip(wanted, copies, strict=True)))
+            advance(len(waveforms))
+            missing = missing[len(waveforms) :]
+        kept.tensors = [kept.store.get(name) for name in kept.names]
+
+    def _compute(self, waveforms: list[Tensor], training: bool) -> list[Tensor]:
+        with torch.no_grad():
+            mels = mels_of(self.backbone, waveforms)
+        # Nothing here has a gradient; whether gradients are on decides which attention kernel runs.
+        with torch.set_grad_enabled(training), self.autocast:
+            if self.block is None:
+                return run(self.backbone, [self.task] * len(mels), mels, pooled=True)
+            seconds = self.task.spec.clip_seconds
+            return tokens_below(self.backbone, self.task, mels, [self.block], seconds)[self.block]
+
+    def _read(self, data: Any, indices: Sequence[int], workers: int) -> Iterator[tuple[list[Tensor], list[Any]]]:
+        part: Any = Subset(data, indices)
+        # A generator of its own: a loader without one draws from the global state.
+        loader: Any = DataLoader(
+            part, self.batch_size, collate_fn=collate, num_workers=workers, generator=seeded(0, "cache")
+        )
+        return iter(loader)
+
+    def _name(self, waveform: Any) -> str:
+        [clip] = as_waveforms([waveform])
+        frames = self.task.padded_frames(frame_count(len(clip)), self.task.spec.clip_seconds)
+        return f"{hashlib.sha256(clip.contiguous().cpu().numpy().data).hexdigest()}-{frames}"
+
+    def _bytes(self, name: str) -> int:
+        geometry = self.backbone.geometry
+        tokens = 1 if self.block is None else geometry.tokens(int(name.rpartition("-")[2]))
+        return ENTRY * geometry.width * tokens
+
+    def _store(self, training: bool) -> Store:
+        identity = self._identity(training)
+        key = json.dumps(identity, sort_keys=True)
+        if key not in self.stores:
+            self.stores[key] = MemoryStore() if self.folder is None else FolderStore(self.folder, identity)
+        return self.stores[key]
+
+    def _identity(self, training: bool) -> dict[str, Any]:
+        """Everything beside a clip that its activations depend on."""
+        backbone, task = self.backbone, self.task
+        kept: dict[str, Any] = {"block": self.block}
+        if self.block is None:
+            kept = {"pooling": task.spec.pooling, "method": task.method, "options": str(dict(task.spec.options))}
+            kept["adapters"] = _digest(dict(task.adapters.state_dict()))  # frozen ones, as `compose` makes them
+        return {
+            "format": FORMAT,
+            "adapterbank": adapterbank.__version__,
+            "torch": torch.__version__,
+            "device": backbone.device.type,
+            "backbone": backbone.fingerprint,
+            "geometry": asdict(backbone.geometry),
+            "dtypes": sorted({str(tensor.dtype) for _, tensor in backbone.weights.named()}),
+            "precision": self.precision,
+            "training": training,
+            "mean_std": list(task.mean_std),
+            **kept,
+        }
+
+
+def collate(pairs: Sequence[tuple[Tensor, Any]]) -> tuple[list[Tensor], list[Any]]:
+    """A batch as two lists: clips have any lengths, labels any form."""
+    return [clip for clip, _ in pairs], [label for _, label in pairs]
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,264 @@
+"""Several tasks trained at once: their rows run through the frozen AST together, everything else stays each task's own.
+
+A step of a joint training is a step of each task: its own batch, loss, gradient scale, clipping and optimiser. Tasks
+that hear the same clips share the front end and all blocks below their first sites; above, rows of several tasks are
+packed into the same frozen matmuls as long as they are few.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from adapterbank.backbone.checkpoints import Backbone
+from adapterbank.bank import AdapterBank
+from adapterbank.errors import ConfigError, TrainingDivergedError
+from adapterbank.training.below import first_block, logits_above, tokens_below
+from adapterbank.training.cache import Store
+from adapterbank.training.feed import Batch, Feed, as_dataset
+from adapterbank.training.fit import History, TaskState, Trainer, leave_training, options_of_fit, progress_bar
+from adapterbank.training.meter import Meter
+from adapterbank.training.metrics import items
+from adapterbank.training.options import Options, in_precision
+
+if TYPE_CHECKING:
+    from adapterbank.tracking import SequenceRun, TaskRun
+
+PACKED_TOKENS = 4096  # rows of one matmul: more are no faster, and their activations would all be held at once
+ManyHook = Callable[[str, int, dict[str, float]], None]
+
+
+def fit_many(
+    bank: AdapterBank,
+    tasks: Sequence[str] | Mapping[str, Mapping[str, Any]],
+    train: Any,
+    val: Any = None,
+    *,
+    progress: bool = True,
+    on_epoch: ManyHook | None = None,
+    tracker: SequenceRun | None = None,
+    **options: Any,
+) -> dict[str, History]:
+    """Trains several tasks of a bank side by side; each comes out as `fit` with the same options leaves it.
+
+    A task whose loss or gradient is NaN or Inf stops alone: it is given back as it was, `History.error` says why, and
+    the others go on. With order="shared" all tasks of one seed hear the same clips in each step, which are then heard
+    once.
+
+    Args:
+        tasks: names, or {name: its own options}, which win over those for all.
+        train, val: as in `fit`, for all tasks, or {name: data of that task}.
+        progress: show a line per task.
+        on_epoch: called with (task, epoch, metrics) after each epoch of each task.
+        tracker: the parent run that each task's run is nested in; that of a stopped task is marked as failed.
+        **options: the fields of `Options`, for all tasks.
+
+    Returns:
+        {task: history}; the time of the whole is shared out by steps.
+
+    Raises:
+        ConfigError: no task, one twice, or options that cannot work. UnknownNameError: unknown task or option.
+        Any error but a divergence ends all trainings, and all tasks are as they were before.
+    """
+    chosen = _options(bank, tasks, options)
+    states = {name: TaskState(bank.task(name)) for name in chosen}
+    with ExitStack() as runs:
+        members: list[Member] = []
+        try:
+            with Meter(bank.backbone.device) as meter, progress_bar(progress) as bar:
+                for trainer in _trainers(bank, chosen, _by_task(train, chosen), _by_task(val, chosen)):
+                    members.append(Member(trainer, states[trainer.task.name], bar, on_epoch))
+                    if tracker is not None:
+                        members[-1].track(tracker, bank, runs)
+                _train(members)
+        except BaseException:
+            for state in states.values():
+                state.restore()
+            raise
+        finally:
+            for state in states.values():
+                leave_training(state.task)
+        steps = sum(member.history.steps for member in members)
+        for member in members:
+            member.finish(meter, member.history.steps / max(1, steps))
+    return {member.name: member.history for member in members}
+
+
+class Member:
+    """One task of a joint training, and how far it is."""
+
+    def __init__(self, trainer: Trainer, before: TaskState, bar: Progress, on_epoch: ManyHook | None):
+        self.trainer, self.task, self.name = trainer, trainer.task, trainer.task.name
+        self.history = History(self.name, asdict(trainer.options), trainer.precision)
+        self.before = before
+        self.batches = trainer.batches(self.history, bar, self._hook)
+        self.batch = Batch([], [])
+        kept = trainer.activations
+        self.first = first_block(self.task, trainer.backbone.weights) if kept is None else kept.block
+        self._on_epoch, self._closing = on_epoch, ExitStack()
+        self._run: TaskRun | None = None
+
+    def track(self, tracker: SequenceRun, bank: AdapterBank, runs: ExitStack) -> None:
+        """Opens the task's own run, which is closed when the training stops, or with `runs`."""
+        data, val = self.trainer.data, self.trainer.val
+        sizes = {"train_clips": len(data), "val_clips": 0 if val is None else len(val)}
+        runs.enter_context(self._closing)
+        run = tracker.task(bank, self.name, params=sizes, tags={"strategy": "fit_many"})
+        self._run = self._closing.enter_context(run)
+
+    def hear(self) -> bool:
+        """Takes the next batch; false at the end of the training."""
+        batch = next(self.batches, None)
+        self.batch = batch or Batch([], [])
+        return batch is not None
+
+    def stop(self, error: TrainingDivergedError) -> None:
+        """Gives the task back as it was."""
+        self.batches.close()
+        self.before.restore()
+        leave_training(self.task)
+        self.history.error, self.history.best_epoch = str(error), -1
+        with suppress(TrainingDivergedError), self._closing:
+            raise error
+
+    def finish(self, meter: Meter, share: float) -> None:
+        """Writes down what it cost, `share` of the whole."""
+        self.history.seconds, self.history.gpu_seconds = share * meter.seconds, share * meter.gpu_seconds
+        self.history.peak_memory_mb = meter.peak_memory_mb
+        if self._run is not None and not self.history.error:
+            self._run.log_training(self.history)
+
+    def _hook(self, epoch: int, record: dict[str, float]) -> None:
+        if self._run is not None:
+            self._run.log_epoch(epoch, record)
+        if self._on_epoch is not None:
+            self._on_epoch(self.name, epoch, record)
+
+
+def _options(
+    bank: AdapterBank, tasks: Sequence[str] | Mapping[str, Mapping[str, Any]], shared: Mapping[str, Any]
+) -> dict[str, Options]:
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"got the tasks {names}, expected at least one task of the bank, and each once.")
+    own = tasks if isinstance(tasks, Mapping) else {}
+    return {bank.task(name).name: options_of_fit({**shared, **own.get(name, {})}) for name in names}
+
+
+def _by_task(data: Any, names: Mapping[str, Any]) -> dict[str, Any]:
+    """{task: map-style data}; what is given for several tasks is one object, read once."""
+    given = dict(data) if isinstance(data, Mapping) else dict.fromkeys(names, data)
+    if given.keys() != names.keys():
+        raise ConfigError(f"got data for {sorted(given)}, expected it for each task: {sorted(names)}, or one for all.")
+    read: dict[int, Any] = {}
+    for each in given.values():
+        if id(each) not in read:
+            there = each is None or (hasattr(each, "__len__") and hasattr(each, "__getitem__"))
+            read[id(each)] = each if there else list(items(each))
+    return {name: read[id(given[name])] for name in names}
+
+
+def _trainers(
+    bank: AdapterBank, chosen: Mapping[str, Options], train: Mapping[str, Any], val: Mapping[str, Any]
+) -> Iterator[Trainer]:
+    """With one backbone per precision, one feed for all that hear the same, and one memory for what caches keep."""
+    bases: dict[str, Backbone] = {}
+    feeds: dict[Any, Feed] = {}
+    stores: dict[str, Store] = {}
+    for name, options in chosen.items():
+        precision = options.precision_on(bank.backbone.device)
+        if precision not in bases:
+            bases[precision] = in_precision(bank.backbone, precision)
+        task = bank.task(name)
+        trainer = Trainer(bases[precision], task, as_dataset(train[name], task), options, val[name], stores)
+        trainer.feed = feeds.setdefault(trainer.feed.key, trainer.feed)
+        yield trainer
+
+
+def _train(members: Sequence[Member]) -> None:
+    """Steps of all until each is at its end or stopped."""
+    live = list(members)
+    while live:
+        live = [member for member in live if member.hear()]
+        rows = _enter(live)
+        for pack in _packs(live, rows):
+            _step(pack, rows)
+        live = [member for member in live if not member.history.error]
+
+
+def _enter(members: Sequence[Member]) -> dict[str, list[Tensor]]:
+    """What enters the first block of each task that has blocks of its own, (N, D) per clip; computed once per clip."""
+    rows: dict[str, list[Tensor]] = {}
+    alike: dict[Any, list[Member]] = {}
+    for member in members:
+        trainer = member.trainer
+        if trainer.activations is not None:
+            rows[member.name] = [row.to(trainer.device) for row in member.batch.rows]
+        elif member.first is not None:
+            heard = (id(member.batch), trainer.precision, member.task.mean_std, trainer.clip_seconds)
+            alike.setdefault(heard, []).append(member)
+    for group in alike.values():
+        one = group[0].trainer
+        blocks = {member.first for member in group if member.first is not None}
+        with one.autocast:
+            found = tokens_below(one.backbone, one.task, group[0].batch.rows, blocks, one.clip_seconds)
+        rows.update({member.name: found[member.first] for member in group if member.first is not None})
+    return rows
+
+
+def _packs(members: Sequence[Member], rows: Mapping[str, Sequence[Tensor]]) -> Iterator[list[Member]]:
+    """Tasks with the same first block whose rows run together; alone: dropout (it draws from the global random state
+    in a task's own order) and tasks of which no block is the base's, or none is left to run."""
+    packs: dict[Any, list[Member]] = {}
+    sizes: dict[Any, int] = {}
+    for member in members:
+        trainer = member.trainer
+        alone = member.first is None or trainer.has_dropout
+        key = (trainer.precision, member.first, member.name if alone else None)
+        size = 0 if member.first is None else sum(map(len, rows[member.name]))
+        if key in packs and sizes[key] + size > PACKED_TOKENS:
+            yield packs.pop(key)
+        if key not in packs:
+            packs[key], sizes[key] = [], 0
+        packs[key].append(member)
+        sizes[key] += size
+    yield from packs.values()
+
+
+def _step(pack: Sequence[Member], rows: Mapping[str, list[Tensor]]) -> None:
+    """One optimiser step of each task of a pack; a task that diverges is stopped."""
+    one = pack[0].trainer
+    if pack[0].first is None:
+        with _stopping(pack[0]):
+            one.step(pack[0].batch, pack[0].history.steps)
+        return
+    tokens = [row for member in pack for row in rows[member.name]]
+    tasks = [member.task for member in pack for _ in rows[member.name]]
+    dropout = one.dropout(pack[0].history.steps) if len(pack) == 1 else nullcontext()
+    with one.autocast, dropout:
+        logits = iter(logits_above(one.backbone, tasks, tokens, pack[0].first))
+    losses = {}
+    for member in pack:
+        mine = torch.stack([next(logits) for _ in rows[member.name]])
+        with _stopping(member):
+            losses[member] = member.trainer.loss(mine, member.batch.labels, member.history.steps)
+    # One pass for all: no tensor that gets a gradient belongs to two tasks, and rows do not meet on the way.
+    torch.autograd.backward(list(losses.values()))
+    for member in losses:
+        with _stopping(member):
+            member.trainer.update(member.history.steps)
+
+
+@contextmanager
+def _stopping(member: Member) -> Iterator[None]:
+    """A task that diverges in here is given back as it was; the others do not notice."""
+    try:
+        yield
+    except TrainingDivergedError as error:
+        member.stop(error)

@@ -1,0 +1,247 @@
+"""What is kept below a task's first site: the same losses, computed once, and never of another clip or backbone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from adapterbank.bank import AdapterBank
+from adapterbank.errors import ConfigError, StorageError
+from adapterbank.training import cache as module
+from adapterbank.training.fit import fit
+
+LABELS = ["bass", "brass", "organ"]
+TASKS = {
+    "partial": {"blocks": 1},
+    "aat_ms": {"layers": [1], "clip_seconds": 1.0, "normalize": (-5.0, 3.0)},
+    "lora": {"layers": [1]},
+    "prompt": {"layers": [1], "pooling": "mean"},
+    "head": {},
+    "linear": {},
+}
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """Every waveform whose activations were computed to be kept."""
+    found, real = [], module.mels_of
+    monkeypatch.setattr(module, "mels_of", lambda base, waves: found.extend(waves) or real(base, waves))
+    return found
+
+
+def trained(backbone, method, data, val=None, *, task=None, **options):
+    """(history, bank) of a new task of this method."""
+    bank = AdapterBank(backbone)
+    bank.add_task("new", method, labels=LABELS, **(TASKS[method] if task is None else task))
+    plain = {"epochs": 3, "batch_size": 5, "lr": 5e-3, "precision": "fp32", "progress": False}
+    return fit(bank, "new", data, val, **{**plain, **options}), bank
+
+
+def files(folder):
+    return sorted(folder.glob("*/*.safetensors"))
+
+
+@pytest.mark.parametrize("method", TASKS)
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_kept_activations_give_the_losses_of_those_computed_anew(
+    where, method, small_backbone, labelled_clips, tmp_path
+):
+    plain = {"freq_mask": 0, "time_mask": 0}
+    anew, fresh = trained(small_backbone, method, labelled_clips, labelled_clips[:7], **plain, cache=None)
+    for _ in range(1 if where == "memory" else 2):  # from a folder that was filled before as well
+        place = "memory" if where == "memory" else tmp_path / "kept"
+        kept, bank = trained(small_backbone, method, labelled_clips, labelled_clips[:7], cache=place)
+        for one, other in zip(kept.epochs, anew.epochs, strict=True):
+            assert one == pytest.approx(other, abs=1e-6)
+        assert kept.best_epoch == anew.best_epoch
+        for key, tensor in fresh.task("new").state_dict().items():
+            torch.testing.assert_close(bank.task("new").state_dict()[key], tensor, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_keeps_what_a_training_step_computes(precision, small_backbone, labelled_clips):
+    options = {"precision": precision, "freq_mask": 0, "time_mask": 0, "batch_size": 12}
+    kept, anew = (trained(small_backbone, "partial", labelled_clips, **options, cache=how) for how in ("memory", None))
+    losses = [[record["train/loss"] for record in history.epochs] for history, _ in (kept, anew)]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+
+
+def test_every_clip_is_computed_once_in_memory_and_once_for_all_in_a_folder(
+    small_backbone, labelled_clips, tmp_path, heard
+):
+    double = [*labelled_clips, labelled_clips[0]]
+    trained(small_backbone, "partial", double, labelled_clips[:3], cache="memory")
+    assert len(heard) == len(labelled_clips) + 3
+    heard.clear()
+    trained(small_backbone, "partial", double, labelled_clips[:3], cache=tmp_path)
+    assert len(heard) == len(labelled_clips) + 3
+    heard.clear()
+    trained(small_backbone, "lora", labelled_clips, labelled_clips[:2], task={"layers": [1]}, cache=tmp_path)
+    assert heard == []
+
+
+def test_a_head_keeps_its_features_unless_told_not_to(small_backbone, labelled_clips, heard):
+    trained(small_backbone, "head", labelled_clips)
+    assert len(heard) == len(labelled_clips)
+    heard.clear()
+    trained(small_backbone, "head", labelled_clips, cache=None)
+    trained(small_backbone, "head", labelled_clips, freq_mask=8)
+    trained(small_backbone, "partial", labelled_clips)
+    assert heard == []
+
+
+def test_whatever_an_activation_depends_on_makes_another_name(small_backbone, labelled_clips, tmp_path, heard):
+    def computed(backbone=small_backbone, data=labelled_clips, method="partial", task=None, **options):
+        heard.clear()
+        trained(backbone, method, data, task=task or {"blocks": 1}, epochs=1, cache=tmp_path, **options)
+        return len(heard)
+
+    everything = len(labelled_clips)
+    assert computed() == everything
+    assert computed() == 0
+    assert computed(backbone=replace(small_backbone, fingerprint="other")) == everything
+    assert computed(backbone=replace(small_backbone, mean=-4.0)) == everything
+    assert computed(backbone=small_backbone.to(dtype=torch.bfloat16)) == everything
+    assert computed(precision="bf16") == everything
+    assert computed(task={"blocks": 1, "normalize": (-5.0, 3.0)}) == everything
+    assert computed(task={"blocks": 1, "clip_seconds": 2.0}) == everything
+    assert computed(method="head", task={"pooling": "mean"}) == everything
+    assert computed(method="head", task={"pooling": "cls_dist"}) == everything
+    quieter = [(0.5 * wave if index == 4 else wave, label) for index, (wave, label) in enumerate(labelled_clips)]
+    assert computed(data=quieter) == 1
+    assert computed(data=list(reversed(labelled_clips))) == 0
+
+
+def test_features_behind_frozen_adapters_have_those_adapters_in_their_name(
+    small_backbone, labelled_clips, tmp_path, randomise, heard
+):
+    counts = []
+    for seed in (0, 0, 1):
+        bank = AdapterBank(small_backbone)
+        for name, method in (("one", "aat_ms"), ("two", "prompt")):
+            bank.add_task(name, method, labels=LABELS)
+            randomise(bank.task(name), seed)
+        bank.compose("new", ["one", "two"], freeze=True)
+        heard.clear()
+        fit(bank, "new", labelled_clips, epochs=1, cache=tmp_path, progress=False)
+        counts.append(len(heard))
+    assert counts == [len(labelled_clips), 0, len(labelled_clips)]
+
+
+@pytest.mark.parametrize(
+    ("method", "task", "options", "message"),
+    [
+        (
+            "aat_ms",
+            {},
+            {},
+            r"got cache='memory' for 'new', whose method 'aat_ms' acts from the first block on.*layers=",
+        ),
+        ("full", {}, {}, "'full' acts from the first block on"),
+        ("shallow_prompt", {"tokens": 3}, {}, "acts from the first block on"),
+        ("partial", {"blocks": 1}, {"freq_mask": 8}, "got cache='memory' with freq_mask=8: crops and masks are drawn"),
+        ("partial", {"blocks": 1}, {"time_mask": 0.1}, "with time_mask=0.1"),
+        ("head", {}, {"crop_seconds": 0.5}, "with crop_seconds=0.5.*cache=None"),
+        ("partial", {"blocks": 1}, {"cache_bytes": 0}, "got cache_bytes=0, expected a positive integer"),
+        ("partial", {"blocks": 1}, {"cache": 7}, "got cache=7, expected 'auto', 'memory', a folder or None"),
+    ],
+)
+def test_a_cache_that_could_never_help_is_refused(method, task, options, message, small_backbone, labelled_clips):
+    with pytest.raises(ConfigError, match=message):
+        trained(small_backbone, method, labelled_clips, task=task, **{"cache": "memory", **options})
+
+
+@pytest.mark.parametrize("where", ["memory", "folder"])
+def test_too_much_to_keep_is_said_in_bytes_before_anything_is_computed(
+    where, small_backbone, labelled_clips, tmp_path, heard
+):
+    place = tmp_path if where == "folder" else "memory"
+    with pytest.raises(ConfigError, match=r"the tokens that enter block 1 of 17 clips need") as error:
+        trained(small_backbone, "partial", labelled_clips, labelled_clips[:5], cache=place, cache_bytes=1000)
+    assert heard == []
+    assert ("cache=<a folder>" in str(error.value)) == (where == "memory")
+    needed = int(str(error.value).partition("Pass cache_bytes=")[2].partition(",")[0])
+    geometry = small_backbone.geometry
+    counts = [1 + max(0, len(wave) - 400) // 160 for wave, _ in [*labelled_clips, *labelled_clips[:5]]]
+    assert needed == sum(4 * geometry.width * geometry.tokens(geometry.whole_frames(count)) for count in counts)
+    trained(small_backbone, "partial", labelled_clips, labelled_clips[:5], cache=place, cache_bytes=needed)
+
+
+def test_a_full_disk_is_found_before_anything_is_computed(small_backbone, labelled_clips, tmp_path, heard, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10_000}))
+    with pytest.raises(ConfigError, match="MiB more in .* MiB left. Choose a folder on another disk"):
+        trained(small_backbone, "partial", labelled_clips, cache=tmp_path)
+    assert heard == []
+
+
+def test_a_killed_training_leaves_whole_batches_that_the_next_one_uses(
+    small_backbone, labelled_clips, tmp_path, heard, monkeypatch
+):
+    real = module.FolderStore.put
+
+    def killed(store, tensors):
+        if len(files(tmp_path)) == 2:
+            raise KeyboardInterrupt
+        real(store, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.FolderStore, "put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(small_backbone, "partial", labelled_clips, cache=tmp_path, batch_size=4)
+    heard.clear()
+    kept, _ = trained(small_backbone, "partial", labelled_clips, cache=tmp_path, batch_size=4)
+    assert len(heard) == len(labelled_clips) - 8
+    anew, _ = trained(small_backbone, "partial", labelled_clips, batch_size=4, freq_mask=0, time_mask=0, cache=None)
+    for one, other in zip(kept.epochs, anew.epochs, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed"])
+def test_a_damaged_file_is_refused_by_name(harm, small_backbone, labelled_clips, tmp_path):
+    trained(small_backbone, "partial", labelled_clips, cache=tmp_path, epochs=1)
+    path = files(tmp_path)[0]
+    content = path.read_bytes()
+    path.write_bytes(content[:-50] if harm == "cut" else content[:-50] + bytes([content[-50] ^ 1]) + content[-49:])
+    with pytest.raises(StorageError, match=f"{path} is cut or was changed. Delete it"):
+        trained(small_backbone, "partial", labelled_clips, cache=tmp_path)
+    path.unlink()
+    history, _ = trained(small_backbone, "partial", labelled_clips, cache=tmp_path)
+    assert all(math.isfinite(record["train/loss"]) for record in history.epochs)
+
+
+def test_a_folder_holds_nothing_but_safetensors_and_a_description(small_backbone, labelled_clips, tmp_path):
+    trained(small_backbone, "partial", labelled_clips, labelled_clips[:2], cache=tmp_path, epochs=1)
+    suffixes = {path.suffix for path in tmp_path.rglob("*") if path.is_file()}
+    assert suffixes == {".safetensors", ".json"}
+
+
+def test_a_folder_that_cannot_be_written_is_refused(small_backbone, labelled_clips, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot keep activations in .*Choose another folder"):
+        trained(small_backbone, "partial", labelled_clips, cache=tmp_path / "file")
+
+
+class Noisy(Dataset):
+    """Draws another clip each time."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return torch.randn(4000), "bass"
+
+
+@pytest.mark.parametrize("method", ["partial", "head"])
+def test_a_dataset_that_augments_by_itself_is_not_frozen_in_silence(method, small_backbone):
+    with pytest.raises(ConfigError, match="gives another waveform each time a clip is read.*cache=None"):
+        trained(small_backbone, method, Noisy(), cache="memory")
+
+
+def test_keeping_draws_nothing_from_the_global_random_state(small_backbone, labelled_clips, tmp_path):
+    state = torch.get_rng_state()
+    trained(small_backbone, "partial", labelled_clips, labelled_clips[:3], cache=tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
