@@ -159,6 +159,11 @@ def test_the_task_that_was_not_used_for_longest_goes(saved, load, opened, clips)
     assert [name for name, _ in opened] == ["notes", "tones", "mix", "tones"]
 
 
+def test_a_call_opens_each_of_its_tasks_once(saved, load, opened, clips):
+    load(saved, 1)(clips, ["notes", "mix", "notes", "own", "notes", "mix"])
+    assert [name for name, _ in opened] == ["notes", "mix", "own"]
+
+
 # -- what must never be lost ----------------------------------------------------------------------------------------
 
 
