@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adapterbank.backbone.ast import ASTWeights, Geometry
-from adapterbank.backbone.checkpoints import Backbone, expected_shapes, fingerprint
+from adapterbank.backbone.checkpoints import Backbone, expected_shapes, fingerprint, load_backbone
 from adapterbank.bank import AdapterBank
 from adapterbank.data import demo_tasks, load_folder
+from adapterbank.routing import mels_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -224,3 +225,70 @@ def hf_folder(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+# -- peft -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def peft_base(hf_model: Callable[..., Any]) -> Any:
+    """What peft wraps: transformers' AST with three classes."""
+    return hf_model(frequency_stride=16, time_stride=16, num_labels=3)
+
+
+@pytest.fixture
+def lora_bank(peft_base: Any, hf_folder: Callable[..., Path]) -> AdapterBank:
+    """A bank on the body of `peft_base`, with a task that nobody should touch."""
+    bank = AdapterBank(load_backbone(hf_folder(peft_base)))
+    bank.add_task("other", "prompt", num_classes=2)
+    return bank
+
+
+@pytest.fixture
+def clip(clips: list[Tensor]) -> Tensor:
+    """128 frames, the length of `peft_base`."""
+    return clips[4].repeat(9)[: (128 - 1) * 160 + 400]
+
+
+@pytest.fixture
+def heard(lora_bank: AdapterBank) -> Callable[..., Tensor]:
+    """A clip as the model of transformers takes it."""
+
+    def spectrogram(clip: Tensor, mean_std: tuple[float, float] | None = None) -> Tensor:
+        mean, std = mean_std or (lora_bank.backbone.mean, lora_bank.backbone.std)
+        (mel,) = mels_of(lora_bank.backbone, [clip])
+        return ((mel - mean) / (2 * std))[None]
+
+    return spectrogram
+
+
+@pytest.fixture
+def in_peft(
+    peft_base: Any, hf_blocks: Callable[[Any], list[HFBlock]], randomise: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Wraps `peft_base` in a trained adapter of peft: keywords go to its LoraConfig."""
+    peft = pytest.importorskip("peft")
+
+    def wrap(
+        targets: Sequence[str] = ("q", "v"), layers: Sequence[int] = (0, 1), body: bool = False, **options: Any
+    ) -> Any:
+        if "target_modules" not in options:
+            blocks = hf_blocks(peft_base)
+            names = [blocks[layer].linears[name] for layer in layers for name in targets]
+            options["target_modules"] = [name.partition(".")[2] for name in names]
+        config = peft.LoraConfig(**{"r": 4, "lora_alpha": 12, "modules_to_save": ["classifier"], **options})
+        wrapped = peft.get_peft_model(peft_base.audio_spectrogram_transformer if body else peft_base, config).eval()
+        trained = [p for p in wrapped.parameters() if p.requires_grad]
+        assert trained
+        randomise(nn.ParameterList(trained), seed=5, scale=0.2)
+        return wrapped
+
+    return wrap
+
+
+@pytest.fixture
+def peft_folder(in_peft: Callable[..., Any], tmp_path: Path) -> Path:
+    """What peft saves."""
+    folder = tmp_path / "Bird songs (v2)"
+    in_peft().save_pretrained(folder)
+    return folder

@@ -27,7 +27,7 @@ from adapterbank.backbone.original import SUFFIXES, translate
 from adapterbank.errors import BackboneError
 
 EMBEDDED = {"ast-mini": Path(__file__).parent / "weights" / "ast-mini"}
-EMBEDDED_SHA256 = {"ast-mini": "f4147e3fca93c1bf20e912dc8b4f6ba8cd5a60fb577aa847f5465f67d1679c7a"}  # of the weights
+EMBEDDED_SHA256 = {"ast-mini": "d2a25938c9220d143f5a47886bc307cfd14db1335383954cd9a9017bcbc6ab88"}  # of the weights
 AUDIOSET_CLASSES = 527
 MODEL_TYPE = "audio-spectrogram-transformer"
 INIT_STD = 0.02  # `initializer_range` of transformers' ASTConfig
