@@ -25,7 +25,9 @@ from adapterbank.methods.head import POOLINGS
 from adapterbank.methods.layers import resolve
 from adapterbank.methods.sites import NOTHING
 from adapterbank.routing import TaskModule, ask, embed_mels, mels_of, run
+from adapterbank.shelf import Shelf
 from adapterbank.task import Prediction, Task, TaskSpec, check_name, overview
+from adapterbank.task_file import SavedTask
 from adapterbank.training.metrics import evaluate_task
 
 if TYPE_CHECKING:
@@ -41,9 +43,11 @@ class AdapterBank:
     task. `task_module(name)` gives one task as a module.
     """
 
-    def __init__(self, backbone: Backbone, tasks: Mapping[str, Task] | None = None):
+    def __init__(
+        self, backbone: Backbone, tasks: Mapping[str, Task | SavedTask] | None = None, resident: int | None = None
+    ):
         self._backbone = backbone
-        self._tasks: dict[str, Task] = dict(tasks or {})
+        self._tasks = Shelf(backbone, tasks or {}, resident)
 
     # -- opening and keeping -------------------------------------------------------------------------------------
 
@@ -55,6 +59,7 @@ class AdapterBank:
         device: torch.device | str | None = None,
         base_dtype: torch.dtype | None = None,
         stride: int | None = None,
+        resident: int | None = None,
     ) -> AdapterBank:
         """A new bank on a backbone, or a saved bank.
 
@@ -64,15 +69,18 @@ class AdapterBank:
             device: where to run; the accelerator if there is one, else the CPU.
             base_dtype: of the frozen linears, such as torch.bfloat16; everything that is trained stays fp32.
             stride: of the patches, as in `load_backbone`; a saved bank keeps its own.
+            resident: how many tasks of a saved bank stay in memory, as in `load`.
 
         Raises:
             BackboneError: no such backbone, or it is damaged.
-            StorageError: the saved bank is damaged. ConfigError: a stride for a saved bank.
+            StorageError: the saved bank is damaged. ConfigError: a stride for a saved bank, `resident` for a new one.
         """
         if (Path(name_or_folder).expanduser() / storage.MANIFEST).is_file():
             if stride is not None:
                 raise ConfigError(f"got stride={stride!r} for the saved bank {name_or_folder}, which keeps its own.")
-            return cls.load(name_or_folder, device=device, base_dtype=base_dtype)
+            return cls.load(name_or_folder, device=device, base_dtype=base_dtype, resident=resident)
+        if resident is not None:
+            raise ConfigError(f"got resident={resident!r} for {name_or_folder}, expected the folder of a saved bank.")
         bank = cls(load_backbone(name_or_folder, stride=stride))
         classifier = bank.backbone.classifier
         if classifier is not None:
@@ -92,9 +100,10 @@ class AdapterBank:
         """Writes `manifest.json` and one safetensors file per task, atomically; the backbone is named, not copied.
 
         Raises:
-            StorageError: the folder cannot be written, or belongs to something else.
+            StorageError: the folder cannot be written, or belongs to something else; or the bank was opened with
+                `resident` and a file that it was opened from is no longer there, or another.
         """
-        storage.save_bank(Path(folder).expanduser(), self._backbone, self._tasks)
+        self._tasks.save(Path(folder).expanduser())
 
     @classmethod
     def load(
@@ -104,30 +113,33 @@ class AdapterBank:
         *,
         device: torch.device | str | None = None,
         base_dtype: torch.dtype | None = None,
+        resident: int | None = None,
     ) -> AdapterBank:
         """Opens a saved bank.
 
         Args:
             backbone: in place of the one that the manifest names, such as a file that was moved; a path is opened
                 with the stride that the bank was saved with. It must have the same fingerprint.
+            resident: None opens and verifies all tasks now. A number opens and verifies each when it is first used
+                and keeps that many in memory, for banks of hundreds of tasks; the folder has to stay. Tasks that were
+                handed out (`task`, `tasks[name]`, `task_module`, `fit`), renamed or added stay beside them.
 
         Raises:
             BackboneError: the backbone that the manifest names is not there.
-            StorageError: a file is missing, cut or was changed.
-            BackboneMismatchError: the bank belongs to another backbone.
+            StorageError: a file is missing, cut or was changed; the last, with `resident`, at first use.
+            BackboneMismatchError: the bank belongs to another backbone. ConfigError: `resident` below 1.
         """
         folder = Path(folder).expanduser()
         manifest = storage.read_manifest(folder)
         if not isinstance(backbone, Backbone):
             backbone = storage.open_backbone(folder, manifest, backbone)
-        bank = cls(backbone, storage.load_tasks(folder, manifest, backbone))
+        bank = cls(backbone, storage.saved_tasks(folder, manifest, backbone), resident)
         return bank.to(device or default_device(), base_dtype=base_dtype)
 
     def to(self, device: torch.device | str | None = None, *, base_dtype: torch.dtype | None = None) -> AdapterBank:
         """Moves the bank, or stores its frozen linears in another dtype. Returns the bank itself."""
         self._backbone = self._backbone.to(device, base_dtype)
-        for task in self._tasks.values():
-            task.to(self._backbone.device)
+        self._tasks.to(self._backbone)
         return self
 
     # -- the tasks -----------------------------------------------------------------------------------------------
@@ -139,7 +151,7 @@ class AdapterBank:
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """The tasks by name; read-only."""
+        """The tasks by name; read-only. A task that is asked for stays in memory."""
         return MappingProxyType(self._tasks)
 
     def add_task(
@@ -188,7 +200,7 @@ class AdapterBank:
         if known is not None:
             clip_seconds = known.clip_seconds if clip_seconds is None else clip_seconds
             multilabel = known.multilabel if multilabel is None else multilabel
-        source = None if init_from is None else self.task(init_from)
+        source = None if init_from is None else self._tasks.use(init_from)
         if "layers" in method_options:
             scores = None if importance is None else importance.scores
             method_options["layers"] = resolve(method_options["layers"], scores)
@@ -216,16 +228,11 @@ class AdapterBank:
 
     def remove_task(self, name: str) -> None:
         """Forgets a task; its tensors are freed when nothing else holds them."""
-        self.task(name)
-        del self._tasks[name]
+        del self._tasks[self._tasks.known(name)]
 
     def rename_task(self, name: str, new_name: str) -> None:
         """Gives a task another name; its place and all its tensors stay."""
-        task = self.task(name)
-        if check_name(new_name) in self._tasks:
-            raise NameTakenError(f"a task {new_name!r} exists; choose another name.")
-        task.spec = task.spec.renamed(new_name)
-        self._tasks = {new_name if key == name else key: value for key, value in self._tasks.items()}
+        self._tasks.rename(name, new_name)
 
     def import_task(self, file: str | Path, *, name: str | None = None, **options: Any) -> Task:
         """Adds a task from one of the safetensors files of a saved bank, or from a LoRA folder of peft.
@@ -254,7 +261,7 @@ class AdapterBank:
         Raises:
             UnknownNameError: no such task or format. ConfigError: the format cannot express it. StorageError.
         """
-        export(self.task(task), self._backbone, format, folder, **options)
+        export(self._tasks.use(task), self._backbone, format, folder, **options)
 
     def compose(self, name: str, tasks: Sequence[str], how: str = "joint", **options: Any) -> Task:
         """A new task whose adapters are copies of those of trained tasks, all in one forward pass.
@@ -267,15 +274,13 @@ class AdapterBank:
         """
         if check_name(name) in self._tasks:
             raise NameTakenError(f"a task {name!r} exists; choose another name.")
-        sources = [self.task(source) for source in ([tasks] if isinstance(tasks, str) else tasks)]
+        sources = [self._tasks.use(source) for source in ([tasks] if isinstance(tasks, str) else tasks)]
         self._tasks[name] = compose(name, sources, self._backbone, how=how, **options)
         return self._tasks[name]
 
     def task(self, name: str) -> Task:
         """A task by name. Raises UnknownNameError; a name never falls through to the base or another task."""
-        if not isinstance(name, str) or name not in self._tasks:
-            raise UnknownNameError("task", name, self._tasks, "Add it with bank.add_task(name, ...).")
-        return self._tasks[name]
+        return self._tasks[self._tasks.known(name)]
 
     def task_module(self, name: str) -> TaskModule:
         """One task as an `nn.Module` for your own training loop."""
@@ -291,11 +296,11 @@ class AdapterBank:
         Raises:
             UnknownNameError: no such task.
         """
-        return CompiledTask(self.task(name), self._backbone, torch_compile=torch_compile)
+        return CompiledTask(self._tasks.use(name), self._backbone, torch_compile=torch_compile)
 
     def trainable_parameters(self, task: str) -> int:
         """How many numbers training this task may change."""
-        return self.task(task).trainable_parameters()
+        return self._tasks.facts(task).parameters
 
     # -- inference -----------------------------------------------------------------------------------------------
 
@@ -325,11 +330,12 @@ class AdapterBank:
         """
         mels = mels_of(self._backbone, x, sample_rate)
         if isinstance(task, str) or not isinstance(task, Iterable):
-            return torch.stack(run(self._backbone, [self.task(task)] * len(mels), mels))
-        names = list(task)
+            return torch.stack(run(self._backbone, [self._tasks.use(task)] * len(mels), mels))
+        names = [self._tasks.known(name) for name in task]
         if len(names) != len(mels):
             raise ConfigError(f"got {len(names)} task names for {len(mels)} clips, expected one name, or one per clip.")
-        return run(self._backbone, [self.task(name) for name in names], mels)
+        used = {name: self._tasks.use(name) for name in dict.fromkeys(names)}  # once each, as they may be put back
+        return run(self._backbone, [used[name] for name in names], mels)
 
     @torch.no_grad()
     def ask(
@@ -344,7 +350,7 @@ class AdapterBank:
             ConfigError: no name, or one twice. WaveformError, UnknownNameError.
         """
         names = [tasks] if isinstance(tasks, str) else tasks
-        return ask(self._backbone, [self.task(name) for name in names], x, sample_rate)
+        return ask(self._backbone, [self._tasks.use(name) for name in names], x, sample_rate)
 
     @torch.no_grad()
     def embed(
@@ -370,7 +376,7 @@ class AdapterBank:
         """Class names and probabilities, one `Prediction` per clip. Arguments and errors as in calling the bank."""
         logits = self(x, task, sample_rate=sample_rate)
         names = [task] * len(logits) if isinstance(task, str) else list(task)
-        return [self.task(name).prediction(row) for name, row in zip(names, logits, strict=True)]
+        return [self._tasks.use(name).prediction(row) for name, row in zip(names, logits, strict=True)]
 
     def evaluate(self, task: str, data: Any, *, batch_size: int = 32) -> dict[str, float]:
         """Metrics of a task on data that yields (waveform at 16 kHz, label); kept for `summary()`.
@@ -378,14 +384,13 @@ class AdapterBank:
         Returns:
             "accuracy", "macro_accuracy" and "loss"; for multi-label tasks "map", "accuracy" and "loss".
         """
-        owner = self.task(task)
-        metrics = evaluate_task(self._backbone, owner, data, batch_size=batch_size).metrics
-        owner.metrics = metrics
+        metrics = evaluate_task(self._backbone, self._tasks.use(task), data, batch_size=batch_size).metrics
+        self._tasks.record(task, metrics)
         return metrics
 
     def summary(self) -> None:
         """Prints all tasks: method, parameters, share of the base, bytes, last metric."""
-        Console().print(overview(self._backbone, self._tasks.values()))
+        Console().print(overview(self._backbone, [self._tasks.facts(name) for name in self._tasks]))
 
     def __repr__(self) -> str:
         return f"AdapterBank({self._backbone.source!r}, tasks=[{', '.join(self._tasks)}])"

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterbank import methods, storage
+from adapterbank import methods, task_file
 from adapterbank.backbone.ast import Geometry
 from adapterbank.backbone.checkpoints import CLASSIFIER, NORM, PREFIX, Backbone, module_at
 from adapterbank.backbone.frontend import SAMPLE_RATE
@@ -71,7 +71,7 @@ def export(
         tensors |= {MODEL + PREFIX + theirs: own[ours] for theirs, ours in NORM.items()}
         saved.append(f"{PREFIX}layernorm")
     files = {
-        TENSORS: storage.tensor_bytes(tensors, task, backbone),
+        TENSORS: task_file.tensor_bytes(tensors, task, backbone),
         CONFIG: _json(_config(task, backbone, modules, saved)),
         "preprocessor_config.json": _json(_extractor(task, backbone.geometry)),
         "README.md": _card(task, backbone, names, head).encode(),
@@ -201,7 +201,7 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
             raise StorageError(f"{folder} exists and is no empty folder; name a new one, or remove it first.")
         temporary.mkdir(parents=True)
         for name, content in files.items():
-            storage.write_atomically(temporary / name, content)
+            task_file.write_atomically(temporary / name, content)
         os.replace(temporary, folder)
     except OSError as error:
         if isinstance(error, StorageError):

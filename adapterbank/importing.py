@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adapterbank import storage
+from adapterbank import storage, task_file
 from adapterbank.backbone.ast import LINEAR_NAMES, Geometry
 from adapterbank.backbone.checkpoints import CLASSIFIER, NORM, PREFIX, Backbone, linear_at, normalisation_in
 from adapterbank.backbone.files import read_json
@@ -49,7 +49,7 @@ def load_any(path: Path, backbone: Backbone, *, name: str | None = None, **optio
         return import_peft(path, backbone, name=name, **options)
     if options:
         raise ConfigError(f"got {', '.join(options)} for {path}: that is for folders of peft, a task file has its own.")
-    task = storage.load_task(path, backbone)
+    task = task_file.load_task(path, backbone)
     if name is not None:
         task.spec = task.spec.renamed(name)
     return task
@@ -84,10 +84,10 @@ def import_peft(
     name = check_name(_name_of(folder) if name is None else name)
     config = _read_config(folder)
     path = folder / TENSORS
-    header, raw = storage.read_tensors(path)
+    header, raw = task_file.read_tensors(path)
     loras, rest = _sorted_out(raw, path)
     _check_fit(loras, backbone, path)
-    ours = None if header is None else storage.described(header, backbone, path)
+    ours = None if header is None else task_file.described(header, backbone, path)
     if header is not None and ours is None:
         raise StorageError(f"{path} was exported by another version of this library; export it with this one.")
     classes = _classes(rest, path)
@@ -108,7 +108,7 @@ def import_peft(
     if classes is None:
         rest |= {f"head.{key}": tensor for key, tensor in Task(spec, backbone).head.state_dict().items()}
     metrics = None if classes is None or header is None else header.get("metrics")
-    return storage.filled(spec, rest, backbone, path, metrics)
+    return task_file.filled(spec, rest, backbone, path, metrics)
 
 
 def _classes(rest: Mapping[str, Tensor], path: Path) -> int | None:

@@ -9,7 +9,7 @@ import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -101,6 +101,11 @@ class TaskSpec:
         if not isinstance(self.seed, int):
             raise ConfigError(f"got seed={self.seed!r}, expected an integer.")
 
+    @property
+    def primary_metric(self) -> str:
+        """The metric by which this kind of task is compared: accuracy, or mAP where labels are many."""
+        return "map" if self.multilabel else "accuracy"
+
     def renamed(self, name: str) -> TaskSpec:
         return replace(self, name=name)
 
@@ -154,6 +159,15 @@ def _check_labels(labels: Sequence[str]) -> None:
         raise LabelsError(f"the label {double!r} stands twice; class names must differ.")
 
 
+class Facts(NamedTuple):
+    """What is known of a task without its tensors: how many numbers it trains, and the bytes of all it has."""
+
+    spec: TaskSpec
+    parameters: int
+    bytes: int
+    metrics: Mapping[str, float]
+
+
 class Task(nn.Module):
     """Adapters, head and, if asked for, a final LayerNorm: every tensor that training this task may change.
 
@@ -164,12 +178,7 @@ class Task(nn.Module):
 
     def __init__(self, spec: TaskSpec, backbone: Backbone):
         super().__init__()
-        self.spec = spec
-        self.metrics: dict[str, float] = {}  # of the last evaluation that its owner recorded; stored with the task
-        self._geometry = backbone.geometry
-        self._index_of = {label: index for index, label in enumerate(spec.labels)}
-        mean_std = (backbone.mean, backbone.std) if isinstance(spec.normalize, str) else spec.normalize
-        self._mean, self._std = float(mean_std[0]), float(mean_std[1])
+        self.describe(spec, backbone)
         generator = seeded(spec.seed, spec.name, "init")
         geometry, base = backbone.geometry, backbone.weights
         self.adapters = methods.build(spec.method, geometry, base, generator, spec.options)
@@ -182,6 +191,15 @@ class Task(nn.Module):
             self.part(part).requires_grad_(False)
         self.to(backbone.device)
         self.eval()
+
+    def describe(self, spec: TaskSpec, backbone: Backbone) -> None:
+        """Takes over what a description says beside the modules it asks for; metrics start empty."""
+        self.spec = spec
+        self.metrics: dict[str, float] = {}  # of the last evaluation that its owner recorded; stored with the task
+        self._geometry = backbone.geometry
+        self._index_of = {label: index for index, label in enumerate(spec.labels)}
+        mean_std = (backbone.mean, backbone.std) if isinstance(spec.normalize, str) else spec.normalize
+        self._mean, self._std = float(mean_std[0]), float(mean_std[1])
 
     @property
     def name(self) -> str:
@@ -216,7 +234,7 @@ class Task(nn.Module):
     @property
     def primary_metric(self) -> str:
         """The metric by which this kind of task is compared: accuracy, or mAP where labels are many."""
-        return "map" if self.spec.multilabel else "accuracy"
+        return self.spec.primary_metric
 
     def trainable_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
@@ -224,6 +242,10 @@ class Task(nn.Module):
     def num_bytes(self) -> int:
         """Bytes of all its tensors, in memory as on disk."""
         return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+
+    def facts(self) -> Facts:
+        """What is known of it without its tensors."""
+        return Facts(self.spec, self.trainable_parameters(), self.num_bytes(), self.metrics)
 
     def uses_frozen_features(self) -> bool:
         """True if nothing before the head is trained, so that one vector per clip can be kept."""
@@ -325,7 +347,7 @@ def clip_frames(clip_seconds: float, geometry: Geometry) -> int:
     return frames if frames == geometry.max_frames else geometry.whole_frames(frames)
 
 
-def overview(backbone: Backbone, tasks: Iterable[Task]) -> Table:
+def overview(backbone: Backbone, tasks: Iterable[Facts]) -> Table:
     """A line per task: method, parameters, share of the base, bytes, last metric."""
     base = backbone.parameters()
     sizes = backbone.geometry
@@ -335,12 +357,9 @@ def overview(backbone: Backbone, tasks: Iterable[Task]) -> Table:
         table.add_column(column, overflow="fold")  # a name that is cut is no name
     for column in ("classes", "parameters", "% of base", "bytes", "metric"):
         table.add_column(column, justify="right", no_wrap=True)
-    for task in tasks:
-        count = task.trainable_parameters()
-        value = task.metrics.get(task.primary_metric, math.nan)
-        metric = "-" if math.isnan(value) else f"{task.primary_metric} {value:.3f}"
+    for spec, count, size, metrics in tasks:
+        value = metrics.get(spec.primary_metric, math.nan)
+        metric = "-" if math.isnan(value) else f"{spec.primary_metric} {value:.3f}"
         share = f"{100 * count / base:.2f}"
-        table.add_row(
-            task.name, task.method, str(len(task.labels)), f"{count:,}", share, f"{task.num_bytes():,}", metric
-        )
+        table.add_row(spec.name, spec.method, str(len(spec.labels)), f"{count:,}", share, f"{size:,}", metric)
     return table

@@ -36,8 +36,8 @@ import adapterbank
 from adapterbank import plots
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError
-from adapterbank.storage import task_bytes
 from adapterbank.task import Task
+from adapterbank.task_file import task_bytes
 from adapterbank.training.fit import History
 from adapterbank.training.metrics import Evaluation
 

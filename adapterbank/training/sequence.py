@@ -20,7 +20,7 @@ from rich.table import Table
 from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, InterferenceError
-from adapterbank.storage import write_atomically
+from adapterbank.task_file import write_atomically
 from adapterbank.training.fit import History, fit
 from adapterbank.training.metrics import (
     Evaluation,
