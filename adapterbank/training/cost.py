@@ -124,8 +124,8 @@ def stepper(
     """
     bank.add_task(name, num_classes=classes, **options)
     waves, labels = noise(batch_size, clip_seconds), [index % classes for index in range(batch_size)]
-    masked = {"freq_mask": 0, "time_mask": 0, "crop_seconds": clip_seconds}  # a crop: nothing is cached
-    fitting = Options(batch_size=batch_size, precision=precision, **masked)
+    plain: dict[str, Any] = {"freq_mask": 0, "time_mask": 0, "crop_seconds": clip_seconds}  # a crop: nothing is cached
+    fitting = Options(batch_size=batch_size, precision=precision, **plain)
     trainer = Trainer(bank.backbone, bank.task(name), list(zip(waves, labels, strict=True)), fitting)
     bank.task(name).train()
     return partial(trainer.step, waves, labels, 0)

@@ -81,7 +81,7 @@ def as_if_trained(module: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += (0.02 * torch.randn(parameter.shape, generator=generator)).to(parameter.device)
+            parameter.add_((0.02 * torch.randn(parameter.shape, generator=generator)).to(parameter.device))
 
 
 def matmul_operations(step: Step) -> int:
@@ -186,7 +186,7 @@ class Bench:
         operations = matmul_operations(ours) if counted else 0
         peaks = {name: matmul_peak(self.matrix, dtype, self.device) for name, dtype in PRECISIONS.items()}
         pairs = alternate(timed(ours, self.device), timed(theirs, self.device), self.pairs)
-        found = {"precision": precision, "peak_gflops": {name: peak / 1e9 for name, peak in peaks.items()}}
+        found: Claim = {"precision": precision, "peak_gflops": {name: peak / 1e9 for name, peak in peaks.items()}}
         if operations:
             share = operations / float(np.median(pairs.ours)) / peaks[precision]
             found |= {"gflop": operations / 1e9, "share_of_peak": share}
@@ -218,7 +218,7 @@ class Bench:
 def keep(log: RunLog, row: int | str, claims: Iterable[Claim], configuration: Mapping[str, Any]) -> None:
     """Appends the claims of a row when the last of them is measured: half a row never counts as a row."""
     found = list(claims)
-    shared = {"configuration": dict(configuration), "machine": machine()}
+    shared: Claim = {"configuration": dict(configuration), "machine": machine()}
     shared["measured"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     for one in found:
         log.add({"row": row, **one, **shared})
