@@ -124,8 +124,8 @@ def report(out: Path, claims: list[Claim]) -> None:
     growth: dict[str, dict[str, dict[float, float]]] = {}
     for found in claims:
         if "curve" in found:
-            growth.setdefault(found["row"], {}).setdefault(found["curve"], {})[found["x"]] = found["ratio"]
-        elif found.get("goal") and found["ratio"] > 0:
+            growth.setdefault(str(found["row"]), {}).setdefault(found["curve"], {})[found["x"]] = found["ratio"]
+        elif found.get("goal") and found["ratio"] > 0 and "check" not in found:  # equality is no matter of degree
             ratio = found["goal"] / found["ratio"] if found["at_most"] else found["ratio"] / found["goal"]
             beyond[f"{found['row']}: {found['what']}"] = ratio
     if beyond:

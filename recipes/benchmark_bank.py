@@ -95,7 +95,9 @@ def mixed_methods(cfg: DictConfig, bench: Bench) -> Claims:
         yield bench.compare(what, ours, theirs, 0.9, precision=precision)
         if precision == "fp32":
             gap = difference(ours(), apart(bank, waves, mixed))
-            yield claim("8 tasks of 4 methods, fp32: largest difference to single calls", gap, 1e-5, at_most=True)
+            yield claim(
+                "8 tasks of 4 methods, fp32: largest difference to single calls", gap, 1e-5, at_most=True, check=True
+            )
 
 
 def one_call(cfg: DictConfig, bench: Bench) -> Claims:
@@ -108,7 +110,9 @@ def one_call(cfg: DictConfig, bench: Bench) -> Claims:
         yield bench.compare(f"16 rows of 16 aat_ms tasks, {precision}", ours, theirs, 1.25, precision=precision)
         if precision == "fp32":
             gap = difference(ours(), theirs())
-            yield claim("16 aat_ms tasks, fp32: largest difference to single calls", gap, 1e-5, at_most=True)
+            yield claim(
+                "16 aat_ms tasks, fp32: largest difference to single calls", gap, 1e-5, at_most=True, check=True
+            )
 
 
 def ask(cfg: DictConfig, bench: Bench) -> Claims:
@@ -128,7 +132,13 @@ def ask(cfg: DictConfig, bench: Bench) -> Claims:
             yield bench.compare(what, ours, theirs, goal, precision=precision)
             if precision == "fp32":
                 gap = difference([ours()[name][0] for name in names], theirs())
-                yield claim(f"ask, {depth} of the layers, fp32: largest difference to calls", gap, 1e-5, at_most=True)
+                yield claim(
+                    f"ask, {depth} of the layers, fp32: largest difference to calls",
+                    gap,
+                    1e-5,
+                    at_most=True,
+                    check=True,
+                )
 
 
 def trained(bank: AdapterBank, cfg: DictConfig, method: str, options: Mapping[str, Any], **fitting: Any) -> History:
@@ -164,7 +174,7 @@ def cached_epochs(cfg: DictConfig, bench: Bench) -> Claims:
         yield bench.beside(f"{what}, bf16", alternate(ours, theirs, bench.pairs, warm_up=1), goal)
         kept, anew = (trained(bank, cfg, method, options, precision="fp32", cache=cache) for cache in ("memory", None))
         gap = max(abs(a["train/loss"] - b["train/loss"]) for a, b in zip(kept.epochs, anew.epochs, strict=True))
-        yield claim(f"{what}, fp32: largest difference of losses", gap, 1e-4, at_most=True)
+        yield claim(f"{what}, fp32: largest difference of losses", gap, 1e-4, at_most=True, check=True)
 
 
 def fresh(bank: AdapterBank, cfg: DictConfig) -> list[str]:
@@ -202,7 +212,7 @@ def trained_together(cfg: DictConfig, bench: Bench) -> Claims:
             gaps = [
                 abs(of.epochs[0]["train/loss"] - alone[name].epochs[0]["train/loss"]) for name, of in ours().items()
             ]
-            yield claim(f"{what}: largest difference of losses", max(gaps), 1e-4, at_most=True)
+            yield claim(f"{what}: largest difference of losses", max(gaps), 1e-4, at_most=True, check=True)
 
 
 ROWS = {3: adapters_or_full, 6: mixed_methods, 7: one_call, 9: ask, 10: cached_epochs, 13: trained_together}
