@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from rich.progress import track
 
-from adapterbank.backbone.frontend import SAMPLE_RATE
 from adapterbank.bank import AdapterBank, default_device
 from adapterbank.training.fit import Trainer
 from adapterbank.training.meter import Meter
 from adapterbank.training.options import Options
+from adapterbank.training.sidebyside import WARM_UP, alternate, noise, timed
 
-WARM_UP = 2  # steps: the first allocate, and build what the backend keeps
 REFERENCE = "full"
 
 
@@ -53,6 +52,8 @@ def step_costs(
     classes: int = 50,
     pairs: int = 7,
     precision: str = "auto",
+    device: torch.device | str | None = None,
+    base_dtype: torch.dtype | None = None,
 ) -> dict[str, Cost]:
     """Forward, backward, clipping and AdamW of each method on one batch of noise.
 
@@ -61,8 +62,11 @@ def step_costs(
         reference: one of `methods`, or a method.
         pairs: of alternating steps.
         precision: as `fit` takes it.
+        device, base_dtype: as `AdapterBank.from_pretrained` takes them.
     """
-    batch = {"batch_size": batch_size, "clip_seconds": clip_seconds, "classes": classes, "precision": precision}
+    opened = {"device": device or default_device(), "base_dtype": base_dtype}
+    batch: dict[str, Any] = {"batch_size": batch_size, "clip_seconds": clip_seconds}
+    batch |= {"classes": classes, "precision": precision}
     wanted: dict[str, Mapping[str, Any]] = {**methods}
     wanted.setdefault(reference, {"method": reference})
     context = multiprocessing.get_context("spawn")  # a fork would bring the memory of this process along
@@ -70,7 +74,7 @@ def step_costs(
     for name, options in track(wanted.items(), "measuring steps"):
         # A process per method: what one has allocated is not counted for the next.
         with ProcessPoolExecutor(1, mp_context=context) as worker:
-            job = worker.submit(_measure, backbone, dict(options), dict(wanted[reference]), pairs, batch)
+            job = worker.submit(_measure, backbone, opened, dict(options), dict(wanted[reference]), pairs, batch)
             found[name] = job.result()
     whole = found[reference][2]
     return {
@@ -81,37 +85,46 @@ def step_costs(
 
 
 def _measure(
-    backbone: str, options: dict[str, Any], reference: dict[str, Any], pairs: int, batch: Mapping[str, Any]
+    backbone: str,
+    opened: Mapping[str, Any],
+    options: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    pairs: int,
+    batch: Mapping[str, Any],
 ) -> tuple[float, float, float]:
     """(seconds a step, ratio to the reference, MB)."""
-    with Meter(default_device()) as before:
+    with Meter(torch.device(opened["device"])) as before:
         pass
-    bank = AdapterBank.from_pretrained(backbone)
-    step = _stepper(bank, "measured", options, batch)
+    bank = AdapterBank.from_pretrained(backbone, **opened)
+    step = stepper(bank, "measured", options, **batch)
     with Meter(bank.backbone.device) as peak:
         for _ in range(WARM_UP):
             step()
-    other = _stepper(bank, "reference", reference, batch)
-    for _ in range(WARM_UP):
-        other()
-    times = [(_seconds(step, bank), _seconds(other, bank)) for _ in range(pairs)]
-    ratio = median(mine / theirs for mine, theirs in times)
-    return median(mine for mine, _ in times), ratio, peak.peak_memory_mb - before.peak_memory_mb
+    other = stepper(bank, "reference", reference, **batch)
+    times = alternate(timed(step, bank.backbone.device), timed(other, bank.backbone.device), pairs)
+    ratio = median(1 / speedup for speedup in times.speedups())
+    return median(times.ours), ratio, peak.peak_memory_mb - before.peak_memory_mb
 
 
-def _stepper(bank: AdapterBank, name: str, options: dict[str, Any], batch: Mapping[str, Any]) -> Callable[[], float]:
-    """One step of training a new task, again and again on the same clips."""
-    count, classes = batch["batch_size"], batch["classes"]
+def stepper(
+    bank: AdapterBank,
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    batch_size: int,
+    clip_seconds: float,
+    classes: int,
+    precision: str,
+) -> Callable[[], float]:
+    """One step of training a new task, again and again on the same clips: forward, backward, clipping and AdamW.
+
+    Args:
+        options: of `add_task`, "method" among them.
+        precision: as `fit` takes it.
+    """
     bank.add_task(name, num_classes=classes, **options)
-    noise = torch.Generator().manual_seed(0)
-    waves = [0.1 * torch.randn(round(batch["clip_seconds"] * SAMPLE_RATE), generator=noise) for _ in range(count)]
-    labels = [index % classes for index in range(count)]
-    fitting = Options(batch_size=count, precision=batch["precision"], freq_mask=0, time_mask=0, cache=None)
+    waves, labels = noise(batch_size, clip_seconds), [index % classes for index in range(batch_size)]
+    fitting = Options(batch_size=batch_size, precision=precision, freq_mask=0, time_mask=0, cache=None)
     trainer = Trainer(bank.backbone, bank.task(name), list(zip(waves, labels, strict=True)), fitting)
+    bank.task(name).train()
     return lambda: trainer.step(trainer.feed.hear(waves, labels), 0)
-
-
-def _seconds(step: Callable[[], float], bank: AdapterBank) -> float:
-    with Meter(bank.backbone.device) as meter:
-        step()
-    return meter.seconds

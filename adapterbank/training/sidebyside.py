@@ -1,0 +1,224 @@
+"""Two ways of doing the same thing, timed in turn in one run, as claims beside their goals.
+
+A time alone says little on a machine that others use too; the ratio of two neighbours does. Beside each ratio stands
+how fast this machine multiplied matrices at that moment, and what share of it our way reached.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from adapterbank.backbone.frontend import SAMPLE_RATE
+from adapterbank.training.meter import Meter
+from adapterbank.training.protocol import RunLog
+
+WARM_UP = 2  # of each way: the first runs allocate, and build what the backend keeps
+LIBRARIES = ("torch", "transformers", "peft")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Step = Callable[[], Any]
+Claim = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Seconds of two ways; `ours[i]` and `theirs[i]` ran one after the other."""
+
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+
+    def speedups(self) -> list[float]:
+        """How many times as fast ours is, pair by pair."""
+        return [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
+
+
+def timed(step: Step, device: torch.device) -> Callable[[], float]:
+    """Runs the step and gives its wall-clock seconds, until the device is done."""
+
+    def run() -> float:
+        with Meter(device) as meter:
+            step()
+        return meter.seconds
+
+    return run
+
+
+def alternate(ours: Callable[[], float], theirs: Callable[[], float], pairs: int, warm_up: int = WARM_UP) -> Pairs:
+    """Alternating runs of two ways that tell their own seconds, without garbage collection in between."""
+    for _ in range(warm_up):
+        ours(), theirs()
+    collected = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        times = [(ours(), theirs()) for _ in range(pairs)]
+    finally:
+        if collected:
+            gc.enable()
+    return Pairs(tuple(mine for mine, _ in times), tuple(other for _, other in times))
+
+
+def noise(clips: int, seconds: float) -> list[Tensor]:
+    """The same clips of white noise every time, (T,) each."""
+    generator = torch.Generator().manual_seed(0)
+    return [0.1 * torch.randn(round(seconds * SAMPLE_RATE), generator=generator) for _ in range(clips)]
+
+
+def as_if_trained(module: nn.Module, seed: int = 0) -> None:
+    """Adds noise to every parameter: a new adapter changes nothing, so that nothing could be compared."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_((0.02 * torch.randn(parameter.shape, generator=generator)).to(parameter.device))
+
+
+def matmul_operations(step: Step) -> int:
+    """Multiplications and additions of matrix products, attention and convolutions in one run of a step."""
+    aten, mkldnn = torch.ops.aten, torch.ops.mkldnn
+    formulas = {  # operators of the CPU that torch's own table leaves out
+        (aten, "_scaled_dot_product_flash_attention_for_cpu"): _attention,
+        (aten, "_scaled_dot_product_flash_attention_for_cpu_backward"): _attention_backward,
+        (mkldnn, "_linear_pointwise"): _linear,
+    }
+    known = {getattr(space, name): of for (space, name), of in formulas.items() if hasattr(space, name)}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward(gradient: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(gradient, q, k, v)
+
+
+def _linear(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * math.prod(x) * out_shape[-1]
+
+
+def matmul_peak(size: int, dtype: torch.dtype, device: torch.device, runs: int = 5) -> float:
+    """Operations a second of the fastest of some products of square matrices."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = timed(lambda: left @ right, device)
+    return 2 * size**3 / min([product() for _ in range(runs + WARM_UP)][WARM_UP:])
+
+
+def machine() -> dict[str, Any]:
+    """The processor, how many threads of it are used, and the versions of what is compared; None: not installed."""
+    versions: dict[str, Any] = {}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            versions[library] = None
+    return {"cpu": processor(), "threads": torch.get_num_threads(), **versions}
+
+
+def processor() -> str:
+    """The name of this machine's CPU."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor()
+
+
+def claim(what: str, ratio: float, goal: float | None = None, *, at_most: bool = False, **more: Any) -> Claim:
+    """A figure beside its goal, if it has one.
+
+    Args:
+        at_most: the goal is an upper limit.
+        **more: what else the line shall hold.
+    """
+    reached = None if goal is None else ratio <= goal if at_most else ratio >= goal
+    return {"what": what, "ratio": ratio, "goal": goal, "at_most": at_most, "reached": reached, **more}
+
+
+def needs(what: str, missing: str) -> Claim:
+    """In place of a figure that cannot be measured here."""
+    return {"what": what, "needs": missing}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """How everything of one run is measured.
+
+    Attributes:
+        pairs: alternating runs after warm-up.
+        matrix: side of the square matrices of the matmul peak.
+    """
+
+    device: torch.device
+    pairs: int = 5
+    matrix: int = 2048
+
+    def compare(
+        self,
+        what: str,
+        ours: Step,
+        theirs: Step,
+        goal: float | None = None,
+        *,
+        precision: str = "fp32",
+        counted: bool = True,
+        **options: Any,
+    ) -> Claim:
+        """Two steps side by side, with the share of the matmul peak that ours reaches.
+
+        Args:
+            precision: "fp32" or "bf16", of most of our products.
+            counted: False where operations cannot be counted, as in compiled code: there is no share then.
+            **options: as in `beside`.
+        """
+        operations = matmul_operations(ours) if counted else 0
+        peaks = {name: matmul_peak(self.matrix, dtype, self.device) for name, dtype in PRECISIONS.items()}
+        pairs = alternate(timed(ours, self.device), timed(theirs, self.device), self.pairs)
+        found: Claim = {"precision": precision, "peak_gflops": {name: peak / 1e9 for name, peak in peaks.items()}}
+        if operations:
+            share = operations / float(np.median(pairs.ours)) / peaks[precision]
+            found |= {"gflop": operations / 1e9, "share_of_peak": share}
+        return self.beside(what, pairs, goal, **found, matrix=self.matrix, **options)
+
+    def beside(
+        self,
+        what: str,
+        pairs: Pairs,
+        goal: float | None = None,
+        *,
+        at_most: bool = False,
+        work: float = 1.0,
+        **more: Any,
+    ) -> Claim:
+        """The claim of measured pairs: ours is `ratio` times as fast; with `at_most`, it takes `ratio` of the time.
+
+        Args:
+            work: of one run of ours, such as clips, over that of one of theirs.
+            **more: what else the line shall hold.
+        """
+        ratios = np.array([work * speedup for speedup in pairs.speedups()])
+        low, middle, high = np.percentile(1 / ratios if at_most else ratios, [25, 50, 75])
+        seconds = {"ours": float(np.median(pairs.ours)), "theirs": float(np.median(pairs.theirs))}
+        more = {"quartiles": [float(low), float(high)], **seconds, "work": work, "pairs": len(pairs.ours), **more}
+        return claim(what, float(middle), goal, at_most=at_most, **more)
+
+
+def keep(log: RunLog, row: int | str, claims: Iterable[Claim], configuration: Mapping[str, Any]) -> None:
+    """Appends the claims of a row when the last of them is measured: half a row never counts as a row."""
+    found = list(claims)
+    shared: Claim = {"configuration": dict(configuration), "machine": machine()}
+    shared["measured"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    for one in found:
+        log.add({"row": row, **one, **shared})

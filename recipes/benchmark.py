@@ -1,0 +1,163 @@
+"""How fast the bank is: every goal of docs/performance.md measured beside its rival, in one run on one machine.
+
+    python recipes/benchmark.py                                   # all rows
+    python recipes/benchmark.py row=3                             # one; or row=[3,6,10]
+    python recipes/benchmark.py growth=[clip_length,tasks,bank]   # how cost grows
+    python recipes/benchmark.py row=6 geometry=mini pairs=9 threads=2 out=outputs/mini
+
+Each row runs in a process of its own (benchmark_peers.py, benchmark_bank.py, benchmark_growth.py beside this file) and
+ends up as lines of `out/rows.jsonl`, one per claim: the median ratio over alternating pairs with its quartiles, the
+goal, both medians, the machine, and the share of the matmul peak measured right before. A row whose lines are there is
+not measured again (again=true does it). `out/table.md`, `ratios.png` and `growth.png` are made of the lines. Rows
+beside peft need the extra `bench`; a row that lacks something says so.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from adapterbank import plots_speed
+from adapterbank.errors import UnknownNameError, exit_on_error
+from adapterbank.training.protocol import RunLog
+from adapterbank.training.sidebyside import Claim, processor
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = dict.fromkeys((1, 2, 4, 5, 8, 11), "peers") | dict.fromkeys((3, 6, 7, 9, 10, 13), "bank") | {12: "growth"}
+GROWTH = ("clip_length", "tasks", "bank")
+console = Console()
+
+
+def wanted(cfg: DictConfig) -> list[int | str]:
+    """The rows to measure, or whose growth.
+
+    Raises:
+        UnknownNameError: there is no such row or growth.
+    """
+
+    def listed(value: Any) -> list[Any]:
+        return [] if value is None else list(value) if OmegaConf.is_list(value) else [value]
+
+    chosen = listed(cfg.row) + listed(cfg.growth)
+    for name in chosen:
+        if name not in SCRIPTS and name not in GROWTH:
+            raise UnknownNameError("row", name, [*SCRIPTS, *GROWTH])
+    return chosen or sorted(SCRIPTS)
+
+
+def make_backbone(folder: Path, sizes: dict[str, Any], classes: int) -> None:
+    """A folder with an AST of random weights, as transformers saves it, that both sides open."""
+    if folder.is_dir():
+        return
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+
+    torch.manual_seed(0)
+    model = ASTForAudioClassification(ASTConfig(**sizes, num_labels=classes))
+    for name, parameter in model.named_parameters():
+        if name.endswith(("token", "position_embeddings")):  # transformers starts them at zero
+            torch.nn.init.trunc_normal_(parameter, std=0.02)
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    model.save_pretrained(unfinished)
+    ASTFeatureExtractor().save_pretrained(unfinished)
+    unfinished.rename(folder)
+
+
+def measure(cfg: DictConfig, row: int | str) -> bool:
+    """Runs the recipe of a row with the same options; whether it ended well."""
+    script = HERE / f"benchmark_{SCRIPTS.get(row, 'growth')}.py"
+    given = [o for o in HydraConfig.get().overrides.task if o.lstrip("+").partition("=")[0] not in ("row", "growth")]
+    which = [f"row={row}", "growth=null"] if row in SCRIPTS else ["row=null", f"growth={row}"]
+    threads = {} if cfg.threads is None else {"OMP_NUM_THREADS": str(cfg.threads)}  # also for processes of its own
+    console.print(f"row {row}", style="bold")
+    return subprocess.run([sys.executable, script, *given, *which], env={**os.environ, **threads}).returncode == 0
+
+
+def number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def line(found: Claim) -> str:
+    """A line of the Markdown table."""
+    if "needs" in found:
+        return f"| {found['row']} | {found['what']} | needs {found['needs']} |" + " |" * 6
+    low, high = found.get("quartiles", (None, None))
+    goal = "" if found["goal"] is None else f"{'≤' if found['at_most'] else '≥'} {number(found['goal'])}"
+    cells = [
+        str(found["row"]),
+        found["what"],
+        number(found["ratio"]),
+        "" if low is None else f"{number(low)}–{number(high)}",
+    ]
+    cells += [goal, {True: "yes", False: "**no**", None: ""}[found["reached"]]]
+    cells += [number(found.get(side)) for side in ("ours", "theirs", "share_of_peak")]
+    return f"| {' | '.join(cells)} |"
+
+
+def latest(log: RunLog, configuration: Any) -> list[Claim]:
+    """The claims of the last run of every row, in the order of the rows."""
+    runs: dict[str, list[Claim]] = {}
+    for found in log.find(configuration=configuration):
+        of = runs.setdefault(str(found["row"]).zfill(2), [])
+        if of and of[-1]["measured"] != found["measured"]:
+            of.clear()
+        of.append(found)
+    return [found for _, of in sorted(runs.items()) for found in of]
+
+
+def report(out: Path, claims: list[Claim]) -> None:
+    """The table and the pictures of everything that was measured."""
+    lines = ["| # | measured | ratio | quartiles | goal | reached | ours, s | theirs, s | share of matmul peak |"]
+    lines += ["|---" * 9 + "|", *map(line, claims)]
+    machines = sorted({str(found["machine"]) for found in claims})
+    (out / "table.md").write_text("\n".join([*lines, "", *machines]) + "\n", encoding="utf-8")
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    beyond: dict[str, float] = {}
+    growth: dict[str, dict[str, dict[float, float]]] = {}
+    for found in claims:
+        if "curve" in found:
+            growth.setdefault(str(found["row"]), {}).setdefault(found["curve"], {})[found["x"]] = found["ratio"]
+        elif found.get("goal") and found["ratio"] > 0 and "check" not in found:  # equality is no matter of degree
+            ratio = found["goal"] / found["ratio"] if found["at_most"] else found["ratio"] / found["goal"]
+            beyond[f"{found['row']}: {found['what']}"] = ratio
+    if beyond:
+        plots_speed.beyond_goals(beyond).savefig(out / "ratios.png")
+    if growth:
+        plots_speed.growth(growth).savefig(out / "growth.png")
+
+
+def run(cfg: DictConfig) -> None:
+    chosen, out = wanted(cfg), Path(cfg.out)
+    log = RunLog(out / "rows.jsonl", {"cpu": processor()})
+    configuration: Any = OmegaConf.to_container(cfg.configuration, resolve=True)
+    for name in {cfg.geometry, cfg.bank_geometry}:
+        if name not in cfg.geometries:
+            raise UnknownNameError("geometry", name, list(cfg.geometries))
+        sizes: Any = OmegaConf.to_container(cfg.geometries[name])
+        make_backbone(out / "backbones" / name, sizes, cfg.classes)
+    failed = []
+    for row in chosen:
+        lines = log.find(row=row, configuration=configuration)
+        if cfg.again or all("needs" in found for found in lines):
+            failed += [] if measure(cfg, row) else [row]
+    report(out, latest(log, configuration))
+    if failed:
+        raise SystemExit(f"not measured, see above: {', '.join(map(str, failed))}; the others are in {log.file}.")
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="benchmark")
+def main(cfg: DictConfig) -> None:
+    with exit_on_error():
+        run(cfg)
+
+
+if __name__ == "__main__":
+    main()
