@@ -82,18 +82,8 @@ class AdapterBank:
         if resident is not None:
             raise ConfigError(f"got resident={resident!r} for {name_or_folder}, expected the folder of a saved bank.")
         bank = cls(load_backbone(name_or_folder, stride=stride))
-        classifier = bank.backbone.classifier
-        if classifier is not None:
-            spec = TaskSpec(
-                AUDIOSET,
-                "head",
-                classifier.labels,
-                multilabel=classifier.multilabel,
-                clip_seconds=bank.backbone.clip_seconds,
-            )
-            task = Task(spec, bank.backbone)
-            task.head.load_state_dict(dict(classifier.tensors))
-            bank._tasks[AUDIOSET] = task
+        if bank._backbone.classifier is not None:
+            bank._tasks[AUDIOSET] = Task.of_classifier(AUDIOSET, bank._backbone)
         return bank.to(device or default_device(), base_dtype=base_dtype)
 
     def save(self, folder: str | Path) -> None:

@@ -192,6 +192,17 @@ class Task(nn.Module):
         self.to(backbone.device)
         self.eval()
 
+    @classmethod
+    def of_classifier(cls, name: str, backbone: Backbone) -> Task:
+        """The classifier that the backbone came with. Raises ConfigError: it has none."""
+        found = backbone.classifier
+        if found is None:
+            raise ConfigError(f"the backbone {backbone.source} has no classifier; add a task of your own.")
+        seconds = backbone.clip_seconds
+        task = cls(TaskSpec(name, "head", found.labels, multilabel=found.multilabel, clip_seconds=seconds), backbone)
+        task.head.load_state_dict(dict(found.tensors))
+        return task
+
     def describe(self, spec: TaskSpec, backbone: Backbone) -> None:
         """Takes over what a description says beside the modules it asks for; metrics start empty."""
         self.spec = spec

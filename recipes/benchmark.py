@@ -5,11 +5,11 @@
     python recipes/benchmark.py growth=[clip_length,tasks,bank]   # how cost grows
     python recipes/benchmark.py row=6 geometry=mini pairs=9 threads=2 out=outputs/mini
 
-Each row runs in a process of its own (benchmark_peers.py, benchmark_bank.py, benchmark_growth.py beside this file) and
-ends up as lines of `out/rows.jsonl`, one per claim: the median ratio over alternating pairs with its quartiles, the
-goal, both medians, the machine, and the share of the matmul peak measured right before. A row whose lines are there is
-not measured again (again=true does it). `out/table.md`, `ratios.png` and `growth.png` are made of the lines. Rows
-beside peft need the extra `bench`; a row that lacks something says so.
+Each row runs in a process of its own (a benchmark_*.py beside this file) and ends up as lines of `out/rows.jsonl`, one
+per claim: the median ratio over alternating pairs with its quartiles, the goal, both medians, the machine, and the
+share of the matmul peak measured right before. A row whose lines are there is not measured again (again=true does it).
+`out/table.md`, `ratios.png` and `growth.png` are made of the lines. Rows beside peft need the extra `bench`; a row that
+lacks something says so.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from rich.console import Console
 
 from adapterbank import plots_speed
 from adapterbank.errors import UnknownNameError, exit_on_error
-from adapterbank.training.protocol import RunLog
-from adapterbank.training.sidebyside import Claim, processor
+from adapterbank.training.sidebyside import Claim, latest, log_in, markdown
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = dict.fromkeys((1, 2, 4, 5, 8, 11), "peers") | dict.fromkeys((3, 6, 7, 9, 10, 13), "bank") | {12: "growth"}
+PAGES = {"transformers": (1, 2, 11), "peft": (4, 5, 8), "training": (3, 10, 13), "routing": (6, 7, 9), "disk": (12,)}
+SCRIPTS = {row: page for page, rows in PAGES.items() for row in rows}
 GROWTH = ("clip_length", "tasks", "bank")
 console = Console()
 
@@ -81,45 +81,11 @@ def measure(cfg: DictConfig, row: int | str) -> bool:
     return subprocess.run([sys.executable, script, *given, *which], env={**os.environ, **threads}).returncode == 0
 
 
-def number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def line(found: Claim) -> str:
-    """A line of the Markdown table."""
-    if "needs" in found:
-        return f"| {found['row']} | {found['what']} | needs {found['needs']} |" + " |" * 6
-    low, high = found.get("quartiles", (None, None))
-    goal = "" if found["goal"] is None else f"{'≤' if found['at_most'] else '≥'} {number(found['goal'])}"
-    cells = [
-        str(found["row"]),
-        found["what"],
-        number(found["ratio"]),
-        "" if low is None else f"{number(low)}–{number(high)}",
-    ]
-    cells += [goal, {True: "yes", False: "**no**", None: ""}[found["reached"]]]
-    cells += [number(found.get(side)) for side in ("ours", "theirs", "share_of_peak")]
-    return f"| {' | '.join(cells)} |"
-
-
-def latest(log: RunLog, configuration: Any) -> list[Claim]:
-    """The claims of the last run of every row, in the order of the rows."""
-    runs: dict[str, list[Claim]] = {}
-    for found in log.find(configuration=configuration):
-        of = runs.setdefault(str(found["row"]).zfill(2), [])
-        if of and of[-1]["measured"] != found["measured"]:
-            of.clear()
-        of.append(found)
-    return [found for _, of in sorted(runs.items()) for found in of]
-
-
 def report(out: Path, claims: list[Claim]) -> None:
     """The table and the pictures of everything that was measured."""
-    lines = ["| # | measured | ratio | quartiles | goal | reached | ours, s | theirs, s | share of matmul peak |"]
-    lines += ["|---" * 9 + "|", *map(line, claims)]
-    machines = sorted({str(found["machine"]) for found in claims})
-    (out / "table.md").write_text("\n".join([*lines, "", *machines]) + "\n", encoding="utf-8")
-    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    table, machines = markdown(claims), sorted({str(found["machine"]) for found in claims})
+    (out / "table.md").write_text("\n".join([table, "", *machines]) + "\n", encoding="utf-8")
+    console.print(table, markup=False, soft_wrap=True)
     beyond: dict[str, float] = {}
     growth: dict[str, dict[str, dict[float, float]]] = {}
     for found in claims:
@@ -136,7 +102,7 @@ def report(out: Path, claims: list[Claim]) -> None:
 
 def run(cfg: DictConfig) -> None:
     chosen, out = wanted(cfg), Path(cfg.out)
-    log = RunLog(out / "rows.jsonl", {"cpu": processor()})
+    log = log_in(out)
     configuration: Any = OmegaConf.to_container(cfg.configuration, resolve=True)
     for name in {cfg.geometry, cfg.bank_geometry}:
         if name not in cfg.geometries:

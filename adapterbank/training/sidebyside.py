@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from adapterbank.backbone.frontend import SAMPLE_RATE
+from adapterbank.bank import AUDIOSET, AdapterBank, default_device
+from adapterbank.storage import MANIFEST
 from adapterbank.training.meter import Meter
+from adapterbank.training.options import PRECISIONS
 from adapterbank.training.protocol import RunLog
 
 WARM_UP = 2  # of each way: the first runs allocate, and build what the backend keeps
 LIBRARIES = ("torch", "transformers", "peft")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Step = Callable[[], Any]
 Claim = dict[str, Any]
 
@@ -82,6 +84,23 @@ def as_if_trained(module: nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_((0.02 * torch.randn(parameter.shape, generator=generator)).to(parameter.device))
+
+
+def difference(one: Sequence[Tensor] | Tensor, other: Sequence[Tensor] | Tensor) -> float:
+    """The largest one between the entries of two tensors, or of two lists of tensors."""
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+def saved_bank(out: Path, geometry: str, count: int, classes: int) -> Path:
+    """The folder of a bank of aat_ms tasks with random values on `out`/backbones/`geometry`; made once."""
+    folder = out / "banks" / f"{geometry}-{count}"
+    if not (folder / MANIFEST).is_file():
+        bank = AdapterBank.from_pretrained(out / "backbones" / geometry, device="cpu")
+        bank.remove_task(AUDIOSET)
+        for number in range(count):
+            as_if_trained(bank.add_task(f"t{number}", "aat_ms", num_classes=classes), number)
+        bank.save(folder)
+    return folder
 
 
 def matmul_operations(step: Step) -> int:
@@ -159,11 +178,28 @@ class Bench:
     Attributes:
         pairs: alternating runs after warm-up.
         matrix: side of the square matrices of the matmul peak.
+        batch: times the batch sizes of the rows.
     """
 
     device: torch.device
     pairs: int = 5
     matrix: int = 2048
+    batch: float = 1.0
+
+    @classmethod
+    def of(cls, device: str | None, threads: int | None, pairs: int, matrix: int, batch: float) -> Bench:
+        """On the accelerator if there is one, and with torch's own choice of threads, where these are None."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return cls(torch.device(device or default_device()), pairs, matrix, batch)
+
+    def rows(self, count: int) -> int:
+        """A row's batch size at this scale."""
+        return max(1, round(count * self.batch))
+
+    def open(self, backbone: str | Path, precision: str) -> AdapterBank:
+        """A new bank whose frozen linears are stored in this precision."""
+        return AdapterBank.from_pretrained(backbone, device=self.device, base_dtype=PRECISIONS[precision])
 
     def compare(
         self,
@@ -215,10 +251,53 @@ class Bench:
         return claim(what, float(middle), goal, at_most=at_most, **more)
 
 
-def keep(log: RunLog, row: int | str, claims: Iterable[Claim], configuration: Mapping[str, Any]) -> None:
+def keep(out: Path, row: int | str, claims: Iterable[Claim], configuration: Mapping[str, Any]) -> None:
     """Appends the claims of a row when the last of them is measured: half a row never counts as a row."""
-    found = list(claims)
+    log, found = log_in(out), list(claims)
     shared: Claim = {"configuration": dict(configuration), "machine": machine()}
     shared["measured"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
     for one in found:
         log.add({"row": row, **one, **shared})
+
+
+def log_in(out: Path) -> RunLog:
+    """`rows.jsonl` of a folder: what was measured there on this processor."""
+    return RunLog(out / "rows.jsonl", {"cpu": processor()})
+
+
+def latest(log: RunLog, configuration: Any) -> list[Claim]:
+    """The claims of the last run of every row, in the order of the rows."""
+    runs: dict[str, list[Claim]] = {}
+    for found in log.find(configuration=configuration):
+        of = runs.setdefault(str(found["row"]).zfill(2), [])
+        if of and of[-1]["measured"] != found["measured"]:
+            of.clear()
+        of.append(found)
+    return [found for _, of in sorted(runs.items()) for found in of]
+
+
+def markdown(claims: Iterable[Claim]) -> str:
+    """The table of what was measured."""
+    lines = ["| # | measured | ratio | quartiles | goal | reached | ours, s | theirs, s | share of matmul peak |"]
+    lines += ["|---" * 9 + "|", *map(_line, claims)]
+    return "\n".join(lines)
+
+
+def _line(found: Claim) -> str:
+    if "needs" in found:
+        return f"| {found['row']} | {found['what']} | needs {found['needs']} |" + " |" * 6
+    low, high = found.get("quartiles", (None, None))
+    goal = "" if found["goal"] is None else f"{'≤' if found['at_most'] else '≥'} {_number(found['goal'])}"
+    cells = [
+        str(found["row"]),
+        found["what"],
+        _number(found["ratio"]),
+        "" if low is None else f"{_number(low)}–{_number(high)}",
+    ]
+    cells += [goal, {True: "yes", False: "**no**", None: ""}[found["reached"]]]
+    cells += [_number(found.get(side)) for side in ("ours", "theirs", "share_of_peak")]
+    return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"

@@ -50,13 +50,13 @@ def claims_of(recipe, base, packs):
         options = [*TINY, *SMALL, f"out={base}", f"agreement.data={packs / 'single'}", "lengths=[1,2]"]
         cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([*options, "tasks_in_batch=[1,2,4]"]))
         rows = load(f"benchmark_{recipe['SCRIPTS'].get(row, 'growth')}")["ROWS"]
-        return list(rows[row](cfg, Bench(torch.device("cpu"), pairs=1, matrix=64)))
+        return list(rows[row](cfg, Bench(torch.device("cpu"), pairs=1, matrix=64, batch=0.1)))
 
     return measure
 
 
 def test_every_row_of_the_issue_belongs_to_one_recipe(recipe):
-    rows = [row for script in ("peers", "bank", "growth") for row in load(f"benchmark_{script}")["ROWS"]]
+    rows = [row for script in (*recipe["PAGES"], "growth") for row in load(f"benchmark_{script}")["ROWS"]]
     assert sorted(row for row in rows if isinstance(row, int)) == list(range(1, 14)) == sorted(recipe["SCRIPTS"])
     assert [row for row in rows if isinstance(row, str)] == list(recipe["GROWTH"])
     assert all(row in load(f"benchmark_{script}")["ROWS"] for row, script in recipe["SCRIPTS"].items())
@@ -87,7 +87,7 @@ def test_the_front_ends_hear_the_same(claims_of):
 
 
 def test_a_bank_on_disk_is_measured_in_processes_of_its_own(base, tmp_path, run_recipe):
-    done = run_recipe("benchmark_growth", tmp_path, *TINY, *SMALL, "row=12", f"out={base}")
+    done = run_recipe("benchmark_disk", tmp_path, *TINY, *SMALL, "row=12", f"out={base}")
     assert done.returncode == 0, done.stderr
     claims = [json.loads(line) for line in (base / "rows.jsonl").read_text().splitlines()]
     assert {found["row"] for found in claims} == {12}

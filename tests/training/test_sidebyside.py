@@ -3,23 +3,30 @@
 import gc
 import itertools
 import json
+import shutil
 import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from adapterbank.training.protocol import RunLog
+from adapterbank import AdapterBank
 from adapterbank.training.sidebyside import (
     Bench,
     Pairs,
     alternate,
     claim,
+    difference,
     keep,
+    latest,
+    log_in,
     machine,
+    markdown,
     matmul_operations,
     matmul_peak,
     needs,
+    noise,
+    saved_bank,
     timed,
 )
 
@@ -111,20 +118,49 @@ def test_a_comparison_tells_the_share_of_the_peak_of_the_same_moment():
 
 
 def test_the_claims_of_a_row_are_kept_together_or_not_at_all(tmp_path):
-    log = RunLog(tmp_path / "rows.jsonl", {"cpu": "x"})
-
     def broken():
         yield claim("a", 1.0)
         raise ZeroDivisionError
 
+    log = log_in(tmp_path)
     with pytest.raises(ZeroDivisionError):
-        keep(log, 1, broken(), {})
+        keep(tmp_path, 1, broken(), {})
     assert not log.file.exists()
-    keep(log, 1, [claim("a", 1.0), needs("b", "bank.ask")], {"geometry": "tiny"})
+    keep(tmp_path, 1, [claim("a", 1.0), needs("b", "peft")], {"geometry": "tiny"})
     lines = [json.loads(line) for line in log.file.read_text().splitlines()]
     assert [(line["row"], line["what"]) for line in lines] == [(1, "a"), (1, "b")]
     assert {line["measured"] for line in lines} == {lines[0]["measured"]}
-    assert log.find(configuration={"geometry": "tiny"}, what="b")[0]["needs"] == "bank.ask"
+    assert log.find(configuration={"geometry": "tiny"}, what="b")[0]["needs"] == "peft"
+
+
+def test_a_row_measured_again_replaces_all_its_earlier_lines(tmp_path):
+    log = log_in(tmp_path)
+    for day, row, whats in (("1", 10, "ab"), ("1", 2, "c"), ("2", 10, "d")):
+        for what in whats:
+            log.add({"row": row, "measured": day, "configuration": {"x": 1}, **claim(what, 1.0)})
+    log.add({"row": 3, "measured": "2", "configuration": {"x": 2}, **claim("e", 1.0)})
+    assert [(found["row"], found["what"]) for found in latest(log, {"x": 1})] == [(2, "c"), (10, "d")]
+
+
+def test_the_table_says_which_goal_was_missed_and_what_was_not_measured():
+    claims = [{"row": 3, **claim("slow", 0.8, 0.7, at_most=True)}, {"row": 4, **claim("fast", 4000.0, 45.0)}]
+    lines = markdown([*claims, {"row": 5, **needs("alike", "peft")}]).splitlines()
+    assert [line.count("|") for line in lines] == [lines[0].count("|")] * 5
+    assert "| 0.8 | | ≤ 0.7 | **no** |" in " ".join(lines[2].split())
+    assert "| 4,000 | | ≥ 45 | yes |" in " ".join(lines[3].split())
+    assert "needs peft" in lines[4]
+
+
+def test_a_bank_for_the_disk_is_made_once_with_adapters_that_do_something(tmp_path, hf_model, hf_folder):
+    shutil.copytree(hf_folder(hf_model()), tmp_path / "backbones" / "mini")
+    folder = saved_bank(tmp_path, "mini", 2, classes=3)
+    before = (folder / "manifest.json").stat().st_mtime_ns
+    assert saved_bank(tmp_path, "mini", 2, classes=3) == folder
+    assert (folder / "manifest.json").stat().st_mtime_ns == before
+    bank = AdapterBank.load(folder, resident=1)
+    assert list(bank.tasks) == ["t0", "t1"]
+    logits = bank(noise(1, 0.2) * 2, ["t0", "t1"])
+    assert difference(logits[:1], logits[1:]) > 1e-3
 
 
 def test_the_machine_names_its_processor_threads_and_libraries():

@@ -1,0 +1,133 @@
+"""Rows of recipes/benchmark.py on training: adapters beside `full` (3), caches (10), several tasks at once (13).
+
+    python recipes/benchmark.py row=3            # starts this with what it needs
+
+Clips are white noise of 1 s, weights are random: neither changes what a matmul costs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from adapterbank import AdapterBank, History, fit, fit_many
+from adapterbank.errors import exit_on_error
+from adapterbank.training.cost import step_costs, stepper
+from adapterbank.training.options import PRECISIONS
+from adapterbank.training.sidebyside import Bench, Claim, alternate, claim, keep, noise
+
+PLAIN = {"freq_mask": 0, "time_mask": 0, "progress": False}
+Claims = Iterator[Claim]
+
+
+def adapters_or_full(cfg: DictConfig, bench: Bench) -> Claims:
+    """3: a training step of aat_ms beside one of full fine-tuning."""
+    goals = {"fp32": (0.76, 0.55), "bf16": (0.72, 0.45)}
+    for precision, (time_goal, memory_goal) in goals.items():
+        bank = bench.open(cfg.base, precision)
+        batch = {"batch_size": bench.rows(32), "clip_seconds": 1.0, "classes": cfg.classes, "precision": precision}
+        ours, theirs = (stepper(bank, method, {"method": method}, **batch) for method in ("aat_ms", "full"))
+        more = {"precision": precision, "at_most": True}
+        yield bench.compare(f"step of aat_ms / full, {precision}", ours, theirs, time_goal, **more)
+        del bank, ours, theirs
+        opened = {"device": str(bench.device), "base_dtype": PRECISIONS[precision]}
+        cost = step_costs(cfg.base, {"aat_ms": {"method": "aat_ms"}}, pairs=1, **batch, **opened)["aat_ms"]
+        shown = {"megabytes": cost.memory_mb, "at_most": True}
+        yield claim(f"peak memory of aat_ms / full, {precision}", cost.memory_ratio, memory_goal, **shown)
+
+
+def trained(
+    bench: Bench, bank: AdapterBank, cfg: DictConfig, method: str, options: Mapping[str, Any], **fitting: Any
+) -> History:
+    """A new task after two epochs on 64 clips."""
+    waves = noise(bench.rows(64), 1.0)
+    bank.add_task("cached", method, num_classes=cfg.classes, **options)
+    data = [(wave, index % cfg.classes) for index, wave in enumerate(waves)]
+    try:
+        return fit(bank, "cached", data, epochs=2, batch_size=bench.rows(32), **PLAIN, **fitting)
+    finally:
+        bank.remove_task("cached")
+
+
+def second_epoch(*of: Any, **fitting: Any) -> float:
+    """Its seconds."""
+    ends: list[float] = []
+    trained(*of, on_epoch=lambda *_: ends.append(time.perf_counter()), **fitting)
+    return ends[1] - ends[0]
+
+
+def cached_epochs(cfg: DictConfig, bench: Bench) -> Claims:
+    """10: epochs after the first, with what lies below the first adapters kept."""
+    bank = bench.open(cfg.base, "fp32")
+    layers = bank.backbone.geometry.layers
+    half = {"layers": [*range(layers // 2, layers)]}
+    for method, options, goal in (("head", {}, 200.0), ("partial", {}, 1.25), ("aat_ms", half, 1.35)):
+        what = f"cached epoch of {method}{' in the upper half' if options else ''}"
+        timing = partial(second_epoch, bench, bank, cfg, method, options, precision="bf16")
+        ours, theirs = partial(timing, cache="memory"), partial(timing, cache=None)
+        yield bench.beside(f"{what}, bf16", alternate(ours, theirs, bench.pairs, warm_up=1), goal)
+        kept, anew = (
+            trained(bench, bank, cfg, method, options, precision="fp32", cache=cache) for cache in ("memory", None)
+        )
+        gap = max(abs(a["train/loss"] - b["train/loss"]) for a, b in zip(kept.epochs, anew.epochs, strict=True))
+        yield claim(f"{what}, fp32: largest difference of losses", gap, 1e-4, at_most=True, check=True)
+
+
+def fresh(bank: AdapterBank, cfg: DictConfig) -> list[str]:
+    """Eight new tasks."""
+    names = [f"t{number}" for number in range(8)]
+    for name in names:
+        if name in bank.tasks:
+            bank.remove_task(name)
+        bank.add_task(name, "aat_ms", num_classes=cfg.classes)
+    return names
+
+
+def together(bank: AdapterBank, cfg: DictConfig, data: Any, **fitting: Any) -> dict[str, History]:
+    return fit_many(bank, fresh(bank, cfg), data, **fitting)
+
+
+def one_by_one(bank: AdapterBank, cfg: DictConfig, data: Any, **fitting: Any) -> dict[str, History]:
+    return {name: fit(bank, name, data, **fitting) for name in fresh(bank, cfg)}
+
+
+def trained_together(cfg: DictConfig, bench: Bench) -> Claims:
+    """13: eight adapters of one method trained in one routed batch, four rows each, beside eight trainings."""
+    data = [(wave, index % cfg.classes) for index, wave in enumerate(noise(bench.rows(16), 1.0))]
+    for precision, order in itertools.product(PRECISIONS, ("task", "shared")):
+        bank = bench.open(cfg.base, precision)
+        fitting = {"epochs": 1, "batch_size": 4, "precision": precision, "order": order, **PLAIN}
+        ours, theirs = (partial(way, bank, cfg, data, **fitting) for way in (together, one_by_one))
+        what = f"fit_many: 8 aat_ms tasks, order by {order}, {precision}"
+        yield bench.compare(what, ours, theirs, 1.2, precision=precision)
+        if precision == "fp32":
+            alone = theirs()
+            gaps = [
+                abs(of.epochs[0]["train/loss"] - alone[name].epochs[0]["train/loss"]) for name, of in ours().items()
+            ]
+            yield claim(f"{what}: largest difference of losses", max(gaps), 1e-4, at_most=True, check=True)
+
+
+ROWS = {3: adapters_or_full, 10: cached_epochs, 13: trained_together}
+
+
+def run(cfg: DictConfig) -> None:
+    bench = Bench.of(cfg.device, cfg.threads, cfg.pairs, cfg.matrix, cfg.batch)
+    keep(Path(cfg.out), cfg.row, ROWS[cfg.row](cfg, bench), OmegaConf.to_container(cfg.configuration, resolve=True))
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="benchmark")
+def main(cfg: DictConfig) -> None:
+    with exit_on_error():
+        run(cfg)
+
+
+if __name__ == "__main__":
+    main()
