@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapterbank.backbone.ast import LINEAR_NAMES, BlockWeights, FrozenLinear, Geometry, Segment, frozen_linear
+from adapterbank.backbone.ast import LINEAR_NAMES, BlockWeights, Geometry, Segment
+from adapterbank.backbone.packed import FrozenLinear, frozen_linear
 from adapterbank.methods.sites import Affine, Merges, Sites, Widens
 
 

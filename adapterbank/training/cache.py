@@ -29,8 +29,8 @@ from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.backbone.frontend import as_waveforms, frame_count
 from adapterbank.errors import AdapterBankError, ConfigError, StorageError
 from adapterbank.routing import mels_of, run
-from adapterbank.storage import write_atomically
 from adapterbank.task import Task, seeded
+from adapterbank.task_file import write_atomically
 from adapterbank.training.below import first_block, tokens_below
 
 FORMAT = 1  # to be raised when the front end or the AST computes other values

@@ -30,7 +30,7 @@ def peer(
     from transformers import ASTForAudioClassification
 
     config |= {"dtype": PRECISIONS[precision], "attn_implementation": "sdpa", "ignore_mismatched_sizes": True}
-    model = ASTForAudioClassification.from_pretrained(source or bank.backbone.source, max_length=frames, **config)
+    model: Any = ASTForAudioClassification.from_pretrained(source or bank.backbone.source, max_length=frames, **config)
     sizes, table = bank.backbone.geometry, bank.backbone.weights.embed.positions
     there = model.audio_spectrogram_transformer.embeddings.position_embeddings
     there.data = positions(table, sizes, sizes.columns(frames))[None].to(there.dtype)
