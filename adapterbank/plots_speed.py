@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -56,7 +57,7 @@ def growth(panels: Mapping[str, Mapping[str, Mapping[float, float]]]) -> Figure:
         raise ConfigError("got no curve to draw, expected {what grows: {curve: {size: ratio}}}.")
     figure = Figure(figsize=(4.2 * len(panels), 3.6), dpi=DPI, layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for (name, points), colour in zip(curves.items(), LINES, strict=False):
+        for (name, points), colour in zip(curves.items(), itertools.cycle(LINES), strict=False):
             axes.plot(list(points), list(points.values()), color=colour, marker="o", markersize=3, label=name)
         sizes = sorted({size for points in curves.values() for size in points})
         axes.plot(sizes, [size / sizes[0] for size in sizes], color="#7b8794", linestyle=":", linewidth=1)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def tensor_bytes(tensors: Mapping[str, Tensor], task: Task, backbone: Backbone) 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Readers see the old file or the whole new one, also after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with open(temporary, "wb") as handle:
             handle.write(content)

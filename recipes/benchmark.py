@@ -108,11 +108,11 @@ def run(cfg: DictConfig) -> None:
         if name not in cfg.geometries:
             raise UnknownNameError("geometry", name, list(cfg.geometries))
         sizes: Any = OmegaConf.to_container(cfg.geometries[name])
-        make_backbone(out / "backbones" / name, sizes, cfg.classes)
+        make_backbone(out / "backbones" / f"{name}-{cfg.classes}", sizes, cfg.classes)
     failed = []
     for row in chosen:
         lines = log.find(row=row, configuration=configuration)
-        if cfg.again or all("needs" in found for found in lines):
+        if cfg.again or not lines or any("needs" in found for found in lines):
             failed += [] if measure(cfg, row) else [row]
     report(out, latest(log, configuration))
     if failed:

@@ -18,15 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from adapterbank import AdapterBank
 from adapterbank.errors import exit_on_error
-from adapterbank.training.options import PRECISIONS
-from adapterbank.training.sidebyside import Bench, Claim, as_if_trained, keep, noise, saved_bank
+from adapterbank.training.sidebyside import MEASURED, Bench, Claim, as_if_trained, keep, noise, saved_bank
 
 Claims = Iterator[Claim]
 
 
 def clip_length(cfg: DictConfig, bench: Bench) -> Claims:
     """A call with clips of each length, over one with the shortest."""
-    for precision, dtype in PRECISIONS.items():
+    for precision, dtype in MEASURED.items():
         bank = AdapterBank.from_pretrained(cfg.base, device=bench.device, base_dtype=dtype)
         bank.add_task("own", "aat_ms", num_classes=cfg.classes)
         calls = {seconds: partial(bank, noise(bench.rows(4), seconds), "own") for seconds in cfg.lengths}

@@ -24,9 +24,8 @@ from adapterbank.backbone.frontend import SAMPLE_RATE, frame_count
 from adapterbank.errors import exit_on_error
 from adapterbank.methods.lora import RANK, SCALE
 from adapterbank.training.cost import stepper
-from adapterbank.training.options import PRECISIONS
 from adapterbank.training.peers import answer, features, peer
-from adapterbank.training.sidebyside import Bench, Claim, as_if_trained, claim, difference, keep, needs, noise
+from adapterbank.training.sidebyside import MEASURED, Bench, Claim, as_if_trained, claim, difference, keep, needs, noise
 
 TARGETS = r".*\.(q_proj|v_proj|query|value)"  # q and v by both naming schemes of transformers
 QUERY_AND_VALUE = {"r": RANK, "lora_alpha": SCALE * RANK, "target_modules": TARGETS, "modules_to_save": ["classifier"]}
@@ -38,7 +37,7 @@ def peft_step(cfg: DictConfig, bank: AdapterBank, count: int, frames: int, preci
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(peer(bank, frames, precision), LoraConfig(**QUERY_AND_VALUE)).train()
-    inputs = features(noise(count, 1.0), frames).to(bank.backbone.device, PRECISIONS[precision])
+    inputs = features(noise(count, 1.0), frames).to(bank.backbone.device, MEASURED[precision])
     labels = torch.arange(count, device=inputs.device) % cfg.classes
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.05)
@@ -70,7 +69,7 @@ def training_by_default(cfg: DictConfig, bench: Bench) -> Claims:
 
 def training_alike(cfg: DictConfig, bench: Bench) -> Claims:
     """5: the same tokens and precision as peft's LoRA."""
-    for precision in PRECISIONS:
+    for precision in MEASURED:
         bank = bench.open(cfg.base, precision)
         frames = bank.backbone.geometry.whole_frames(frame_count(SAMPLE_RATE))
         theirs = peft_step(cfg, bank, bench.rows(32), frames, precision)
@@ -93,11 +92,11 @@ def mixed_lora(cfg: DictConfig, bench: Bench) -> Claims:
             as_if_trained(task, seed)
             task.head.load_state_dict(dict(bank.backbone.classifier.tensors))  # peft's mixed batches share one
             bank.export(name, "peft", Path(folder) / name, head=False)
-        for precision in PRECISIONS:
+        for precision in MEASURED:
             model = PeftModel.from_pretrained(peer(bank, frames, precision), Path(folder) / "t0", adapter_name="t0")
             for name in names[1:]:
                 model.load_adapter(Path(folder) / name, adapter_name=name)
-            bank.to(base_dtype=PRECISIONS[precision])
+            bank.to(base_dtype=MEASURED[precision])
             ours, theirs = partial(bank, waves, names), partial(answer, model.eval(), inputs, adapter_names=names)
             yield bench.compare(f"16 LoRA tasks, {precision}", ours, theirs, 1.0, precision=precision)
             if precision == "fp32":

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from adapterbank import AdapterBank
 from adapterbank.errors import exit_on_error
-from adapterbank.training.options import PRECISIONS
-from adapterbank.training.sidebyside import Bench, Claim, as_if_trained, claim, difference, keep, noise
+from adapterbank.training.sidebyside import MEASURED, Bench, Claim, as_if_trained, claim, difference, keep, noise
 
 Claims = Iterator[Claim]
 
@@ -36,7 +35,7 @@ def apart(bank: AdapterBank, waves: Sequence[Tensor], names: Sequence[str]) -> l
 
 def mixed_methods(cfg: DictConfig, bench: Bench) -> Claims:
     """6: eight tasks of four methods in one batch, beside a batch of one task."""
-    for precision in PRECISIONS:
+    for precision in MEASURED:
         bank = bench.open(cfg.base, precision)
         methods = ("aat_ms", "conformer", "lora", "joint")
         names = [add(bank, f"{method}-{number}", method, cfg) for number in range(2) for method in methods]
@@ -54,7 +53,7 @@ def mixed_methods(cfg: DictConfig, bench: Bench) -> Claims:
 
 def one_call(cfg: DictConfig, bench: Bench) -> Claims:
     """7: sixteen tasks in one call, beside sixteen calls."""
-    for precision in PRECISIONS:
+    for precision in MEASURED:
         bank = bench.open(cfg.base, precision)
         names = [add(bank, f"t{number}", "aat_ms", cfg) for number in range(16)]
         waves = noise(16, 1.0)
@@ -70,7 +69,7 @@ def one_call(cfg: DictConfig, bench: Bench) -> Claims:
 def ask(cfg: DictConfig, bench: Bench) -> Claims:
     """9: eight tasks on one clip, which share what lies below their first adapters."""
     for depth, goal in (("last third", 2.0), ("all", 1.1)):
-        for precision in PRECISIONS:
+        for precision in MEASURED:
             what = f"ask: 8 aat_ms tasks, {depth} of the layers, {precision}"
             bank = bench.open(cfg.base, precision)
             count = bank.backbone.geometry.layers

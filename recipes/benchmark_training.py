@@ -20,8 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from adapterbank import AdapterBank, History, fit, fit_many
 from adapterbank.errors import exit_on_error
 from adapterbank.training.cost import step_costs, stepper
-from adapterbank.training.options import PRECISIONS
-from adapterbank.training.sidebyside import Bench, Claim, alternate, claim, keep, noise
+from adapterbank.training.sidebyside import MEASURED, Bench, Claim, alternate, claim, keep, noise
 
 PLAIN = {"freq_mask": 0, "time_mask": 0, "progress": False}
 Claims = Iterator[Claim]
@@ -37,7 +36,7 @@ def adapters_or_full(cfg: DictConfig, bench: Bench) -> Claims:
         more = {"precision": precision, "at_most": True}
         yield bench.compare(f"step of aat_ms / full, {precision}", ours, theirs, time_goal, **more)
         del bank, ours, theirs
-        opened = {"device": str(bench.device), "base_dtype": PRECISIONS[precision]}
+        opened = {"device": str(bench.device), "base_dtype": MEASURED[precision]}
         cost = step_costs(cfg.base, {"aat_ms": {"method": "aat_ms"}}, pairs=1, **batch, **opened)["aat_ms"]
         shown = {"megabytes": cost.memory_mb, "at_most": True}
         yield claim(f"peak memory of aat_ms / full, {precision}", cost.memory_ratio, memory_goal, **shown)
@@ -101,7 +100,7 @@ def one_by_one(bank: AdapterBank, cfg: DictConfig, data: Any, **fitting: Any) ->
 def trained_together(cfg: DictConfig, bench: Bench) -> Claims:
     """13: eight adapters of one method trained in one routed batch, four rows each, beside eight trainings."""
     data = [(wave, index % cfg.classes) for index, wave in enumerate(noise(bench.rows(16), 1.0))]
-    for precision, order in itertools.product(PRECISIONS, ("task", "shared")):
+    for precision, order in itertools.product(MEASURED, ("task", "shared")):
         bank = bench.open(cfg.base, precision)
         fitting = {"epochs": 1, "batch_size": 4, "precision": precision, "order": order, **PLAIN}
         ours, theirs = (partial(way, bank, cfg, data, **fitting) for way in (together, one_by_one))

@@ -67,7 +67,9 @@ def agreement(cfg: DictConfig, bench: Bench) -> Claim:
     bank.add_task("real", "head", labels=data.labels, clip_seconds=bank.backbone.clip_seconds)
     fit(bank, "real", data.subset(folds=data.fold_names[:2]), epochs=10, lr=1e-2, progress=False)
     heard = data.subset(folds=data.fold_names[2:])
-    heard = heard.subset(indices=range(min(len(heard), cfg.agreement.clips)))
+    if len(heard) < cfg.agreement.clips:
+        return needs(what, f"{cfg.agreement.clips} clips in all folds but two of {data.name}, found {len(heard)}")
+    heard = heard.subset(indices=range(cfg.agreement.clips))
     model = peer(bank, frames, source=EMBEDDED["ast-mini"], num_labels=len(data.labels))
     head = bank.task("real").head.state_dict()
     model.classifier.load_state_dict(

@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import adapterbank
 from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.backbone.frontend import as_waveforms, frame_count
-from adapterbank.errors import AdapterBankError, ConfigError, StorageError
+from adapterbank.errors import ConfigError, StorageError
 from adapterbank.routing import mels_of, run
 from adapterbank.task import Task, seeded
 from adapterbank.task_file import write_atomically
@@ -68,7 +68,7 @@ class MemoryStore:
 class FolderStore:
     """In one folder per identity, a safetensors file per batch; read through the page cache of the system.
 
-    A file has the SHA-256 of its content in its name, is written in one step and verified when the folder is opened.
+    A file has the SHA-256 of its content in its name, is written in one step and verified when it is first read.
     Several processes may fill one folder: at worst both compute the same clip.
 
     Raises:
@@ -79,9 +79,11 @@ class FolderStore:
         text = json.dumps(identity, sort_keys=True, indent=1)
         self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
         self._where: dict[str, Any] = {}
+        self._unverified: dict[Any, Path] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.folder / "identity.json", text.encode())  # for people; nothing reads it
+            if not (described := self.folder / "identity.json").exists():
+                write_atomically(described, text.encode())  # for people; nothing reads it
         except OSError as error:
             raise StorageError(f"cannot keep activations in {folder}: {error}. Choose another folder.") from error
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -97,22 +99,35 @@ class FolderStore:
             write_atomically(path, content)
         except OSError as error:
             raise StorageError(f"cannot keep activations in {self.folder}: {error}. What is there stays.") from error
-        self._open(path, verify=False)
+        self._open(path)
 
     def get(self, name: str) -> Tensor:
-        found: Tensor = self._where[name].get_tensor(name)  # a view of the mapped file
+        handle = self._where[name]
+        self._verify(handle)
+        found: Tensor = handle.get_tensor(name)  # a view of the mapped file
         return found
 
-    def _open(self, path: Path, verify: bool = True) -> None:
+    def _open(self, path: Path) -> None:
         try:
-            if verify and hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
-                raise StorageError(f"{path} is cut or was changed. Delete it: its clips are computed again.")
             handle = safe_open(str(path), "pt")
             self._where.update(dict.fromkeys(handle.keys(), handle))
-        except (OSError, SafetensorError) as error:
-            if isinstance(error, AdapterBankError):
-                raise
+        except SafetensorError as error:
+            raise StorageError(f"{path} is cut or was changed. Delete it: its clips are computed again.") from error
+        except OSError as error:
             raise StorageError(f"cannot read {path}: {error}. Delete it: its clips are computed again.") from error
+        self._unverified[handle] = path
+
+    def _verify(self, handle: Any) -> None:
+        path = self._unverified.get(handle)
+        if path is None:
+            return
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error}. Delete it: its clips are computed again.") from error
+        if hashlib.sha256(content).hexdigest() != path.stem:
+            raise StorageError(f"{path} is cut or was changed. Delete it: its clips are computed again.")
+        del self._unverified[handle]
 
 
 class Kept(Dataset[tuple[Tensor, Any]]):
@@ -134,6 +149,14 @@ class Kept(Dataset[tuple[Tensor, Any]]):
         return sorted(index for name, index in first.items() if name not in self.store)
 
 
+@dataclass
+class Stores:
+    """What several trainings of one process have in common: what is kept, and which clips their data hold."""
+
+    by_identity: dict[str, Store] = field(default_factory=dict)
+    surveys: dict[tuple[Any, ...], Kept] = field(default_factory=dict)
+
+
 class Activations:
     """What one training keeps: tokens that enter the task's first block, or, where none is trained, pooled features.
 
@@ -142,7 +165,7 @@ class Activations:
         where: "memory" or a folder.
         limit: bytes, None for any number.
         precision, autocast: of the training.
-        stores: of memory, shared by trainings of one process.
+        stores: shared by trainings of one process.
 
     Raises:
         ConfigError: the task acts from the first block on.
@@ -159,12 +182,13 @@ class Activations:
         workers: int,
         precision: str,
         autocast: AbstractContextManager[Any],
-        stores: dict[str, Store] | None = None,
+        stores: Stores | None = None,
     ):
         self.backbone, self.task, self.limit = backbone, task, limit
         self.folder = None if where == "memory" else Path(where).expanduser()
         self.batch_size, self.workers, self.precision, self.autocast = batch_size, workers, precision, autocast
-        self.stores = {} if stores is None else stores
+        self.stores = Stores() if stores is None else stores
+        self._values = _digest(dict(backbone.weights.named()))  # the fingerprint is of those before dtype changes
         self.block = None if task.uses_frozen_features() else first_block(task, backbone.weights)
         if not self.block and not task.uses_frozen_features():
             raise ConfigError(
@@ -175,11 +199,14 @@ class Activations:
     def survey(self, data: Any, *, training: bool) -> Kept:
         """Names and labels of all clips of a map-style dataset; every clip is read once, nothing is computed."""
         store = self._store(training)
-        names, labels = [], []
-        for waveforms, batch_labels in self._read(data, range(len(data)), self.workers):
-            names += [self._name(waveform) for waveform in waveforms]
-            labels += batch_labels
-        return Kept(names, labels, data, store)
+        key = (id(data), id(store), self.task.spec.clip_seconds)
+        if key not in self.stores.surveys:
+            names, labels = [], []
+            for waveforms, batch_labels in self._read(data, range(len(data)), self.workers):
+                names += [self._name(waveform) for waveform in waveforms]
+                labels += batch_labels
+            self.stores.surveys[key] = Kept(names, labels, data, store)
+        return self.stores.surveys[key]
 
     def check(self, *parts: Kept) -> None:
         """Raises ConfigError if what these parts need is more than may be kept, or than the disk has room for."""
@@ -258,10 +285,11 @@ class Activations:
 
     def _store(self, training: bool) -> Store:
         identity = self._identity(training)
-        key = json.dumps(identity, sort_keys=True)
-        if key not in self.stores:
-            self.stores[key] = MemoryStore() if self.folder is None else FolderStore(self.folder, identity)
-        return self.stores[key]
+        key = json.dumps([str(self.folder), identity], sort_keys=True)
+        stores = self.stores.by_identity
+        if key not in stores:
+            stores[key] = MemoryStore() if self.folder is None else FolderStore(self.folder, identity)
+        return stores[key]
 
     def _identity(self, training: bool) -> dict[str, Any]:
         """Everything beside a clip that its activations depend on."""
@@ -277,12 +305,20 @@ class Activations:
             "device": backbone.device.type,
             "backbone": backbone.fingerprint,
             "geometry": asdict(backbone.geometry),
-            "dtypes": sorted({str(tensor.dtype) for _, tensor in backbone.weights.named()}),
+            "values": self._values,
             "precision": self.precision,
+            "matmul": torch.get_float32_matmul_precision(),
             "training": training,
             "mean_std": list(task.mean_std),
             **kept,
         }
+
+
+def reads_alike(data: Any, clips: int = 3) -> bool:
+    """Whether the first clips are the same when they are read again: a dataset that augments by itself gives others."""
+    first = range(min(clips, len(data)))
+    once, again = ([as_waveforms([data[index][0]])[0] for index in first] for _ in range(2))
+    return all(map(torch.equal, once, again))
 
 
 def collate(pairs: Sequence[tuple[Tensor, Any]]) -> tuple[list[Tensor], list[Any]]:

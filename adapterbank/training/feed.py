@@ -17,7 +17,7 @@ from adapterbank.routing import mels_of
 from adapterbank.task import Task, seeded
 from adapterbank.training.augment import random_crop, spec_augment
 from adapterbank.training.cache import Kept, collate
-from adapterbank.training.metrics import items
+from adapterbank.training.metrics import map_style
 from adapterbank.training.options import Options
 
 
@@ -86,7 +86,7 @@ class Feed:
 
 def as_dataset(data: Any, task: Task) -> Any:
     """A map-style dataset; any other iterable is read into a list once. Raises DatasetError if there is no clip."""
-    data = data if hasattr(data, "__len__") and hasattr(data, "__getitem__") else list(items(data))
+    data = map_style(data)
     if not len(data):
         raise DatasetError(f"got no clips to train {task.name!r} on, expected (waveform, label) pairs.")
     return data

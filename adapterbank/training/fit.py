@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from adapterbank.routing import run
 from adapterbank.task import Task, seeded
 from adapterbank.training.augment import MAX_TIME_SHARE
 from adapterbank.training.below import logits_above
-from adapterbank.training.cache import FOLDER_BYTES, MEMORY_BYTES, Activations, Kept, Store
+from adapterbank.training.cache import FOLDER_BYTES, MEMORY_BYTES, Activations, Kept, Stores, reads_alike
 from adapterbank.training.feed import Batch, Feed, as_dataset
 from adapterbank.training.meter import Meter
-from adapterbank.training.metrics import evaluate_task, items, loss_function, score
+from adapterbank.training.metrics import evaluate_task, loss_function, map_style, score
 from adapterbank.training.options import PRECISIONS, Options, in_precision
 
 FREQ_MASK = 24  # mel bins; ESC-50 and UrbanSound8K in AAT
@@ -119,7 +120,7 @@ class Trainer:
 
     Args:
         data: map-style, of (waveform at 16 kHz, label). val: the same, any iterable, or None.
-        stores: of memory caches, for several trainings of one process.
+        stores: what caches keep, for several trainings of one process.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Trainer:
         data: Any,
         options: Options,
         val: Any = None,
-        stores: dict[str, Store] | None = None,
+        stores: Stores | None = None,
     ):
         self.task, self.options, self.device = task, options, backbone.device
         self.precision = options.precision_on(self.device)
@@ -146,11 +147,12 @@ class Trainer:
         self.clip_seconds = task.spec.clip_seconds
         if self.clip_seconds is not None and options.crop_seconds is not None:
             self.clip_seconds = min(self.clip_seconds, options.crop_seconds)
-        self.val: Any = val if val is None or hasattr(val, "__len__") else list(items(val))
+        self.val: Any = None if val is None else map_style(val)
         self.activations: Activations | None = None
-        if options.keeps or (options.cache == "auto" and task.uses_frozen_features() and not self._augments(masks)):
+        if options.keeps or (options.cache == "auto" and self._may_keep(data, masks)):
             self.activations = self._activations(stores)
             data = self.activations.survey(data, training=True)
+            task.targets(data.labels)  # a wrong label is an error before the long part
             if self.val is not None:
                 self.val = self.activations.survey(self.val, training=False)
             self.activations.check(*(part for part in (data, self.val) if part is not None))
@@ -159,7 +161,9 @@ class Trainer:
         trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay)
         self.total = min(options.epochs * len(self.feed), options.steps or math.inf)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
+        # No method of this object: a cycle would keep optimiser and cache in memory until Python looks for cycles.
+        rate = partial(lr_factor, options, self.total, len(self.feed))
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.losses: list[float] = []  # of the epoch so far
 
@@ -267,10 +271,13 @@ class Trainer:
     def has_dropout(self) -> bool:
         return any(isinstance(module, nn.Dropout) for module in self.task.modules())
 
-    def _augments(self, masks: tuple[int, float | int]) -> bool:
-        return any(masks) or self.options.crop_seconds is not None
+    def _may_keep(self, data: Any, masks: tuple[int, float | int]) -> bool:
+        """Whether its head is all that this task trains, and it would hear the same clips in each epoch."""
+        augments = any(masks) or self.options.crop_seconds is not None
+        parts = [part for part in (data, self.val) if part is not None]
+        return self.task.uses_frozen_features() and not augments and all(map(reads_alike, parts))
 
-    def _activations(self, stores: dict[str, Store] | None) -> Activations:
+    def _activations(self, stores: Stores | None) -> Activations:
         options = self.options
         where = "memory" if options.cache == "auto" else str(options.cache)
         standard = MEMORY_BYTES if where == "memory" else FOLDER_BYTES
@@ -313,23 +320,24 @@ class Trainer:
             parts = [self.logits(tensors[at : at + size]).float().cpu() for at in range(0, len(tensors), size)]
         return score(self.task, torch.cat(parts), self.task.targets(self.val.labels))
 
-    def _lr_factor(self, step: int) -> float:
-        options, total = self.options, self.total
-        warmup = round(options.warmup * total)
-        if step < warmup:
-            return (step + 1) / warmup
-        if options.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
-        if options.schedule == "multistep":
-            epoch = step // len(self.feed)
-            return options.gamma ** sum(epoch >= milestone for milestone in options.milestones)
-        return 1.0
-
     def _diverged(self, step: int, what: str) -> TrainingDivergedError:
         return TrainingDivergedError(
             f"training {self.task.name!r} ({self.task.method}, {self.precision}, lr {self.options.lr:g}) gave {what} "
             f"at step {step}. The task is as it was before. Try a lower lr, precision='fp32', or look for broken clips."
         )
+
+
+def lr_factor(options: Options, total: int, epoch_steps: int, step: int) -> float:
+    """The share of the peak rate at a step of `total`."""
+    warmup = round(options.warmup * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    if options.schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup))))
+    if options.schedule == "multistep":
+        epoch = step // epoch_steps
+        return options.gamma ** sum(epoch >= milestone for milestone in options.milestones)
+    return 1.0
 
 
 def options_of_fit(given: Mapping[str, Any]) -> Options:

@@ -20,11 +20,11 @@ from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, TrainingDivergedError
 from adapterbank.training.below import first_block, logits_above, tokens_below
-from adapterbank.training.cache import Store
+from adapterbank.training.cache import Stores
 from adapterbank.training.feed import Batch, Feed, as_dataset
 from adapterbank.training.fit import History, TaskState, Trainer, leave_training, options_of_fit, progress_bar
 from adapterbank.training.meter import Meter
-from adapterbank.training.metrics import items
+from adapterbank.training.metrics import map_style
 from adapterbank.training.options import Options, in_precision
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def fit_many(
     A task whose loss or gradient is NaN or Inf stops alone: it is given back as it was, `History.error` says why, and
     the others go on. With order="shared" all tasks of one seed hear the same clips in each step, which are then heard
     once.
+
+    Rows of several tasks are packed while they are few (a step of small batches of short clips); large ones gain where
+    tasks hear the same clips or keep the same activations.
 
     Args:
         tasks: names, or {name: its own options}, which win over those for all.
@@ -77,6 +80,9 @@ def fit_many(
                     if tracker is not None:
                         members[-1].track(tracker, bank, runs)
                 _train(members)
+            steps = sum(member.history.steps for member in members)
+            for member in members:
+                member.finish(meter, member.history.steps / max(1, steps))
         except BaseException:
             for state in states.values():
                 state.restore()
@@ -84,9 +90,6 @@ def fit_many(
         finally:
             for state in states.values():
                 leave_training(state.task)
-        steps = sum(member.history.steps for member in members)
-        for member in members:
-            member.finish(meter, member.history.steps / max(1, steps))
     return {member.name: member.history for member in members}
 
 
@@ -159,8 +162,7 @@ def _by_task(data: Any, names: Mapping[str, Any]) -> dict[str, Any]:
     read: dict[int, Any] = {}
     for each in given.values():
         if id(each) not in read:
-            there = each is None or (hasattr(each, "__len__") and hasattr(each, "__getitem__"))
-            read[id(each)] = each if there else list(items(each))
+            read[id(each)] = None if each is None else map_style(each)
     return {name: read[id(given[name])] for name in names}
 
 
@@ -170,7 +172,7 @@ def _trainers(
     """With one backbone per precision, one feed for all that hear the same, and one memory for what caches keep."""
     bases: dict[str, Backbone] = {}
     feeds: dict[Any, Feed] = {}
-    stores: dict[str, Store] = {}
+    stores = Stores()
     for name, options in chosen.items():
         precision = options.precision_on(bank.backbone.device)
         if precision not in bases:
@@ -243,13 +245,18 @@ def _step(pack: Sequence[Member], rows: Mapping[str, list[Tensor]]) -> None:
     dropout = one.dropout(pack[0].history.steps) if len(pack) == 1 else nullcontext()
     with one.autocast, dropout:
         logits = iter(logits_above(one.backbone, tasks, tokens, pack[0].first))
-    losses = {}
+    losses: dict[Member, Tensor] = {}
+    diverged: dict[Member, TrainingDivergedError] = {}
     for member in pack:
         mine = torch.stack([next(logits) for _ in rows[member.name]])
-        with _stopping(member):
+        try:
             losses[member] = member.trainer.loss(mine, member.batch.labels, member.history.steps)
+        except TrainingDivergedError as error:
+            diverged[member] = error
     # One pass for all: no tensor that gets a gradient belongs to two tasks, and rows do not meet on the way.
     torch.autograd.backward(list(losses.values()))
+    for member, error in diverged.items():  # only now: the pass reads the tensors that are put back
+        member.stop(error)
     for member in losses:
         with _stopping(member):
             member.trainer.update(member.history.steps)

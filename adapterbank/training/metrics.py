@@ -104,9 +104,16 @@ def batches(data: Any, size: int) -> Iterator[tuple[list[Tensor], list[Any]]]:
 
 def items(data: Any) -> Iterator[tuple[Tensor, Any]]:
     """The pairs of a map-style dataset, a list or any iterable."""
-    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return (data[index] for index in range(len(data)))
-    return iter(data)
+    return (data[index] for index in range(len(data))) if _is_map_style(data) else iter(data)
+
+
+def map_style(data: Any) -> Any:
+    """Data that gives pairs by index: itself, or its pairs as a list, read once."""
+    return data if _is_map_style(data) else list(data)
+
+
+def _is_map_style(data: Any) -> bool:
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
 def average_accuracy(matrix: Sequence[Sequence[float | None]]) -> float:

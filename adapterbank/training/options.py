@@ -37,7 +37,8 @@ class Options:
         cache: keeps what lies below the task's first site, the same in every epoch: "memory", or a folder, which later
             trainings use as well; None: nothing; "auto": one vector per clip, in memory, if only the head is trained
             and nothing is augmented. A folder of one of these names is "./memory".
-        cache_bytes: how much may be kept; None: 4 GiB in memory, 64 GiB in a folder, anything for "auto".
+        cache_bytes: how much one training may keep; None: 4 GiB in memory, 64 GiB in a folder, anything for "auto".
+            Nothing is ever deleted from a folder: remove it, or a subfolder of it, when it is no longer needed.
     """
 
     epochs: int = 10

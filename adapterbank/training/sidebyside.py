@@ -25,11 +25,11 @@ from adapterbank.backbone.frontend import SAMPLE_RATE
 from adapterbank.bank import AUDIOSET, AdapterBank, default_device
 from adapterbank.storage import MANIFEST
 from adapterbank.training.meter import Meter
-from adapterbank.training.options import PRECISIONS
 from adapterbank.training.protocol import RunLog
 
 WARM_UP = 2  # of each way: the first runs allocate, and build what the backend keeps
 LIBRARIES = ("torch", "transformers", "peft")
+MEASURED = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Step = Callable[[], Any]
 Claim = dict[str, Any]
 
@@ -58,14 +58,17 @@ def timed(step: Step, device: torch.device) -> Callable[[], float]:
 
 
 def alternate(ours: Callable[[], float], theirs: Callable[[], float], pairs: int, warm_up: int = WARM_UP) -> Pairs:
-    """Alternating runs of two ways that tell their own seconds, without garbage collection in between."""
+    """Alternating runs of two ways that tell their own seconds; garbage is collected between pairs, never within."""
     for _ in range(warm_up):
         ours(), theirs()
     collected = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        times = [(ours(), theirs()) for _ in range(pairs)]
+        times = []
+        for _ in range(pairs):
+            times.append((ours(), theirs()))
+            gc.collect()
     finally:
         if collected:
             gc.enable()
@@ -92,10 +95,10 @@ def difference(one: Sequence[Tensor] | Tensor, other: Sequence[Tensor] | Tensor)
 
 
 def saved_bank(out: Path, geometry: str, count: int, classes: int) -> Path:
-    """The folder of a bank of aat_ms tasks with random values on `out`/backbones/`geometry`; made once."""
-    folder = out / "banks" / f"{geometry}-{count}"
+    """The folder of a bank of aat_ms tasks with random values on the backbone of that geometry in `out`; made once."""
+    folder = out / "banks" / f"{geometry}-{count}-{classes}"
     if not (folder / MANIFEST).is_file():
-        bank = AdapterBank.from_pretrained(out / "backbones" / geometry, device="cpu")
+        bank = AdapterBank.from_pretrained(out / "backbones" / f"{geometry}-{classes}", device="cpu")
         bank.remove_task(AUDIOSET)
         for number in range(count):
             as_if_trained(bank.add_task(f"t{number}", "aat_ms", num_classes=classes), number)
@@ -199,7 +202,7 @@ class Bench:
 
     def open(self, backbone: str | Path, precision: str) -> AdapterBank:
         """A new bank whose frozen linears are stored in this precision."""
-        return AdapterBank.from_pretrained(backbone, device=self.device, base_dtype=PRECISIONS[precision])
+        return AdapterBank.from_pretrained(backbone, device=self.device, base_dtype=MEASURED[precision])
 
     def compare(
         self,
@@ -220,7 +223,7 @@ class Bench:
             **options: as in `beside`.
         """
         operations = matmul_operations(ours) if counted else 0
-        peaks = {name: matmul_peak(self.matrix, dtype, self.device) for name, dtype in PRECISIONS.items()}
+        peaks = {name: matmul_peak(self.matrix, dtype, self.device) for name, dtype in MEASURED.items()}
         pairs = alternate(timed(ours, self.device), timed(theirs, self.device), self.pairs)
         found: Claim = {"precision": precision, "peak_gflops": {name: peak / 1e9 for name, peak in peaks.items()}}
         if operations:

@@ -37,7 +37,7 @@ def base(recipe, tmp_path_factory):
     """What the recipe makes before it starts a row."""
     cfg = OmegaConf.load(RECIPES / "conf" / "benchmark.yaml")
     out = tmp_path_factory.mktemp("benchmark")
-    recipe["make_backbone"](out / "backbones" / "tiny", dict(cfg.geometries.tiny), cfg.classes)
+    recipe["make_backbone"](out / "backbones" / f"tiny-{cfg.classes}", dict(cfg.geometries.tiny), cfg.classes)
     return out
 
 

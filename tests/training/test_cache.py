@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from adapterbank.bank import AdapterBank
-from adapterbank.errors import ConfigError, StorageError
+from adapterbank.errors import ConfigError, LabelsError, StorageError
 from adapterbank.training import cache as module
 from adapterbank.training.fit import fit
 
@@ -245,3 +247,72 @@ def test_keeping_draws_nothing_from_the_global_random_state(small_backbone, labe
     state = torch.get_rng_state()
     trained(small_backbone, "partial", labelled_clips, labelled_clips[:3], cache=tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_values_that_a_change_of_dtype_has_rounded_are_others(small_backbone, labelled_clips, heard, tmp_path):
+    rounded = small_backbone.to(dtype=torch.bfloat16).to(dtype=torch.float32)
+    assert rounded.fingerprint == small_backbone.fingerprint
+    trained(small_backbone, "lora", labelled_clips, cache=tmp_path)
+    count = len(heard)
+    kept, _ = trained(rounded, "lora", labelled_clips, cache=tmp_path)
+    assert len(heard) == 2 * count
+    anew, _ = trained(rounded, "lora", labelled_clips, cache=None, freq_mask=0, time_mask=0)
+    assert [one["train/loss"] for one in kept.epochs] == pytest.approx([one["train/loss"] for one in anew.epochs])
+
+
+def test_nothing_that_was_kept_outlives_its_training(small_backbone, labelled_clips, monkeypatch):
+    stores, real = [], module.MemoryStore.__init__
+    monkeypatch.setattr(module.MemoryStore, "__init__", lambda self: stores.append(weakref.ref(self)) or real(self))
+    gc.collect()
+    gc.disable()  # what waits for Python to look for cycles may wait for gigabytes
+    try:
+        trained(small_backbone, "lora", labelled_clips, cache="memory")
+        assert stores
+        assert not any(store() for store in stores)
+    finally:
+        gc.enable()
+
+
+class Augmented(Dataset):
+    """Clips that are louder each time they are read."""
+
+    def __init__(self, clips):
+        self.clips, self.reads = clips, 0
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        waveform, label = self.clips[index]
+        return waveform * (1 + 0.01 * self.reads), label
+
+
+class Sized:
+    """Clips that are counted, and have no places."""
+
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __iter__(self):
+        return iter(self.clips)
+
+
+def test_a_head_learns_from_data_that_augment_themselves_and_is_checked_by_any_iterable(
+    small_backbone, labelled_clips, heard
+):
+    history, _ = trained(small_backbone, "head", Augmented(labelled_clips))
+    assert len(history.epochs) == 3
+    assert not heard
+    history, _ = trained(small_backbone, "head", labelled_clips, Sized(labelled_clips[:3]))
+    assert history.epochs[0]["val/accuracy"] >= 0
+
+
+def test_a_wrong_label_is_found_before_anything_is_computed(small_backbone, labelled_clips, heard):
+    wrong = [*labelled_clips[:-1], (labelled_clips[-1][0], "trumpet")]
+    with pytest.raises(LabelsError, match="trumpet"):
+        trained(small_backbone, "lora", wrong, cache="memory")
+    assert not heard

@@ -127,6 +127,50 @@ def test_a_task_that_diverges_stops_alone_and_comes_back_as_it_was(where, small_
         assert_alike(histories[name], fit(apart, name, labelled_clips, labelled_clips[:4], **QUICK))
 
 
+@pytest.mark.parametrize("order", ["task", "shared"])
+@pytest.mark.parametrize("method", ["aat_ms", "lora", "conformer", "prompt"])
+def test_a_loss_that_is_nan_stops_one_of_several_that_share_their_matmuls(
+    method, order, small_backbone, labelled_clips
+):
+    options = {"reduction": 8} if method == "conformer" else {}
+    banks = [AdapterBank(small_backbone), AdapterBank(small_backbone)]
+    for bank in banks:
+        for name in ("a", "b", "c"):
+            bank.add_task(name, method, labels=LABELS, **options)
+    together, apart = banks
+    before = bits(together)
+    own = {"a": {}, "b": {"lr": 1e30}, "c": {}}
+    histories = fit_many(together, own, labelled_clips, **QUICK, order=order)
+    assert "gave loss nan" in histories["b"].error
+    assert {key.split(".")[0] for key in changed(before, bits(together))} == {"a", "c"}
+    for name in ("a", "c"):
+        assert_alike(histories[name], fit(apart, name, labelled_clips, **QUICK, order=order))
+
+
+def test_caches_of_tasks_trained_together_lie_where_each_was_told(small_backbone, labelled_clips, tmp_path):
+    bank = bank_of(small_backbone, "b", "d", "e")
+    own = {"b": {"cache": "memory"}, "d": {"cache": str(tmp_path / "d")}, "e": {"cache": str(tmp_path / "e")}}
+    fit_many(bank, own, labelled_clips, **QUICK)
+    assert {path.parent.parent.name for path in tmp_path.glob("*/*/*.safetensors")} == {"d", "e"}
+
+
+def test_clips_that_several_tasks_keep_are_read_and_computed_once(small_backbone, labelled_clips, monkeypatch):
+    reads, heard, real = [], [], cache.mels_of
+
+    class Counted(list):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(cache, "mels_of", lambda base, waves: heard.extend(waves) or real(base, waves))
+    bank = AdapterBank(small_backbone)
+    for name in ("one", "two", "three"):
+        bank.add_task(name, "aat_ms", labels=LABELS, layers=[1])
+    fit_many(bank, list(bank.tasks), Counted(labelled_clips), **QUICK, cache="memory", order="shared")
+    assert len(heard) == len(labelled_clips)
+    assert len(reads) == 2 * len(labelled_clips)
+
+
 def test_nothing_that_one_task_does_changes_a_bit_of_the_others_in_its_batch(small_backbone, labelled_clips):
     states = []
     for rate in (1e-3, 1e-1):

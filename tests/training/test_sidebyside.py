@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from adapterbank import AdapterBank
 from adapterbank.training.sidebyside import (
+    MEASURED,
     Bench,
     Pairs,
     alternate,
@@ -142,6 +143,10 @@ def test_a_row_measured_again_replaces_all_its_earlier_lines(tmp_path):
     assert [(found["row"], found["what"]) for found in latest(log, {"x": 1})] == [(2, "c"), (10, "d")]
 
 
+def test_the_issues_precisions_are_measured_and_no_other():
+    assert {"fp32": torch.float32, "bf16": torch.bfloat16} == MEASURED
+
+
 def test_the_table_says_which_goal_was_missed_and_what_was_not_measured():
     claims = [{"row": 3, **claim("slow", 0.8, 0.7, at_most=True)}, {"row": 4, **claim("fast", 4000.0, 45.0)}]
     lines = markdown([*claims, {"row": 5, **needs("alike", "peft")}]).splitlines()
@@ -152,7 +157,7 @@ def test_the_table_says_which_goal_was_missed_and_what_was_not_measured():
 
 
 def test_a_bank_for_the_disk_is_made_once_with_adapters_that_do_something(tmp_path, hf_model, hf_folder):
-    shutil.copytree(hf_folder(hf_model()), tmp_path / "backbones" / "mini")
+    shutil.copytree(hf_folder(hf_model()), tmp_path / "backbones" / "mini-3")
     folder = saved_bank(tmp_path, "mini", 2, classes=3)
     before = (folder / "manifest.json").stat().st_mtime_ns
     assert saved_bank(tmp_path, "mini", 2, classes=3) == folder
