@@ -21,6 +21,8 @@ from adapterbank.errors import CompositionError
 if TYPE_CHECKING:
     from adapterbank.backbone.ast import ASTWeights, FrozenLinear
 
+# What a transform or a hook is given may be overwritten after it returned, where no gradients are kept: copy what you
+# want to keep. What it returns is only read.
 Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
 # input (R, N, in), output (R, N, out), the frozen linear -> output (R, N, out)
 LinearHook = Callable[[Tensor, Tensor, "FrozenLinear"], Tensor]
