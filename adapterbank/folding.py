@@ -40,6 +40,34 @@ def fold(segment: Segment, geometry: Geometry) -> Segment:
     return Segment(tuple(sites), segment.weights._replace(blocks=tuple(blocks)))
 
 
+@dataclass(frozen=True)
+class Left:
+    """Which sites of a block folding left filled, by name and place: adapters give new objects each time they are
+    asked, which follow a copy or a move of theirs."""
+
+    linear: frozenset[str]
+    affine: frozenset[str]
+    beside_mlp: tuple[int, ...]
+    extra_tokens: bool
+
+    @classmethod
+    def after(cls, folded: Sites, before: Sites) -> Left:
+        stayed = {id(adapter) for adapter in folded.beside_mlp}
+        places = tuple(i for i, adapter in enumerate(before.beside_mlp) if id(adapter) in stayed)
+        return cls(frozenset(folded.linear), frozenset(folded.affine), places, bool(folded.extra_tokens))
+
+    def of(self, sites: Sites, extra_kv: tuple[tuple[Tensor, Tensor], ...]) -> Sites:
+        """What is left of a block's sites, with the keys and values that prompts were folded into."""
+        return replace(
+            sites,
+            linear={name: hooks for name, hooks in sites.linear.items() if name in self.linear},
+            affine={name: own for name, own in sites.affine.items() if name in self.affine},
+            beside_mlp=tuple(sites.beside_mlp[place] for place in self.beside_mlp),
+            extra_tokens=sites.extra_tokens if self.extra_tokens else (),
+            extra_kv=extra_kv,
+        )
+
+
 def _fold_norms(weights: BlockWeights, sites: Sites) -> tuple[BlockWeights, Sites]:
     own: dict[str, Tensor] = {}
     for name in ("ln1", "ln2"):
