@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from adapterbank import methods
+from adapterbank import CompiledTask, methods
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, UnknownNameError, WaveformError
 from adapterbank.methods.sites import Adapters, Sites
@@ -216,6 +216,7 @@ def test_other_sample_rates_labels_and_predictions_are_the_tasks(bank_of, clips)
     names = [module.prediction(row).labels for row in module(clips)]
     assert names == [prediction.labels for prediction in bank.predict(clips, "aat_ms")]
     assert module.labels == bank.task("aat_ms").labels
+    assert isinstance(module, CompiledTask)
     assert not hasattr(module, "task")
 
 
