@@ -7,6 +7,7 @@ fit(bank, "speechcommands", train, val)
 
 from adapterbank import methods
 from adapterbank.bank import AdapterBank
+from adapterbank.compiled import CompiledTask
 from adapterbank.data import load_folder, read_audio, standard_splits
 from adapterbank.errors import AdapterBankError
 from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdapterBank",
     "AdapterBankError",
+    "CompiledTask",
     "History",
     "LayerImportance",
     "Prediction",

@@ -141,7 +141,7 @@ class AdapterBank:
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """The tasks by name; read-only. A task that is asked for stays in memory."""
+        """The tasks by name; read-only. A task that is asked for stays in memory: `values()` and `items()` open all."""
         return MappingProxyType(self._tasks)
 
     def add_task(
@@ -319,13 +319,8 @@ class AdapterBank:
             WaveformError, UnknownNameError, ConfigError (a list of another length).
         """
         mels = mels_of(self._backbone, x, sample_rate)
-        if isinstance(task, str) or not isinstance(task, Iterable):
-            return torch.stack(run(self._backbone, [self._tasks.use(task)] * len(mels), mels))
-        names = [self._tasks.known(name) for name in task]
-        if len(names) != len(mels):
-            raise ConfigError(f"got {len(names)} task names for {len(mels)} clips, expected one name, or one per clip.")
-        used = {name: self._tasks.use(name) for name in dict.fromkeys(names)}  # once each, as they may be put back
-        return run(self._backbone, [used[name] for name in names], mels)
+        logits = run(self._backbone, self._tasks.by_row(task, len(mels)), mels)
+        return torch.stack(logits) if isinstance(task, str) else logits
 
     @torch.no_grad()
     def ask(
@@ -360,13 +355,14 @@ class AdapterBank:
         untouched = Segment((NOTHING,) * backbone.geometry.layers, backbone.weights)
         return embed_mels(backbone, untouched, mels_of(backbone, x, sample_rate), pooling)
 
+    @torch.no_grad()
     def predict(
         self, x: Tensor | Sequence[Tensor], task: str | Sequence[str], *, sample_rate: int = SAMPLE_RATE
     ) -> list[Prediction]:
         """Class names and probabilities, one `Prediction` per clip. Arguments and errors as in calling the bank."""
-        logits = self(x, task, sample_rate=sample_rate)
-        names = [task] * len(logits) if isinstance(task, str) else list(task)
-        return [self._tasks.use(name).prediction(row) for name, row in zip(names, logits, strict=True)]
+        mels = mels_of(self._backbone, x, sample_rate)
+        tasks = self._tasks.by_row(task, len(mels))
+        return [owner.prediction(row) for owner, row in zip(tasks, run(self._backbone, tasks, mels), strict=True)]
 
     def evaluate(self, task: str, data: Any, *, batch_size: int = 32) -> dict[str, float]:
         """Metrics of a task on data that yields (waveform at 16 kHz, label); kept for `summary()`.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from adapterbank.backbone.ast import ASTWeights, Segment, encode
 from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.backbone.frontend import SAMPLE_RATE, as_waveforms, log_mel
-from adapterbank.folding import fold
-from adapterbank.methods.sites import Adapters
+from adapterbank.errors import ConfigError
+from adapterbank.folding import Left, fold
+from adapterbank.methods.sites import Adapters, Sites
 from adapterbank.routing import plan
-from adapterbank.task import Task
+from adapterbank.task import Prediction, Task
 
 
 class KeysValues(NamedTuple):
@@ -46,11 +47,9 @@ class CompiledTask(nn.Module):
     prompts are keys and values: see `folding`. What else the task has runs as in the bank. With an fp32 base the
     logits are the bank's to 1e-5; with a bf16 base, what is folded is rounded to bf16 as well.
 
-    It is always in eval mode and without gradients, and follows `.to(device)`. Frozen tensors that the task does not
-    change are shared with the bank and all other modules made of it; a state dict therefore holds none of them.
-
-    Attributes:
-        task: a copy, for `labels` and `prediction`.
+    It is always in eval mode and without gradients, and follows `.to(device)`, copies and pickles. Frozen tensors that
+    the task does not change are shared with the bank and all other modules made of it; a state dict therefore holds
+    none of them, and none can be loaded: that would change only what was not folded.
 
     Shapes: waveforms (B, T) or B one-dimensional tensors of any lengths -> logits (B, C).
     """
@@ -58,21 +57,36 @@ class CompiledTask(nn.Module):
     def __init__(self, task: Task, backbone: Backbone, *, torch_compile: bool = False):
         super().__init__()
         self._geometry = backbone.geometry
-        self.task = copy.deepcopy(task).requires_grad_(False).eval()
-        folded = fold(self.task.segment(backbone.weights), self._geometry)
+        self._task = copy.deepcopy(task).requires_grad_(False).eval()
+        segment = self._task.segment(backbone.weights)
+        folded = fold(segment, self._geometry)
         self.embed, self.norm = Buffers(folded.weights.embed), Buffers(folded.weights.norm)
         self.blocks = nn.ModuleList(Buffers(block) for block in folded.weights.blocks)
         self.prompts = nn.ModuleList(Buffers(KeysValues(*pair)) for s in folded.sites for pair in s.extra_kv or ((),))
-        self._sites = tuple(replace(sites, extra_kv=()) for sites in folded.sites)
-        self.task.norm = nn.ParameterDict()  # what it had is in `norm`, and the adapters, if none is left, in `blocks`
-        if not any(sites.filled() for sites in self._sites):
-            self.task.adapters = Adapters()
+        self._left = tuple(map(Left.after, folded.sites, segment.sites))
+        self._task.norm = nn.ParameterDict()  # what it had is in `norm`, and the adapters, if none is left, in `blocks`
+        left = [replace(sites, extra_kv=()) for sites in folded.sites]
+        if any(sites.filled() for sites in left):
+            _empty(segment.sites, left)
+        else:
+            self._task.adapters = Adapters()
+        self._torch_compile = torch_compile
         self._run = torch.compile(self._logits) if torch_compile else self._logits
+        self.eval()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self._task.labels
+
+    def prediction(self, logits: Tensor) -> Prediction:
+        """Class names and probabilities of one clip. (C,)."""
+        return self._task.prediction(logits)
 
     @torch.no_grad()
     def forward(self, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> Tensor:
         """Raises WaveformError: not a batch of finite, non-empty waveforms. ConfigError: a bad sample rate."""
-        task, device = self.task, next(self.embed.buffers()).device
+        task, device = self._task, next(self.embed.buffers()).device
         mels = log_mel([w.to(device) for w in as_waveforms(x)], self._geometry.mel_bins, sample_rate)
         frames = [task.padded_frames(len(mel), task.spec.clip_seconds) for mel in mels]
         groups = plan([task] * len(mels), frames)
@@ -84,12 +98,54 @@ class CompiledTask(nn.Module):
         """Normalised spectrograms of one length (R, F, M) -> (R, C)."""
         weights = ASTWeights(self.embed(), tuple(block() for block in self.blocks), self.norm())
         sites = tuple(
-            own if prompts.keys is None else replace(own, extra_kv=(prompts(),))
-            for own, prompts in zip(self._sites, self.prompts, strict=True)
+            left.of(self._task.adapters.sites(layer), () if prompts.keys is None else (prompts(),))
+            for layer, (left, prompts) in enumerate(zip(self._left, self.prompts, strict=True))
         )
         (tokens,) = encode([spectrograms], [Segment(sites, weights)], self._geometry)
-        return self.task.logits(tokens)
+        return self._task.logits(tokens)
 
     def train(self, mode: bool = True) -> CompiledTask:
         """Stays in eval mode: a snapshot has nothing to train."""
         return super().train(False)
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        """What `load_state_dict` calls, also that of a module around this one."""
+        raise ConfigError(
+            f"got a state to load into the compiled task {self._task.name!r}, which is a snapshot. Load it into the "
+            f"task of the bank and compile the task again: bank.compile_task({self._task.name!r})."
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: what runs is bound to this module."""
+        return {key: value for key, value in self.__dict__.items() if key != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._run = torch.compile(self._logits) if self._torch_compile else self._logits
+
+
+def _empty(before: Sequence[Sites], left: Sequence[Sites]) -> None:
+    """Adapters whose numbers are in folded tensors give up their own, unless something that is left may read them."""
+    staying = [hook for sites in left for hook in _hooks(sites)]
+    if not all(isinstance(hook, nn.Module) for hook in staying):
+        return  # nothing says what a function reads, nor what a tensor was made of
+    needed = {id(part) for hook in staying for part in hook.modules()}
+    for hook in (hook for sites in before for hook in _hooks(sites) if isinstance(hook, nn.Module)):
+        for part in hook.modules():
+            if id(part) not in needed:
+                for name in dict(part.named_parameters(recurse=False)):
+                    part.register_parameter(name, None)
+
+
+def _hooks(sites: Sites) -> Iterator[Any]:
+    """All that stands at a block's sites."""
+    for entry in fields(sites):
+        value = getattr(sites, entry.name)
+        if entry.name == "linear":
+            yield from (hook for hooks in value.values() for hook in hooks)
+        elif entry.name == "affine":
+            yield from value.values()
+        elif isinstance(value, tuple):
+            yield from value
+        elif value is not None:
+            yield value

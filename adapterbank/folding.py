@@ -11,8 +11,8 @@ Symbols: D width, M MLP width, P prompts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from adapterbank.backbone.ast import LINEAR_NAMES, BlockWeights, Geometry, Segment
 from adapterbank.backbone.packed import FrozenLinear, frozen_linear
-from adapterbank.methods.sites import Affine, Merges, Sites, Widens
+from adapterbank.methods.sites import Affine, Sites, declared
 
 
 @torch.no_grad()
@@ -38,6 +38,34 @@ def fold(segment: Segment, geometry: Geometry) -> Segment:
         blocks.append(weights)
         sites.append(_fold_prompts(weights, filled, geometry))
     return Segment(tuple(sites), segment.weights._replace(blocks=tuple(blocks)))
+
+
+@dataclass(frozen=True)
+class Left:
+    """Which sites of a block folding left filled, by name and place: adapters give new objects each time they are
+    asked, which follow a copy or a move of theirs."""
+
+    linear: frozenset[str]
+    affine: frozenset[str]
+    beside_mlp: tuple[int, ...]
+    extra_tokens: bool
+
+    @classmethod
+    def after(cls, folded: Sites, before: Sites) -> Left:
+        stayed = {id(adapter) for adapter in folded.beside_mlp}
+        places = tuple(i for i, adapter in enumerate(before.beside_mlp) if id(adapter) in stayed)
+        return cls(frozenset(folded.linear), frozenset(folded.affine), places, bool(folded.extra_tokens))
+
+    def of(self, sites: Sites, extra_kv: tuple[tuple[Tensor, Tensor], ...]) -> Sites:
+        """What is left of a block's sites, with the keys and values that prompts were folded into."""
+        return replace(
+            sites,
+            linear={name: hooks for name, hooks in sites.linear.items() if name in self.linear},
+            affine={name: own for name, own in sites.affine.items() if name in self.affine},
+            beside_mlp=tuple(sites.beside_mlp[place] for place in self.beside_mlp),
+            extra_tokens=sites.extra_tokens if self.extra_tokens else (),
+            extra_kv=extra_kv,
+        )
 
 
 def _fold_norms(weights: BlockWeights, sites: Sites) -> tuple[BlockWeights, Sites]:
@@ -59,11 +87,11 @@ def _fold_linears(weights: BlockWeights, sites: Sites) -> tuple[BlockWeights, Si
             continue
         frozen = _linear(weights, name)
         linear = FrozenLinear(_wide(frozen.weight), None if frozen.bias is None else _wide(frozen.bias))
-        for hook in chain:
-            linear = hook.merged(linear, frozen)
+        for merged in chain:
+            linear = merged(linear, frozen)
         own = affine.pop(name, Affine()).bias
         if own is not None:
-            moved = 0 if linear.bias is None or frozen.bias is None else linear.bias - frozen.bias
+            moved = (0 if linear.bias is None else linear.bias) - (0 if frozen.bias is None else frozen.bias)
             linear = linear._replace(bias=own + moved)
         weights = _with_linear(weights, name, linear if chain else linear._replace(weight=frozen.weight))
         hooks.pop(name, None)
@@ -106,14 +134,15 @@ def _fold_prompts(weights: BlockWeights, sites: Sites, geometry: Geometry) -> Si
     return replace(sites, extra_tokens=sites.extra_tokens if stay else (), extra_kv=((keys, values),))
 
 
-def _mergeable(hooks: Sequence[object]) -> list[Merges] | None:
-    """The hooks, if every one says how it is merged."""
-    found = [hook for hook in hooks if isinstance(hook, Merges)]
+def _mergeable(hooks: Sequence[object]) -> list[Callable[..., FrozenLinear]] | None:
+    """How each hook is merged (`Merges.merged`), if every one says it."""
+    found = [merged for hook in hooks if (merged := declared(hook, "merged")) is not None]
     return found if len(found) == len(hooks) else None
 
 
 def _units(adapter: object) -> tuple[FrozenLinear, FrozenLinear] | None:
-    return adapter.units() if isinstance(adapter, Widens) else None
+    units = declared(adapter, "units")
+    return None if units is None else units()
 
 
 def _linear(weights: BlockWeights, name: str) -> FrozenLinear:

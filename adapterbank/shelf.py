@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from adapterbank.task_file import SavedTask
 
 class Shelf(MutableMapping[str, Task]):
     """Tasks by name, in their order. Threads may share it: opening and putting back is one step.
+
+    `values()`, `items()` and `copy()` hand out every task, and so open all and keep them; names alone open none.
 
     Args:
         backbone: that tasks are opened for.
@@ -68,6 +70,20 @@ class Shelf(MutableMapping[str, Task]):
                     self._opened.popitem(last=False)
             return self._opened[name]
 
+    def by_row(self, names: str | Iterable[str], rows: int) -> list[Task]:
+        """The task of each row, to be read only: one name for all of them, or one per row; each is looked up once.
+
+        Raises:
+            ConfigError: another number of names. UnknownNameError, StorageError.
+        """
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            return [self.use(names)] * rows
+        known = [self.known(name) for name in names]
+        if len(known) != rows:
+            raise ConfigError(f"got {len(known)} task names for {rows} clips, expected one name, or one per clip.")
+        used = {name: self.use(name) for name in dict.fromkeys(known)}  # once each, as they may be put back
+        return [used[name] for name in known]
+
     def __getitem__(self, name: str) -> Task:
         """The task for good. Raises KeyError, StorageError."""
         with self._lock:
@@ -93,8 +109,18 @@ class Shelf(MutableMapping[str, Task]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._tasks)
 
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(self._tasks)
+
     def __len__(self) -> int:
         return len(self._tasks)
+
+    def __repr__(self) -> str:
+        return f"Shelf({list(self._tasks)})"
+
+    def copy(self) -> dict[str, Task]:
+        """All tasks as a dict of its own."""
+        return dict(self.items())
 
     def rename(self, name: str, new_name: str) -> None:
         """Gives a task another name; its place stays. Raises UnknownNameError, NameTakenError, InvalidNameError."""
@@ -118,7 +144,8 @@ class Shelf(MutableMapping[str, Task]):
 
     def facts(self, name: str) -> Facts:
         """What is known of a task without opening it. Raises UnknownNameError, StorageError."""
-        return self._tasks[self.known(name)].facts()
+        with self._lock:  # a save in another thread replaces the files, then removes the old ones
+            return self._tasks[self.known(name)].facts()
 
     def to(self, backbone: Backbone) -> None:
         """Moves all tasks in memory to a backbone's device, and opens the others for it from now on."""

@@ -66,13 +66,13 @@ class Skeletons:
 
         Those of a method from outside the package are all built: nothing says that all it draws at random is saved.
         """
+        if methods.foreign(spec.method):  # asked each time: a name of ours may have been registered anew
+            return Built(Task(spec, backbone))
         built_from = (spec.method, dict(spec.options), spec.head, len(spec.labels), spec.train_final_norm, spec.frozen)
         kind = json.dumps(built_from, sort_keys=True)
         if kind in self._kinds:
             return self._kinds[kind]
         task = Task(spec, backbone)
-        if methods.foreign(spec.method):
-            return Built(task)
         try:
             return self._kinds.setdefault(kind, Skeleton(task))
         except (pickle.PicklingError, AttributeError):  # a local function in it, or a tensor that is not saved

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,14 @@ class SavedTask:
 
     def check(self) -> None:
         """Raises StorageError if the file is missing or has another size."""
-        if not self.path.is_file():
+        with _reading(self.path):
+            size = self.path.stat().st_size if self.path.is_file() else None
+        if size is None:
             raise StorageError(
                 f"task {self.name!r}: {self.path} is missing. Restore it from a copy of the bank; if another program "
                 "has saved the bank since it was opened here, open it again."
             )
-        if (size := self.path.stat().st_size) != self.entry["bytes"]:
+        if size != self.entry["bytes"]:
             raise StorageError(
                 f"task {self.name!r}: {self.path} has {size} bytes, expected {self.entry['bytes']}; it was cut."
             )
@@ -99,6 +102,7 @@ class SavedTask:
             raise StorageError(f"task {self.name!r}: the content of {self.path} was changed; its SHA-256 does not fit.")
         return content
 
+    @torch.inference_mode(False)  # a task outlives the call that opens it, and tensors made there can never be trained
     def open(self, backbone: Backbone, kinds: Skeletons) -> Task:
         """The task. Raises what `load_task` does, also if the file is not what the manifest says."""
         task = _task_of(*_tensors_in(self.content(), self.path), backbone, self.path, kinds)
@@ -114,7 +118,7 @@ class SavedTask:
         spec, parameters = TaskSpec.from_json(self.entry.get("spec")), self.entry.get("parameters")
         if spec.name != self.name or not isinstance(parameters, int):
             raise StorageError(f"the manifest in {self.folder} describes the task {self.name!r} as another, or not.")
-        with open(self.path, "rb") as handle:
+        with _reading(self.path), open(self.path, "rb") as handle:
             size = self.entry["bytes"] - 8 - int.from_bytes(handle.read(8), "little")
         metrics = self.entry.get("metrics") if self.metrics is None else self.metrics
         return Facts(spec, parameters, size, _numbers(metrics))
@@ -155,8 +159,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
 
 def read_bytes(path: Path) -> bytes:
     """A task file as it is. Raises StorageError."""
-    try:
+    with _reading(path):
         return path.read_bytes()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what the file system raises into StorageError."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise StorageError(f"there is no task file {path}.") from error
     except OSError as error:

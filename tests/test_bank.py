@@ -12,6 +12,7 @@ from rich.console import Console
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from adapterbank import Prediction
+from adapterbank import bank as bank_module
 from adapterbank.bank import AdapterBank
 from adapterbank.data import catalog
 from adapterbank.errors import (
@@ -109,6 +110,25 @@ def test_predictions_are_sorted_probabilities(small_bank, clips):
         assert by_label == pytest.approx({str(index): p for index, p in enumerate(expected)}, abs=1e-6)
         assert prediction.confidence == prediction.probabilities[0]
         assert math.isclose(sum(prediction.probabilities), 1, abs_tol=1e-5)
+
+
+def test_predictions_take_any_iterable_of_names_as_calls_do(small_bank, clips):
+    names = ["tones", "notes", "tones", "mix", "own", "notes"]
+    assert small_bank.predict(clips, iter(names)) == small_bank.predict(clips, names)
+    assert [prediction.task for prediction in small_bank.predict(clips, (name for name in names))] == names
+
+
+def test_a_prediction_has_the_labels_of_the_task_that_ran(small_bank, clips, monkeypatch):
+    expected, real = small_bank.predict(clips, "tones"), bank_module.run
+
+    def replaced_meanwhile(*arguments):
+        rows = real(*arguments)
+        small_bank.remove_task("tones")
+        small_bank.add_task("tones", "head", labels=["w", "x", "y", "z"])
+        return rows
+
+    monkeypatch.setattr(bank_module, "run", replaced_meanwhile)
+    assert small_bank.predict(clips, "tones") == expected
 
 
 def test_multilabel_predictions_are_independent(small_bank, clips):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 
 import pytest
 import torch
+from torch import nn
 
-from adapterbank import methods
+from adapterbank import CompiledTask, methods
 from adapterbank.bank import AdapterBank
-from adapterbank.errors import UnknownNameError, WaveformError
+from adapterbank.errors import ConfigError, UnknownNameError, WaveformError
+from adapterbank.methods.sites import Adapters, Sites
 from adapterbank.training.fit import fit
 
 # Options that make sense at width 48; a method that does not stand here is compiled with its defaults.
@@ -30,6 +34,7 @@ CASES = {name: (name, OPTIONS.get(name, {})) for name in methods.names()} | {
     "many": ("lora+bitfit+prompt+prefix+aat_ms", {"lora": {"rank": 2, "targets": ["q", "k", "v", "fc1"]}}),
     "own_norm": ("aat_ms", {"train_final_norm": True, "clip_seconds": 1.0, "normalize": (-5.0, 3.0)}),
 }
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda module: pickle.loads(pickle.dumps(module))}
 
 
 @pytest.fixture
@@ -44,6 +49,29 @@ def bank_of(small_backbone, randomise):
         return bank
 
     return make
+
+
+@pytest.fixture
+def own_method():
+    """A method that computes what stands at its sites, and hands out a function that is made anew each time."""
+
+    class Computed(Adapters):
+        def __init__(self, width):
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1, width))
+
+        def sites(self, layer):
+            if layer:
+                return Sites(after_mlp=lambda x: x + self.token)
+            return Sites(tokens=(2 * self.token,))
+
+    @methods.register("computed", paper="-", parameters="D")
+    def computed(geometry, base, generator):
+        """A token."""
+        return Computed(geometry.width)
+
+    yield "computed"
+    methods.unregister("computed")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -87,18 +115,76 @@ def test_later_training_and_removal_do_not_reach_it(case, bank_of, clips, labell
 
 def test_it_stays_in_eval_mode_and_keeps_no_gradients(bank_of, clips):
     module = bank_of("signal_gate").compile_task("signal_gate")
+    assert not any(part.training for part in module.modules())
     before = module(clips)
     after = module.train()(clips)
+    assert not any(part.training for part in module.modules())
     assert torch.equal(after, before)
     assert not after.requires_grad
     assert not any(p.requires_grad for p in module.parameters())
 
 
 def test_what_was_folded_is_not_kept_twice(bank_of):
-    bank = bank_of("lora", "full", "aat_s")
-    assert {name.split(".")[1] for name in bank.compile_task("lora").state_dict()} == {"head"}
-    assert {name.split(".")[1] for name in bank.compile_task("full").state_dict()} == {"head"}
-    assert {name.split(".")[1] for name in bank.compile_task("aat_s").state_dict()} == {"head", "adapters"}
+    bank = bank_of("lora", "full", "aat_s", "aat_ms", "many")
+    kept = {case: {n.removeprefix("_task.") for n in bank.compile_task(case).state_dict()} for case in bank.tasks}
+    saved = {case: set(task.state_dict()) for case, task in bank.tasks.items()}
+    head = {name for name in saved["lora"] if name.startswith("head.")}
+    assert kept["lora"] == kept["full"] == head
+    assert kept["aat_s"] == saved["aat_s"]
+    assert kept["aat_ms"] == head | {name for name in saved["aat_ms"] if ".spatial." in f".{name}"}
+    assert {name.split(".")[2] for name in kept["many"] - head} == {"bitfit", "prompt", "prefix", "aat_ms"}
+    assert not any(".mlp." in name for name in kept["many"])
+
+
+def test_what_a_function_may_read_is_kept(small_backbone, randomise, own_method, clips):
+    bank = AdapterBank(small_backbone)
+    randomise(bank.add_task("t", f"{own_method}+aat_m", num_classes=3), scale=0.05)
+    module = bank.compile_task("t")
+    assert {f"_task.{name}" for name in bank.task("t").state_dict()} == set(module.state_dict())
+    torch.testing.assert_close(module(clips), bank(clips, "t"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["aat_ms", "lora"])
+def test_a_state_is_not_loaded_into_a_snapshot(case, bank_of, clips):
+    module = bank_of(case).compile_task(case)
+    before = module(clips)
+    state = {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
+    around = nn.ModuleDict({"m": module})
+    for owner, given in ((module, state), (around, {f"m.{name}": tensor for name, tensor in state.items()})):
+        with pytest.raises(ConfigError, match=rf"'{case}', which is a snapshot.*compile_task\('{case}'\)"):
+            owner.load_state_dict(given)
+    assert torch.equal(module(clips), before)
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("case", ["prompt_overwrite", "prompt_petl", "many", "conformer", "aat_ms"])
+def test_a_copy_runs_by_itself(case, how, bank_of, clips):
+    module = bank_of(case).compile_task(case)
+    before = module(clips)
+    copied = COPIES[how](module)
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.zero_()
+    assert torch.equal(copied(clips), before)
+    assert copied.labels == module.labels
+
+
+def test_a_copy_of_what_torch_compiled_runs_by_itself(bank_of, clips, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or (lambda x: function(x)))
+    module = bank_of("aat_ms").compile_task("aat_ms", torch_compile=True)
+    copied = copy.deepcopy(module)
+    before = copied(clips)
+    assert [function.__self__ for function in compiled] == [module, copied]
+    for parameter in module.parameters():
+        parameter.zero_()
+    assert torch.equal(copied(clips), before)
+
+
+def test_computed_tensors_follow_a_move(small_backbone, own_method):
+    bank = AdapterBank(small_backbone)
+    bank.add_task("t", own_method, num_classes=3)
+    module = bank.compile_task("t").to("meta")
+    assert module._logits(torch.empty(1, 48, 128, device="meta")).device.type == "meta"
 
 
 def test_frozen_tensors_that_a_task_leaves_alone_are_the_banks(bank_of):
@@ -127,8 +213,11 @@ def test_other_sample_rates_labels_and_predictions_are_the_tasks(bank_of, clips)
     module = bank.compile_task("aat_ms")
     logits = module(clips, sample_rate=22_050)
     torch.testing.assert_close(logits, bank(clips, "aat_ms", sample_rate=22_050), rtol=0, atol=1e-5)
-    names = [module.task.prediction(row).labels for row in module(clips)]
+    names = [module.prediction(row).labels for row in module(clips)]
     assert names == [prediction.labels for prediction in bank.predict(clips, "aat_ms")]
+    assert module.labels == bank.task("aat_ms").labels
+    assert isinstance(module, CompiledTask)
+    assert not hasattr(module, "task")
 
 
 def test_unknown_tasks_and_bad_waveforms_are_refused(bank_of):
@@ -141,7 +230,7 @@ def test_unknown_tasks_and_bad_waveforms_are_refused(bank_of):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("case", ["many", "conformer"])
+@pytest.mark.parametrize("case", ["many", "conformer", "prompt_overwrite"])
 def test_through_torch_compile_logits_are_the_banks(case, bank_of, clips):
     bank = bank_of(case)
     module = bank.compile_task(case, torch_compile=True)

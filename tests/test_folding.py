@@ -11,6 +11,7 @@ from adapterbank.backbone.ast import LINEAR_NAMES, Segment, encode
 from adapterbank.bank import AdapterBank
 from adapterbank.folding import fold
 from adapterbank.methods.aat import BottleneckAdapter, SpatialAdapter
+from adapterbank.methods.gate import gated
 from adapterbank.methods.lora import LowRank
 from adapterbank.methods.sites import NOTHING, Affine, Sites
 
@@ -177,6 +178,98 @@ def test_an_adapter_with_a_shortcut_is_no_part_of_the_mlp(with_sites, same, smal
     segment = with_sites(Sites(beside_mlp=(adapter, F.relu)))
     folded = fold(segment, small_geometry)
     assert folded.sites == segment.sites
+    same(folded, segment)
+
+
+class Louder(BottleneckAdapter):
+    """Somebody's subclass, who never heard of `units`."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Tripled(LowRank):
+    def forward(self, x, y, frozen):
+        return 3 * super().forward(x, y, frozen)
+
+
+class Plain:
+    """A hook that is no module, and says how it is merged."""
+
+    def __call__(self, x, y, frozen):
+        return 2 * y
+
+    def merged(self, linear, frozen):
+        return frozen._replace(weight=2 * linear.weight, bias=2 * linear.bias)
+
+
+class Inverse(Plain):
+    def __call__(self, x, y, frozen):
+        return -y
+
+
+@pytest.mark.parametrize("gate", ["static", "scalar"])
+def test_a_subclass_that_does_something_else_is_not_folded_as_its_parent(
+    gate, small_backbone, with_sites, same, small_geometry
+):
+    adapter = gated(Louder(WIDTH, 0.25, torch.Generator()), gate, "clip", WIDTH).double()
+    nn.init.normal_(adapter.get_parameter("up.weight" if gate == "static" else "adapter.up.weight"))
+    change = Tripled(small_backbone.weights.blocks[0].k_weight, 2, 1.5, 0.0, False, torch.Generator()).double()
+    nn.init.normal_(change.up)
+    segment = with_sites(Sites(beside_mlp=(adapter,), linear={"k": (change,), "v": (Inverse(),), "q": (Plain(),)}))
+    folded = fold(segment, small_geometry)
+    assert [(s.beside_mlp, set(s.linear)) for s in folded.sites] == [((adapter,), {"k", "v"})] * 2
+    same(folded, segment)
+
+
+def test_a_subclass_that_keeps_what_calling_does_is_folded(with_sites, same, small_geometry):
+    class Named(BottleneckAdapter):
+        name = "mine"
+
+    adapter = Named(WIDTH, 0.25, torch.Generator()).double()
+    nn.init.normal_(adapter.up.weight)
+    segment = with_sites(Sites(beside_mlp=(adapter,)))
+    folded = fold(segment, small_geometry)
+    assert not filled(folded)
+    same(folded, segment)
+
+
+def test_attributes_that_only_happen_to_have_the_names_mean_nothing(with_sites, same, small_geometry):
+    class Counted(nn.Module):
+        merged = False
+
+        def __init__(self):
+            super().__init__()
+            self.units = 12
+
+        def forward(self, x, y=None, frozen=None):
+            return (x if y is None else y).tanh()
+
+    hook = Counted()
+    segment = with_sites(Sites(beside_mlp=(hook, gated(hook, "scalar", "clip", WIDTH)), linear={"q": (hook,)}))
+    folded = fold(segment, small_geometry)
+    assert folded.sites == segment.sites
+    same(folded, segment)
+
+
+def test_a_bias_that_a_merged_hook_brings_is_not_lost(small_geometry, random_backbone, same):
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.randn(WIDTH, dtype=torch.float64))
+
+        def forward(self, x, y, frozen):
+            return y + self.shift
+
+        def merged(self, linear, frozen):
+            return linear._replace(bias=self.shift if linear.bias is None else linear.bias + self.shift)
+
+    weights = in_fp64(random_backbone(small_geometry, qkv_bias=False).weights)
+    own = {name: Affine(bias=torch.randn(WIDTH, dtype=torch.float64)) for name in ("v", "proj")}
+    sites = Sites(linear={"v": (Shift(),), "proj": (Shift(),)}, affine=own)
+    segment = Segment((sites,) * small_geometry.layers, weights)
+    folded = fold(segment, small_geometry)
+    assert not filled(folded)
     same(folded, segment)
 
 

@@ -9,8 +9,10 @@ import os
 import pickle
 import random
 import shutil
+import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,17 +80,34 @@ def damage(folder, name):
 # -- the same bank --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resident", [1, 2, 6])
-def test_every_task_answers_as_in_a_bank_that_is_all_in_memory(resident, saved, load, clips):
-    whole, bank = load(saved), load(saved, resident)
-    order = NAMES * 3
+@pytest.fixture
+def varied_bank(small_bank, randomise):
+    """With two tasks of one kind that hear and answer differently, and one that has batch statistics."""
+    like_notes = {"clip_seconds": 1.0, "normalize": (0.0, 3.0), "pooling": "mean", "multilabel": True}
+    small_bank.add_task("twin", "aat_ms", labels=["x", "y", "z"], **like_notes)
+    small_bank.add_task("waves", "conformer", num_classes=3, reduction=8)
+    for seed, name in enumerate(("twin", "waves"), start=6):
+        randomise(small_bank.task(name), seed)
+    for name, buffer in small_bank.task("waves").named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 1.5)
+    return small_bank
+
+
+@pytest.mark.parametrize("resident", [1, 2, 8])
+def test_every_task_answers_as_in_the_bank_that_was_saved(resident, varied_bank, load, clips, tmp_path):
+    whole = varied_bank
+    whole.save(tmp_path / "bank")
+    bank = load(tmp_path / "bank", resident)
+    names = list(whole.tasks)
+    order = names * 3
     random.Random(resident).shuffle(order)
     for name in order:
         assert torch.equal(bank(clips, name), whole(clips, name))
         assert bank.predict(clips[:1], name) == whole.predict(clips[:1], name)
-    rows = ["notes", "mix", "notes", "own", "tones", "notes"]  # more tasks than fit, and one of them again and again
+    rows = ["notes", "twin", "notes", "waves", "mix", "notes"]  # more tasks than fit, and one of them again and again
     assert all(map(torch.equal, bank(clips, rows), whole(clips, rows)))
-    for name in NAMES:
+    for name in names:
         state = whole.task(name).state_dict()
         assert all(torch.equal(tensor, state[key]) for key, tensor in bank.task(name).state_dict().items())
         assert (bank.task(name).spec, bank.task(name).metrics) == (whole.task(name).spec, whole.task(name).metrics)
@@ -106,6 +125,17 @@ def test_names_sizes_and_metrics_are_known_without_opening_a_task(small_bank, sa
     assert "accuracy 0.750" in printed(bank, monkeypatch)
     assert "mix" in repr(bank)
     assert not opened
+
+
+def test_the_mapping_of_tasks_does_what_a_dict_does(saved, load, opened):
+    bank = load(saved, 1)
+    assert list(reversed(bank.tasks)) == NAMES[::-1]
+    assert repr(bank.tasks) == f"mappingproxy(Shelf({NAMES}))"
+    assert not opened
+    copied = bank.tasks.copy()
+    bank.remove_task("mix")
+    assert list(copied) == NAMES
+    assert all(copied[name] is task for name, task in bank.tasks.items())
 
 
 def test_unknown_and_taken_names_are_refused_as_in_any_bank(saved, load, clips):
@@ -160,8 +190,11 @@ def test_the_task_that_was_not_used_for_longest_goes(saved, load, opened, clips)
 
 
 def test_a_call_opens_each_of_its_tasks_once(saved, load, opened, clips):
-    load(saved, 1)(clips, ["notes", "mix", "notes", "own", "notes", "mix"])
+    rows = ["notes", "mix", "notes", "own", "notes", "mix"]
+    load(saved, 1)(clips, rows)
     assert [name for name, _ in opened] == ["notes", "mix", "own"]
+    load(saved, 1).predict(clips, rows)
+    assert [name for name, _ in opened] == ["notes", "mix", "own"] * 2
 
 
 # -- what must never be lost ----------------------------------------------------------------------------------------
@@ -214,6 +247,16 @@ def test_trained_added_renamed_and_composed_tasks_are_kept_and_saved(saved, load
     for other in (load(saved), load(saved, 1), bank):
         assert list(other.tasks) == names
         assert all(torch.equal(other(clips, name), logits) for name, logits in expected.items())
+
+
+@pytest.mark.parametrize("resident", [None, 2])
+def test_a_task_that_was_opened_in_inference_mode_can_be_trained(resident, saved, load, clips, data):
+    with torch.inference_mode():
+        bank = load(saved, resident)
+        before = bank(clips, "notes")
+    bank.task_module("notes")(clips).sum().backward()
+    fit(bank, "notes", data, epochs=1, batch_size=6, lr=1e-2, precision="fp32", progress=False)
+    assert not torch.equal(bank(clips, "notes"), before)
 
 
 def test_an_imported_task_stays(saved, load, clips):
@@ -337,6 +380,22 @@ def test_the_folder_is_found_from_another_working_directory(saved, load, clips, 
     assert torch.equal(bank(clips, "mix"), expected)
 
 
+def test_what_the_file_system_raises_is_an_error_of_ours(saved, load, monkeypatch):
+    bank = load(saved, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(SavedTask, "check", lambda self: self.path.unlink())  # gone after it was looked at
+        with pytest.raises(StorageError, match="there is no task file .*mix"):
+            bank.trainable_parameters("mix")
+
+    def failing(self, **options):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "stat", failing)
+        with pytest.raises(StorageError, match="cannot read .*own.*Input/output error"):
+            bank.trainable_parameters("own")
+
+
 # -- threads, processes, devices ------------------------------------------------------------------------------------
 
 
@@ -356,6 +415,23 @@ def test_threads_that_ask_for_one_task_get_one_object(saved, load, opened):
         found = list(pool.map(lambda _: bank.task("mix"), range(32)))
     assert len({id(task) for task in found}) == 1
     assert len(opened) == 1
+
+
+def test_sizes_may_be_asked_for_while_another_thread_saves(saved, load, data, monkeypatch):
+    bank, real = load(saved, 1), SavedTask.facts
+    expected = bank.trainable_parameters("mix")
+    bank.evaluate("mix", data)  # so that its file is replaced
+    saving = threading.Thread(target=bank.save, args=(saved,))
+
+    def late(self):
+        saving.start()
+        saving.join(0.5)  # a save that could end here would remove the file that is about to be read
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SavedTask, "facts", late)
+        assert bank.trainable_parameters("mix") == expected
+    saving.join()
 
 
 def test_a_task_module_of_such_a_bank_survives_a_pickle(saved, load, clips):

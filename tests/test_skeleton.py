@@ -52,7 +52,8 @@ def foreign():
 def test_a_task_from_a_skeleton_is_the_built_one(method, frozen, small_backbone, tensors_of, clips):
     parts = tuple(part.name for part in methods.parse(method)) if frozen else ()
     first = spec_of(method, "first", frozen=parts, train_final_norm=frozen)
-    second = spec_of(method, "second", ("x", "y", "z"), frozen=parts, train_final_norm=frozen, seed=5)
+    hears = {"clip_seconds": 1.0, "normalize": (0.0, 3.0), "pooling": "mean", "multilabel": True}  # and answers
+    second = spec_of(method, "second", ("x", "y", "z"), frozen=parts, train_final_norm=frozen, seed=5, **hears)
     kinds, tensors = Skeletons(), tensors_of(second)
     assert isinstance(kinds.of(first, small_backbone), Skeleton)
     task = kinds.of(second, small_backbone).task(second, small_backbone, tensors)
@@ -66,8 +67,10 @@ def test_a_task_from_a_skeleton_is_the_built_one(method, frozen, small_backbone,
     state = task.state_dict()
     assert list(state) == list(built.state_dict())
     assert all(torch.equal(state[name], tensor) for name, tensor in tensors.items())
-    logits = [AdapterBank(small_backbone, {"second": owner})(clips, "second") for owner in (task, built)]
-    assert torch.equal(*logits)
+    banks = [AdapterBank(small_backbone, {"second": owner}) for owner in (task, built)]
+    assert torch.equal(*(bank(clips, "second") for bank in banks))
+    one, other = (bank.predict(clips[:2], "second") for bank in banks)
+    assert one == other
 
 
 def test_tasks_of_one_skeleton_share_nothing(small_backbone, tensors_of):
@@ -112,3 +115,19 @@ def test_what_a_method_draws_and_does_not_save_is_drawn_for_each_task(trusted, f
         expected = Task(spec, small_backbone)
         task = kind.task(spec, small_backbone, expected.state_dict())
         assert torch.equal(task.adapters.drawn, expected.adapters.drawn)
+
+
+def test_a_name_of_ours_that_was_registered_anew_is_not_what_it_was(small_backbone, monkeypatch):
+    kinds, spec = Skeletons(), spec_of("lora")
+    assert isinstance(kinds.of(spec, small_backbone), Skeleton)
+    monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
+    methods.unregister("lora")
+
+    @methods.register("lora", paper="-", parameters="0")
+    def lora(geometry, base, generator):
+        """Somebody else's."""
+        return Adapters()
+
+    kind = kinds.of(spec, small_backbone)
+    assert isinstance(kind, Built)
+    assert not [name for name in kind.shapes if name.startswith("adapters")]

@@ -39,7 +39,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention, (R, H, N, d) x (R, H, K, d) -> (R, H, N, d).
 
     torch's CPU kernel is slow backwards in half precision (75 ms against 17 ms for 32 x 3 heads x 106 tokens), so short
-    sequences are written out there; elsewhere it is `scaled_dot_product_attention`.
+    sequences are written out there; elsewhere it is `scaled_dot_product_attention`. Written out, scores are rounded to
+    half precision, which the kernel keeps in fp32: logits of one bf16 task with and without gradients differ by ~8e-3.
     """
     half = q.dtype in (torch.bfloat16, torch.float16)
     if q.device.type == "cpu" and half and k.shape[2] <= WRITTEN_OUT_TOKENS and torch.is_grad_enabled():
@@ -181,9 +182,13 @@ class Packed:
         return pack(outputs)
 
     def _put(self, packed: Tensor, own: Iterable[tuple[int, Tensor]]) -> Tensor:
-        """`packed` with these parts in place of its own; written into it unless autograd may need it as it is."""
+        """`packed` with these parts in place of its own; written into it unless autograd may need it as it is.
+
+        Never the parts themselves, not even of a single one: they may be somebody's parameter or a kept tensor, and
+        what is returned is written to.
+        """
         parts = self.split(packed)
-        if torch.is_grad_enabled() or len(parts) == 1:
+        if torch.is_grad_enabled():
             new = {i: part.to(packed.dtype) for i, part in own}
             return pack([new.get(i, part) for i, part in enumerate(parts)])
         for i, part in own:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adapterbank.backbone.ast import FrozenLinear
 from adapterbank.errors import UnknownNameError
-from adapterbank.methods.sites import Widens
+from adapterbank.methods.sites import declared
 
 GATES = ("static", "scalar", "signal")
 LEVELS = ("clip", "token")
@@ -51,7 +51,8 @@ class Gated(nn.Module):
 
     def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
         """Those of its adapter, if it has any and the gate is the same for all sounds."""
-        units = self.adapter.units() if hasattr(self, "scale") and isinstance(self.adapter, Widens) else None
+        inner = declared(self.adapter, "units") if hasattr(self, "scale") else None
+        units = None if inner is None else inner()
         if units is None:
             return None
         down, up = units

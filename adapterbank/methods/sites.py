@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -21,14 +21,18 @@ from adapterbank.errors import CompositionError
 if TYPE_CHECKING:
     from adapterbank.backbone.ast import ASTWeights, FrozenLinear
 
+# What a transform or a hook is given may be overwritten after it returned, where no gradients are kept: copy what you
+# want to keep. What it returns is only read.
 Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
 # input (R, N, in), output (R, N, out), the frozen linear -> output (R, N, out)
 LinearHook = Callable[[Tensor, Tensor, "FrozenLinear"], Tensor]
 
 
-@runtime_checkable
 class Merges(Protocol):
-    """A hook of a linear that is itself a change of its matrix. Optional: `bank.compile_task` merges such hooks."""
+    """A hook of a linear that is itself a change of its matrix. Optional: `bank.compile_task` merges such hooks.
+
+    It speaks for the `forward` of its own class: a subclass with another `forward` says it anew, or is not merged.
+    """
 
     def merged(self, linear: FrozenLinear, frozen: FrozenLinear) -> FrozenLinear:
         """The linear whose output is what this hook makes of the output of `linear`, as new fp32 tensors.
@@ -40,13 +44,29 @@ class Merges(Protocol):
         ...
 
 
-@runtime_checkable
 class Widens(Protocol):
-    """An adapter beside the MLP that is an MLP itself. Optional: `bank.compile_task` runs both as one wider MLP."""
+    """An adapter beside the MLP that is an MLP itself. Optional: `bank.compile_task` runs both as one wider MLP.
+
+    As with `Merges`, a subclass with another `forward` says it anew, or runs as it is.
+    """
 
     def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
         """(down, up) if the adapter is `up(gelu(down(h)))`; None if, built like this, it is anything else."""
         ...
+
+
+def declared(hook: object, name: str) -> Callable[..., Any] | None:
+    """The method `name` of `Merges` or `Widens`, if a hook has it and it was written for what calling the hook does.
+
+    None for attributes that only happen to have the name, and where a class overrides `forward` (or `__call__`) below
+    the one that the method is inherited from.
+    """
+    kind = type(hook)
+    owner = next((base for base in kind.__mro__ if name in vars(base)), None)
+    if owner is None or any(getattr(kind, c, None) is not getattr(owner, c, None) for c in ("forward", "__call__")):
+        return None
+    found = getattr(hook, name)
+    return found if callable(found) else None
 
 
 class Affine(NamedTuple):

@@ -132,6 +132,24 @@ def test_a_packed_block_equals_its_segments_one_by_one(
     assert all(torch.equal(x, old) for x, old in zip(xs, before, strict=True)), "a block wrote to its input"
 
 
+@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("site", ["after_attention", "after_mlp", "proj", "fc2"])
+def test_what_a_module_returns_is_read_and_never_written_to(site, tasks, adapter, weights, small_geometry):
+    table = nn.Parameter(torch.randn(1, 9, 48))
+    kept = table.detach().clone()
+
+    def looked_up(x: Tensor, *_: object) -> Tensor:
+        return table[:, : x.shape[1]]
+
+    own = {site: looked_up} if site.startswith("after") else {"linear": {site: (looked_up,)}}
+    sites = Sites(**own, beside_attention=(adapter,), beside_mlp=(adapter,))
+    xs = [torch.randn(1, 9, 48) for _ in range(tasks)]
+    with torch.no_grad():
+        first, second = (block(xs, weights, [sites] * tasks, small_geometry) for _ in range(2))
+    assert all(map(torch.equal, first, second))
+    assert torch.equal(table, kept)
+
+
 def test_gradients_of_a_packed_block_equal_those_of_its_segments(all_sites, weights, small_geometry, one_by_one):
     sites = list(all_sites.values())
     xs = [torch.randn(2, 9, 48, requires_grad=True) for _ in sites]
