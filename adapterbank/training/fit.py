@@ -160,7 +160,8 @@ class Trainer:
         self.feed = Feed(self.backbone, task, data, options, masks)
         trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay)
-        self.total = min(options.epochs * len(self.feed), options.steps or math.inf)
+        every = options.epochs * len(self.feed)
+        self.total = every if options.steps is None else min(every, options.steps)
         # No method of this object: a cycle would keep optimiser and cache in memory until Python looks for cycles.
         rate = partial(lr_factor, options, self.total, len(self.feed))
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate)

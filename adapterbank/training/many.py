@@ -255,8 +255,8 @@ def _step(pack: Sequence[Member], rows: Mapping[str, list[Tensor]]) -> None:
             diverged[member] = error
     # One pass for all: no tensor that gets a gradient belongs to two tasks, and rows do not meet on the way.
     torch.autograd.backward(list(losses.values()))
-    for member, error in diverged.items():  # only now: the pass reads the tensors that are put back
-        member.stop(error)
+    for member, reason in diverged.items():  # only now: the pass reads the tensors that are put back
+        member.stop(reason)
     for member in losses:
         with _stopping(member):
             member.trainer.update(member.history.steps)
