@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from adapterbank import AdapterBank, History, fit, fit_many
 from adapterbank.errors import exit_on_error
-from adapterbank.training.cost import step_costs, stepper
+from adapterbank.training.cost import step_memory, stepper
 from adapterbank.training.sidebyside import MEASURED, Bench, Claim, alternate, claim, keep, noise
 
 PLAIN = {"freq_mask": 0, "time_mask": 0, "progress": False}
@@ -37,9 +37,9 @@ def adapters_or_full(cfg: DictConfig, bench: Bench) -> Claims:
         yield bench.compare(f"step of aat_ms / full, {precision}", ours, theirs, time_goal, **more)
         del bank, ours, theirs
         opened = {"device": str(bench.device), "base_dtype": MEASURED[precision]}
-        cost = step_costs(cfg.base, {"aat_ms": {"method": "aat_ms"}}, pairs=1, **batch, **opened)["aat_ms"]
-        shown = {"megabytes": cost.memory_mb, "at_most": True}
-        yield claim(f"peak memory of aat_ms / full, {precision}", cost.memory_ratio, memory_goal, **shown)
+        mine, whole = (step_memory(cfg.base, {"method": method}, **opened, **batch) for method in ("aat_ms", "full"))
+        shown = {"megabytes": [mine, whole], "at_most": True}
+        yield claim(f"peak memory of aat_ms / full, {precision}", mine / whole, memory_goal, **shown)
 
 
 def trained(

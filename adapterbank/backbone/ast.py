@@ -135,11 +135,17 @@ class ASTWeights(NamedTuple):
         return ASTWeights.from_named({name: change(name, t) for name, t in self.named()}, len(self.blocks))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ASTWeights:
-        """Moved to `device`; `dtype` is that of the frozen linears only: norms and embeddings stay fp32."""
+        """Moved to `device`; `dtype` is that of the frozen linears only: norms and embeddings stay fp32.
+
+        With another dtype all tensors are copies: one that stayed would keep the whole file in memory that it is mapped
+        from.
+        """
+        other = dtype not in (None, self.embed.patch_weight.dtype)
 
         def change(name: str, tensor: Tensor) -> Tensor:
             field = name.rsplit(".", 1)[-1].rsplit("_", 1)[0]
-            return tensor.to(device=device, dtype=dtype if field in (*LINEAR_NAMES, "patch") else None)
+            new = dtype if field in (*LINEAR_NAMES, "patch") else None
+            return tensor.to(device=device, dtype=new, copy=other)
 
         return self.map(change)
 

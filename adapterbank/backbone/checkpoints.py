@@ -397,4 +397,5 @@ def _classifier(
     if len(set(labels)) != classes:
         labels = tuple(f"{i}:{label}" for i, label in enumerate(labels))
     multilabel = config.get("problem_type") == "multi_label_classification" or classes == AUDIOSET_CLASSES
-    return Classifier(dict(head), labels, multilabel)
+    own = {name: tensor.clone() for name, tensor in head.items()}  # a view would keep the whole mapped file in memory
+    return Classifier(own, labels, multilabel)

@@ -69,19 +69,59 @@ def step_costs(
     batch |= {"classes": classes, "precision": precision}
     wanted: dict[str, Mapping[str, Any]] = {**methods}
     wanted.setdefault(reference, {"method": reference})
-    context = multiprocessing.get_context("spawn")  # a fork would bring the memory of this process along
     found = {}
     for name, options in track(wanted.items(), "measuring steps"):
-        # A process per method: what one has allocated is not counted for the next.
-        with ProcessPoolExecutor(1, mp_context=context) as worker:
-            job = worker.submit(_measure, backbone, opened, dict(options), dict(wanted[reference]), pairs, batch)
-            found[name] = job.result()
+        found[name] = _by_itself(_measure, backbone, opened, dict(options), dict(wanted[reference]), pairs, batch)
     whole = found[reference][2]
     return {
         name: Cost(seconds, ratio, memory, memory / whole)
         for name, (seconds, ratio, memory) in found.items()
         if name in methods
     }
+
+
+def step_memory(
+    backbone: str,
+    options: Mapping[str, Any],
+    *,
+    device: torch.device | str | None = None,
+    base_dtype: torch.dtype | None = None,
+    **batch: Any,
+) -> float:
+    """MB at the peak of two training steps of a method in a process of its own, without Python and its libraries.
+
+    Args:
+        options: of `add_task`, "method" among them.
+        **batch: batch_size, clip_seconds, classes and precision, as `stepper` takes them.
+    """
+    opened = {"device": device or default_device(), "base_dtype": base_dtype}
+    found: float = _by_itself(_memory, backbone, opened, dict(options), batch)
+    return found
+
+
+def _by_itself(function: Callable[..., Any], *arguments: Any) -> Any:
+    """In a process of its own: what one has allocated is not counted for the next."""
+    context = multiprocessing.get_context("spawn")  # a fork would bring the memory of this process along
+    with ProcessPoolExecutor(1, mp_context=context) as worker:
+        return worker.submit(function, *arguments).result()
+
+
+def _memory(*arguments: Any) -> float:
+    return _first_steps(*arguments)[2]
+
+
+def _first_steps(
+    backbone: str, opened: Mapping[str, Any], options: Mapping[str, Any], batch: Mapping[str, Any]
+) -> tuple[AdapterBank, Callable[[], float], float]:
+    """A new bank, the step of a task in it, and the MB at the peak of the first ones."""
+    with Meter(torch.device(opened["device"])) as before:
+        pass
+    bank = AdapterBank.from_pretrained(backbone, **opened)
+    step = stepper(bank, "measured", options, **batch)
+    with Meter(bank.backbone.device) as peak:
+        for _ in range(WARM_UP):
+            step()
+    return bank, step, peak.peak_memory_mb - before.peak_memory_mb
 
 
 def _measure(
@@ -93,17 +133,11 @@ def _measure(
     batch: Mapping[str, Any],
 ) -> tuple[float, float, float]:
     """(seconds a step, ratio to the reference, MB)."""
-    with Meter(torch.device(opened["device"])) as before:
-        pass
-    bank = AdapterBank.from_pretrained(backbone, **opened)
-    step = stepper(bank, "measured", options, **batch)
-    with Meter(bank.backbone.device) as peak:
-        for _ in range(WARM_UP):
-            step()
+    bank, step, memory = _first_steps(backbone, opened, options, batch)
     other = stepper(bank, "reference", reference, **batch)
     times = alternate(timed(step, bank.backbone.device), timed(other, bank.backbone.device), pairs)
     ratio = median(1 / speedup for speedup in times.speedups())
-    return median(times.ours), ratio, peak.peak_memory_mb - before.peak_memory_mb
+    return median(times.ours), ratio, memory
 
 
 def stepper(

@@ -233,3 +233,13 @@ def test_a_pytorch_file_of_something_else_is_refused(hf_model, hf_folder):
         torch.save(content, folder / "pytorch_model.bin")
         with pytest.raises(BackboneError):
             load_backbone(folder)
+
+
+def test_a_base_of_another_dtype_lets_go_of_the_file_it_was_read_from(hf_folder, hf_model):
+    bank = AdapterBank.from_pretrained(hf_folder(hf_model()), device="cpu")
+    mapped = {tensor.untyped_storage().data_ptr() for _, tensor in bank.backbone.weights.named()}
+    half = bank.backbone.to(dtype=torch.bfloat16)
+    kept = [tensor for _, tensor in half.weights.named()] + list(half.classifier.tensors.values())
+    assert not mapped & {tensor.untyped_storage().data_ptr() for tensor in kept}
+    assert torch.equal(half.weights.embed.positions, bank.backbone.weights.embed.positions)
+    assert half.to(dtype=torch.bfloat16).weights.embed.cls is half.weights.embed.cls

@@ -3,7 +3,7 @@
 import pytest
 
 from adapterbank.errors import UnknownNameError
-from adapterbank.training.cost import step_costs
+from adapterbank.training.cost import step_costs, step_memory
 
 
 @pytest.mark.slow
@@ -21,3 +21,11 @@ def test_one_adapter_costs_less_time_and_memory_than_the_whole_body():
 def test_an_unknown_method_is_named(hf_folder, hf_model):
     with pytest.raises(UnknownNameError, match="aat_x"):
         step_costs(str(hf_folder(hf_model())), {"wrong": {"method": "aat_x"}}, pairs=1)
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_step_is_that_of_the_method_beside_the_base(hf_folder, hf_model):
+    folder = str(hf_folder(hf_model(hidden_size=96, num_hidden_layers=4)))
+    batch = {"batch_size": 64, "clip_seconds": 1.0, "classes": 3, "precision": "fp32"}
+    slim, full = (step_memory(folder, {"method": method}, **batch) for method in ("head", "full"))
+    assert 0 < slim < full
