@@ -12,6 +12,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from adapterbank.errors import ConfigError
 from adapterbank.plots import BLUE, DPI, INK, ORANGE
 
+TICKS = (0.01, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 100, 1000)
 LINES = (BLUE, ORANGE, "#3a8f5c", "#8a5fb0")
 
 
@@ -33,7 +34,9 @@ def beyond_goals(ratios: Mapping[str, float]) -> Figure:
     axes.axvline(1, color=INK, linewidth=0.9)
     axes.set_xscale("log")
     axes.set_xlim(min(0.5, 0.8 * values.min()), max(2.0, 1.25 * values.max()))
-    axes.xaxis.set_major_formatter(ScalarFormatter())
+    low, high = axes.get_xlim()
+    shown = [tick for tick in TICKS if low <= tick <= high]
+    axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(values)), list(ratios), fontsize=8)
     axes.invert_yaxis()
