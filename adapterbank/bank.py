@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
@@ -18,7 +18,7 @@ from adapterbank.backbone.frontend import SAMPLE_RATE
 from adapterbank.compiled import CompiledTask
 from adapterbank.compose import compose
 from adapterbank.data import catalog
-from adapterbank.errors import ConfigError, LabelsError, NameTakenError, UnknownNameError
+from adapterbank.errors import ConfigError, NameTakenError, UnknownNameError
 from adapterbank.export import export
 from adapterbank.importing import load_any
 from adapterbank.methods.head import POOLINGS
@@ -200,7 +200,7 @@ class AdapterBank:
         spec = TaskSpec(
             name=name,
             method=method,
-            labels=known.labels if known is not None else _labels(name, labels, num_classes),
+            labels=known.labels if known is not None else catalog.labels_of(name, labels, num_classes),
             options=method_options,
             multilabel=bool(multilabel),
             head=defaults["head"] if head is None else head,
@@ -385,20 +385,3 @@ class AdapterBank:
 def default_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def _labels(name: str, labels: Sequence[str] | None, num_classes: int | None) -> tuple[str, ...]:
-    if labels is None:
-        if num_classes is None:
-            raise LabelsError(
-                f"the task {name!r} needs labels=[...] or num_classes=...; "
-                f"only known datasets bring their own: {', '.join(catalog.names())}."
-            )
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise LabelsError(f"got num_classes={num_classes!r}, expected a positive integer.")
-        return tuple(str(i) for i in range(num_classes))
-    if isinstance(labels, str) or not isinstance(labels, Iterable):
-        raise LabelsError(f"got {labels!r} as labels, expected a list of class names.")
-    if num_classes is not None and num_classes != len(labels):
-        raise LabelsError(f"got {len(labels)} labels and num_classes={num_classes}; give one of them.")
-    return tuple(labels)

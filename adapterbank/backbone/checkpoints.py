@@ -394,8 +394,7 @@ def _classifier(
             raise BackboneError(f"{folder}: {name} of the classifier holds NaN or Inf. Fetch the file again.")
     names = config.get("id2label") or {}
     labels = tuple(str(names.get(str(i), i)) for i in range(classes))
-    if len(set(labels)) != classes:
-        labels = tuple(f"{i}:{label}" for i, label in enumerate(labels))
+    labels = labels if len(set(labels)) == classes else tuple(f"{i}:{label}" for i, label in enumerate(labels))
     multilabel = config.get("problem_type") == "multi_label_classification" or classes == AUDIOSET_CLASSES
-    own = {name: tensor.clone() for name, tensor in head.items()}  # a view would keep the whole mapped file in memory
+    own = {name: tensor.clone() for name, tensor in head.items()}  # views would keep the whole mapped file in memory
     return Classifier(own, labels, multilabel)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from adapterbank.errors import LabelsError
@@ -172,3 +173,21 @@ def lookup(name: str) -> DatasetInfo | None:
 def names() -> tuple[str, ...]:
     """-> the names of all known datasets, sorted, without aliases."""
     return tuple(sorted(info.name for info in _ENTRIES))
+
+
+def labels_of(name: str, labels: Sequence[str] | None, num_classes: int | None) -> tuple[str, ...]:
+    """Class names of a task that is no known dataset: those given, or numbers. Raises LabelsError."""
+    if labels is None:
+        if num_classes is None:
+            raise LabelsError(
+                f"the task {name!r} needs labels=[...] or num_classes=...; "
+                f"only known datasets bring their own: {', '.join(names())}."
+            )
+        if not isinstance(num_classes, int) or num_classes < 1:
+            raise LabelsError(f"got num_classes={num_classes!r}, expected a positive integer.")
+        return tuple(str(i) for i in range(num_classes))
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise LabelsError(f"got {labels!r} as labels, expected a list of class names.")
+    if num_classes is not None and num_classes != len(labels):
+        raise LabelsError(f"got {len(labels)} labels and num_classes={num_classes}; give one of them.")
+    return tuple(labels)
