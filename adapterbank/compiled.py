@@ -16,7 +16,7 @@ from adapterbank.backbone.frontend import SAMPLE_RATE, as_waveforms, log_mel
 from adapterbank.errors import ConfigError
 from adapterbank.folding import Left, fold
 from adapterbank.methods.sites import Adapters, Sites
-from adapterbank.routing import plan
+from adapterbank.routing import chunks, plan
 from adapterbank.task import Prediction, Task
 
 
@@ -63,6 +63,7 @@ class CompiledTask(nn.Module):
         self.embed, self.norm = Buffers(folded.weights.embed), Buffers(folded.weights.norm)
         self.blocks = nn.ModuleList(Buffers(block) for block in folded.weights.blocks)
         self.prompts = nn.ModuleList(Buffers(KeysValues(*pair)) for s in folded.sites for pair in s.extra_kv or ((),))
+        self._read = segment.read
         self._left = tuple(map(Left.after, folded.sites, segment.sites))
         self._task.norm = nn.ParameterDict()  # what it had is in `norm`, and the adapters, if none is left, in `blocks`
         left = [replace(sites, extra_kv=()) for sites in folded.sites]
@@ -90,6 +91,8 @@ class CompiledTask(nn.Module):
         mels = log_mel([w.to(device) for w in as_waveforms(x)], self._geometry.mel_bins, sample_rate)
         frames = [task.padded_frames(len(mel), task.spec.clip_seconds) for mel in mels]
         groups = plan([task] * len(mels), frames)
+        if not self._torch_compile:  # which would compile anew for each number of rows
+            groups = [group for part in chunks(groups, mels, self._geometry, device) for group in part]
         logits = [self._run(torch.stack([task.prepare(mels[row], g.frames) for row in g.rows])) for g in groups]
         order = torch.tensor([row for group in groups for row in group.rows], device=device)
         return torch.cat(logits)[order.argsort()]
@@ -101,7 +104,7 @@ class CompiledTask(nn.Module):
             left.of(self._task.adapters.sites(layer), () if prompts.keys is None else (prompts(),))
             for layer, (left, prompts) in enumerate(zip(self._left, self.prompts, strict=True))
         )
-        (tokens,) = encode([spectrograms], [Segment(sites, weights)], self._geometry)
+        (tokens,) = encode([spectrograms], [Segment(sites, weights, self._read)], self._geometry)
         return self._task.logits(tokens)
 
     def train(self, mode: bool = True) -> CompiledTask:

@@ -37,7 +37,7 @@ def fold(segment: Segment, geometry: Geometry) -> Segment:
             weights, filled = step(weights, filled)
         blocks.append(weights)
         sites.append(_fold_prompts(weights, filled, geometry))
-    return Segment(tuple(sites), segment.weights._replace(blocks=tuple(blocks)))
+    return Segment(tuple(sites), segment.weights._replace(blocks=tuple(blocks)), segment.read)
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,22 @@ leaves the layout, and with it every bit of all other rows, as it was.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from adapterbank.backbone.ast import Segment, encode
+from adapterbank.backbone.ast import Geometry, Segment, encode
 from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.backbone.frontend import SAMPLE_RATE, as_waveforms, log_mel, normalise, pad_frames
 from adapterbank.backbone.packed import alike
 from adapterbank.errors import ConfigError
-from adapterbank.methods.head import pool
+from adapterbank.methods.head import pool, tokens_read
 from adapterbank.task import Task
+
+CHUNK_TOKENS = 1024  # per thread: above, activations leave the caches between two operations
 
 
 @dataclass(frozen=True)
@@ -78,20 +80,59 @@ def run(
     """
     seconds = [task.spec.clip_seconds for task in tasks] if clip_seconds is None else clip_seconds
     frames = [t.padded_frames(len(mel), s) for t, mel, s in zip(tasks, mels, seconds, strict=True)]
-    groups = plan(tasks, frames)
-    segments: dict[int, Segment] = {id(task): task.segment(backbone.weights) for task in tasks}
+    segments = {id(task): task.segment(backbone.weights) for task in tasks}
+    outputs: list[Tensor | None] = [None] * len(mels)
+    for groups in chunks(plan(tasks, frames), mels, backbone.geometry, backbone.device):
+        for group, vectors in _together(backbone, groups, segments, mels, pooled):
+            for row, vector in zip(group.rows, vectors, strict=True):
+                outputs[row] = vector
+    return [vector for vector in outputs if vector is not None]
+
+
+def chunks(
+    groups: Sequence[Group], mels: Sequence[Tensor], geometry: Geometry, device: torch.device
+) -> list[list[Group]]:
+    """Groups that run one after another: on the CPU without gradients only so many tokens at once as the caches hold.
+
+    A clip that several groups hear is in the same chunk for all of them.
+
+    Args:
+        mels: one per row; those that are one object are one clip.
+    """
+    if torch.is_grad_enabled() or device.type != "cpu" or any(g.task.training for g in groups):
+        return [list(groups)]
+    room = CHUNK_TOKENS * torch.get_num_threads()
+    heard: dict[int, list[tuple[int, int]]] = {}  # clip -> (group, row)
+    for number, group in enumerate(groups):
+        for row in group.rows:
+            heard.setdefault(id(mels[row]), []).append((number, row))
+    done: list[list[Group]] = []
+    rows: dict[int, list[int]] = {}
+    size = 0
+    for places in heard.values():
+        tokens = sum(geometry.tokens(groups[number].frames) for number, _ in places)
+        if rows and size + tokens > room:
+            done.append([replace(groups[number], rows=tuple(own)) for number, own in sorted(rows.items())])
+            rows, size = {}, 0
+        for number, row in places:
+            rows.setdefault(number, []).append(row)
+        size += tokens
+    done.append([replace(groups[number], rows=tuple(own)) for number, own in sorted(rows.items())])
+    return done
+
+
+def _together(
+    backbone: Backbone, groups: Sequence[Group], segments: Mapping[int, Segment], mels: Sequence[Tensor], pooled: bool
+) -> Iterator[tuple[Group, Tensor]]:
+    """(group, its vectors (R, C) or (R, D)) of one pass through the backbone."""
     heard = [(g.frames, g.task.mean_std, *(id(mels[row]) for row in g.rows)) for g in groups]
     prepared: dict[Hashable, Tensor] = {}
     for key, g in zip(heard, groups, strict=True):
         if key not in prepared:
             prepared[key] = torch.stack([g.task.prepare(mels[row], g.frames) for row in g.rows])
     tokens = encode([prepared[key] for key in heard], [segments[id(g.task)] for g in groups], backbone.geometry)
-    outputs: list[Tensor | None] = [None] * len(mels)
     for group, x in zip(groups, tokens, strict=True):
-        vectors = group.task.pooled(x) if pooled else group.task.logits(x)
-        for row, vector in zip(group.rows, vectors, strict=True):
-            outputs[row] = vector
-    return [vector for vector in outputs if vector is not None]
+        yield group, group.task.pooled(x) if pooled else group.task.logits(x)
 
 
 def ask(
@@ -125,6 +166,7 @@ def embed_mels(backbone: Backbone, segment: Segment, mels: Sequence[Tensor], how
         torch.stack([normalise(pad_frames(mels[row], frames), backbone.mean, backbone.std) for row in rows])
         for frames, rows in groups
     ]
+    segment = replace(segment, read=tokens_read(how))
     tokens = encode(spectrograms, [segment] * len(groups), backbone.geometry)
     order = torch.tensor([row for _, rows in groups for row in rows])
     return torch.cat([pool(x, how) for x in tokens])[order.argsort().to(tokens[0].device)]

@@ -21,7 +21,7 @@ from adapterbank.backbone.ast import ASTWeights, Geometry, NormWeights, Segment
 from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.backbone.frontend import SAMPLE_RATE, frame_count, normalise, pad_frames
 from adapterbank.errors import ConfigError, InvalidNameError, LabelsError, StorageError, UnknownNameError
-from adapterbank.methods.head import HEADS, POOLINGS, Head, pool
+from adapterbank.methods.head import HEADS, POOLINGS, Head, pool, tokens_read
 from adapterbank.methods.sites import Adapters
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -267,7 +267,8 @@ class Task(nn.Module):
         weights = self.adapters.owned(base)
         if len(self.norm):
             weights = weights._replace(norm=NormWeights(self.norm["weight"], self.norm["bias"]))
-        return Segment(tuple(self.adapters.sites(layer) for layer in range(self._geometry.layers)), weights)
+        sites = tuple(self.adapters.sites(layer) for layer in range(self._geometry.layers))
+        return Segment(sites, weights, tokens_read(self.spec.pooling))
 
     def padded_frames(self, frames: int, clip_seconds: float | None) -> int:
         """Frames that a clip of `frames` runs with: `clip_seconds` at least, and no frame beside the last patch."""

@@ -9,11 +9,11 @@ from collections import Counter
 import pytest
 import torch
 
-from adapterbank import methods
+from adapterbank import methods, routing
 from adapterbank.backbone import ast, packed
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, UnknownNameError, WaveformError
-from adapterbank.routing import plan, run
+from adapterbank.routing import chunks, plan, run
 from adapterbank.task import Task, TaskSpec
 
 
@@ -147,19 +147,65 @@ def test_tasks_that_are_asked_together_share_all_below_their_first_sites(
     tokens = patches + 2 * 2  # cls and distillation of two rows
     assert patches == 2 * 8 * ((len(clips[0]) // 160 - 2 + 15) // 16)  # 8 rows of patches, once for all tasks
     # "whole" is alone from the first MLP on, "upper" from block 2, "own-last" in block 3; "last" changes its very end.
-    streams = {
-        f"blocks.{i}.{name}_weight": n
-        for i, at_q, at_fc1 in [(0, 1, 2), (1, 2, 2), (2, 3, 3), (3, 3, 3)]
-        for name, n in [("q", at_q), ("proj", at_q), ("fc1", at_fc1), ("fc2", at_fc1)]
+    # Block 3, the last, has to give cls and distillation of two rows.
+    wanted = {
+        f"blocks.{i}.{name}_weight": streams * length
+        for i, at_q, at_fc1, length in [(0, 1, 2, tokens), (1, 2, 2, tokens), (2, 3, 3, tokens), (3, 3, 3, 2 * 2)]
+        for name, streams in [("q", at_q), ("proj", at_q), ("fc1", at_fc1), ("fc2", at_fc1)]
     }
-    assert {name: rows[name] for name in streams} == {name: n * tokens for name, n in streams.items()}
+    assert {name: rows[name] for name in wanted} == wanted
     for name, logits in answers.items():
         torch.testing.assert_close(logits, expected[name], rtol=0, atol=1e-5)
 
 
-def test_the_front_end_runs_once_however_many_tasks_are_asked(bank_of_all, clips, monkeypatch):
-    from adapterbank import routing
+@pytest.mark.parametrize("most", [1, 40, 10**6])
+def test_what_runs_in_chunks_answers_as_all_at_once(most, bank_of_all, clips, monkeypatch):
+    names = [list(bank_of_all.tasks)[row % len(bank_of_all.tasks)] for row in range(24)]
+    waves = [clips[row % len(clips)] for row in range(24)]
+    called = [bank_of_all(waves[:6], name) for name in names[:3]]
+    mixed, asked = bank_of_all(waves, names), bank_of_all.ask(clips, list(bank_of_all.tasks))
+    monkeypatch.setattr(routing, "CHUNK_TOKENS", most)
+    for before, name in zip(called, names[:3], strict=True):
+        torch.testing.assert_close(bank_of_all(waves[:6], name), before, rtol=0, atol=1e-5)
+    for before, after in zip(mixed, bank_of_all(waves, names), strict=True):
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
+    for name, after in bank_of_all.ask(clips, list(bank_of_all.tasks)).items():
+        torch.testing.assert_close(after, asked[name], rtol=0, atol=1e-5)
 
+
+def test_chunks_hold_every_row_once_and_no_more_tokens_than_there_is_room_for(tasks, small_geometry, monkeypatch):
+    monkeypatch.setattr(routing, "CHUNK_TOKENS", 60)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    mels = [torch.zeros(32 + 16 * (row % 3), 128) for row in range(20)]
+    owners = [tasks[row % len(tasks)].eval() for row in range(20)]
+    groups = plan(owners, [len(mel) for mel in mels])
+    with torch.no_grad():
+        found = chunks(groups, mels, small_geometry, torch.device("cpu"))
+        assert chunks(groups, mels, small_geometry, torch.device("cuda")) == [groups]
+    assert len(found) > 2
+    for part in found:
+        assert sum(small_geometry.tokens(group.frames) * len(group.rows) for group in part) <= 2 * 60
+    rows = sorted((row, id(group.task), group.frames) for part in found for group in part for row in group.rows)
+    assert rows == [(row, id(owners[row]), len(mels[row])) for row in range(20)]
+    assert chunks(groups, mels, small_geometry, torch.device("cpu")) == [groups]  # with gradients: all at once
+    owners[0].train()
+    with torch.no_grad():
+        assert chunks(groups, mels, small_geometry, torch.device("cpu")) == [groups]  # batch statistics are of a batch
+
+
+def test_a_clip_that_several_tasks_hear_is_in_one_chunk_for_all_of_them(tasks, small_geometry, monkeypatch):
+    monkeypatch.setattr(routing, "CHUNK_TOKENS", 1)
+    mels = [torch.zeros(32, 128) for _ in range(3)]
+    owners = [task.eval() for task in tasks for _ in mels]
+    groups = plan(owners, [32] * len(owners))
+    with torch.no_grad():
+        found = chunks(groups, mels * len(tasks), small_geometry, torch.device("cpu"))
+    assert [[group.rows for group in part] for part in found] == [
+        [(row + 3 * place,) for place in range(len(tasks))] for row in range(3)
+    ]
+
+
+def test_the_front_end_runs_once_however_many_tasks_are_asked(bank_of_all, clips, monkeypatch):
     heard = []
     log_mel = routing.log_mel
     monkeypatch.setattr(routing, "log_mel", lambda waves, *rest: heard.append(len(waves)) or log_mel(waves, *rest))

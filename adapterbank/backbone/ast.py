@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from adapterbank.backbone.packed import Attended, Packed, alike, frozen_linear, gelu
 from adapterbank.backbone.packed import FrozenLinear as FrozenLinear  # part of what a method sees
-from adapterbank.backbone.packed import Packed, alike, frozen_linear
 from adapterbank.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -152,10 +152,22 @@ class ASTWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class Segment:
-    """Contiguous rows of one task and one length, as the backbone sees them: sites per block and tensors, no names."""
+    """Contiguous rows of one task and one length, as the backbone sees them: sites per block and tensors, no names.
+
+    Attributes:
+        sites: of each block.
+        weights: the task's own tensors in those of the base.
+        read: how many of the first tokens its pooling reads; None for all.
+    """
 
     sites: tuple[Sites, ...]
     weights: ASTWeights
+    read: int | None = None
+
+    def read_of(self, layer: int) -> int | None:
+        """How many of the first tokens block `layer` has to give: fewer than it is given in the last block only, and
+        only where every adapter there acts on each token by itself."""
+        return self.read if layer == len(self.sites) - 1 and self.sites[layer].per_token() else None
 
 
 def encode(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry) -> list[Tensor]:
@@ -169,7 +181,8 @@ def encode(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry
         segments: who acts on those rows.
 
     Returns:
-        One (R, N, D) tensor per segment, after the final LayerNorm.
+        One (R, N, D) tensor per segment, after the final LayerNorm; of a segment that reads its first tokens only, N
+        may be their number.
     """
     embedded: list[Tensor] = []
     numbers = alike(spectrograms, [s.weights.embed for s in segments])
@@ -260,7 +273,8 @@ def run_layer(xs: list[Tensor], segments: Sequence[Segment], layer: int, geometr
     done: dict[int, Tensor] = {}
     for members in by_weights.values():
         weights = segments[members[0]].weights.blocks[layer]
-        outputs = block([xs[i] for i in members], weights, [sites[i] for i in members], geometry)
+        read = [segments[i].read_of(layer) for i in members]
+        outputs = block([xs[i] for i in members], weights, [sites[i] for i in members], geometry, read)
         done.update(zip(members, outputs, strict=True))
     return [done[i] for i in range(len(segments))]
 
@@ -269,28 +283,38 @@ def _append(x: Tensor, tokens: Sequence[Tensor]) -> Tensor:
     return torch.cat((x, *(t.to(x.dtype).expand(len(x), -1, -1) for t in tokens)), dim=1)
 
 
-def block(xs: list[Tensor], weights: BlockWeights, sites: Sequence[Sites], geometry: Geometry) -> list[Tensor]:
-    """One pre-norm transformer block with its sites; `xs` and `sites` go segment by segment.
+def block(
+    xs: list[Tensor],
+    weights: BlockWeights,
+    sites: Sequence[Sites],
+    geometry: Geometry,
+    read: Sequence[int | None] | None = None,
+) -> list[Tensor]:
+    """One pre-norm transformer block with its sites; `xs`, `sites` and `read` go segment by segment.
 
     Segments that are given the same tensor (the same object) are computed once, up to the first site that one of them
     fills; those that fill none are given the same tensor back.
 
-    Shapes: list of (R, N, D) -> list of (R, N, D).
+    Args:
+        read: the number of first tokens that are wanted of a segment, None for all. The others are keys and values.
+
+    Shapes: list of (R, N, D) -> list of (R, N or read, D).
     """
     run = Packed(xs, weights, sites, geometry)
 
     (x,) = run.fork(_change_attention, run.x)
     h = run.norm("ln1", x)
     low = h.to(weights.q_weight.dtype)  # cast once for the three linears
-    mixed = run.attention(run.linear("q", low), run.linear("k", low), run.linear("v", low))
-    a = run.linear("proj", mixed).to(x.dtype)
+    k, v = run.linear("k", low), run.linear("v", low)
+    keys, (x, h, low) = run.cut(read or [None] * len(xs), Attended(k, v, run.shapes), x, h, low)
+    a = run.linear("proj", run.attention(run.linear("q", low), keys)).to(x.dtype)
     x, h, a = run.fork(lambda s: s.after_attention or s.beside_attention, x, h, a)
     a = run.change(a, [s.after_attention for s in run.sites])
     x = x + run.add_beside(a, h, [s.beside_attention for s in run.sites])
 
     (x,) = run.fork(_change_mlp, x)
     h = run.norm("ln2", x)
-    m = run.linear("fc2", F.gelu(run.linear("fc1", h))).to(x.dtype)
+    m = run.linear("fc2", gelu(run.linear("fc1", h))).to(x.dtype)
     x, h, m = run.fork(lambda s: s.after_mlp or s.beside_mlp, x, h, m)
     m = run.change(m, [s.after_mlp for s in run.sites])
     x = x + run.add_beside(m, h, [s.beside_mlp for s in run.sites])

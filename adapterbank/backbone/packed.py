@@ -8,6 +8,7 @@ Symbols: R rows of a part, N tokens, K keys, D width, H heads, S = sum of R x N,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from adapterbank.backbone.ast import BlockWeights, Geometry
     from adapterbank.methods.sites import Affine, Sites
 
-WRITTEN_OUT_TOKENS = 512  # longer: N x N scores would cost more memory than they save time
+WRITTEN_OUT_SCORES = 12 * 512**2  # of a clip (H x N x K); more would cost more memory than they save time
 
 
 class FrozenLinear(NamedTuple):
@@ -35,6 +36,19 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.to(weight.dtype), weight, bias)
 
 
+class Attended(NamedTuple):
+    """Keys and values that the queries of a block attend to, packed, and (R, N) of each part of them."""
+
+    k: Tensor  # (S, D)
+    v: Tensor  # (S, D)
+    shapes: Sequence[Sequence[int]]
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Where no gradients are kept it is written into `x`: fresh memory of that size costs more than the GELU."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention, (R, H, N, d) x (R, H, K, d) -> (R, H, N, d).
 
@@ -43,7 +57,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     half precision, which the kernel keeps in fp32: logits of one bf16 task with and without gradients differ by ~8e-3.
     """
     half = q.dtype in (torch.bfloat16, torch.float16)
-    if q.device.type == "cpu" and half and k.shape[2] <= WRITTEN_OUT_TOKENS and torch.is_grad_enabled():
+    few = math.prod(q.shape[1:3]) * k.shape[2] <= WRITTEN_OUT_SCORES
+    if q.device.type == "cpu" and half and few and torch.is_grad_enabled():
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return scores.softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v)
@@ -122,6 +137,27 @@ class Packed:
         sources = [before[i] for i in self._first]
         return tuple(pack([tensor[part] for part in sources]) for tensor in parts)
 
+    def cut(self, read: Sequence[int | None], keys: Attended, *packed: Tensor) -> tuple[Attended, tuple[Tensor, ...]]:
+        """Keeps the first `read` tokens of each segment, all for None; keys and values keep theirs, part by part.
+
+        Segments of one part that read different numbers get parts of their own.
+        """
+        if not any(read):
+            return keys, packed
+        parts = [self.split(tensor) for tensor in packed]
+        both = [self.split(tensor) for tensor in keys[:2]]
+        before, shapes = self.part_of, self.shapes
+        wanted = [shapes[p][1] if n is None else min(n, shapes[p][1]) for n, p in zip(read, before, strict=True)]
+        after = numbered(zip(before, wanted, strict=True))
+        self._lay_out(after, [(shapes[p][0], n) for p, n in zip(before, wanted, strict=True)])
+        sources = [before[i] for i in self._first]
+        if len(sources) > len(shapes):
+            k, v = (pack([tensor[part] for part in sources]) for tensor in both)
+            keys = Attended(k, v, [shapes[part] for part in sources])
+        return keys, tuple(
+            pack([tensor[part][:, :n] for part, (_, n) in zip(sources, self.shapes, strict=True)]) for tensor in parts
+        )
+
     def split(self, packed: Tensor) -> list[Tensor]:
         """(S, X) -> one (R, N, X) view per part."""
         parts = packed.split(self.sizes)
@@ -169,16 +205,19 @@ class Packed:
         inputs, parts = self.split(x), self.split(packed)
         return self._put(packed, ((i, self._own(name, inputs[i], parts[i], self.sites[i])) for i in owners))
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(self, q: Tensor, keys: Attended) -> Tensor:
         """Multi-head self-attention; prompts and prefixes join as keys and values. (S, D) -> (S, D)."""
-        extra = [self._extra(sites, k) for sites in self.sites]
-        outputs, start = [], 0
-        for run in _runs([(tokens, len(own)) for (_, tokens), (own, _) in zip(self.shapes, extra, strict=True)]):
-            rows, tokens = [self.shapes[i][0] for i in run], self.shapes[run[0]][1]
-            stop = start + sum(rows) * tokens
-            queries, keys, values = (t[start:stop].unflatten(0, (sum(rows), tokens)) for t in (q, k, v))
-            outputs.append(self._attend(queries, keys, values, rows, [extra[i] for i in run]))
-            start = stop
+        extra = [self._extra(sites, keys.k) for sites in self.sites]
+        shapes = zip(self.shapes, keys.shapes, extra, strict=True)
+        sizes = [(queries, among, len(own)) for (_, queries), (_, among), (own, _) in shapes]
+        outputs, first, key = [], 0, 0
+        for run in _runs(sizes):
+            rows, (queries, among, _) = [self.shapes[i][0] for i in run], sizes[run[0]]
+            stop, key_stop = first + sum(rows) * queries, key + sum(rows) * among
+            q_run = q[first:stop].unflatten(0, (sum(rows), queries))
+            k_run, v_run = (t[key:key_stop].unflatten(0, (sum(rows), among)) for t in keys[:2])
+            outputs.append(self._attend(q_run, k_run, v_run, rows, [extra[i] for i in run]))
+            first, key = stop, key_stop
         return pack(outputs)
 
     def _put(self, packed: Tensor, own: Iterable[tuple[int, Tensor]]) -> Tensor:
@@ -227,7 +266,7 @@ class Packed:
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, rows: Sequence[int], extra: Sequence[tuple[Tensor, Tensor]]
     ) -> Tensor:
-        """(R, N, D) each of parts with `rows` rows, and their own keys and values -> (R, N, D)."""
+        """(R, N, D), (R, K, D) of parts with `rows` rows each, and their own keys and values -> (R, N, D)."""
         if len(extra[0][0]):
             k, v = _join(k, rows, [key for key, _ in extra]), _join(v, rows, [value for _, value in extra])
         q, k, v = (rearrange(t, "r n (h d) -> r h n d", h=self.geometry.heads) for t in (q, k, v))

@@ -57,6 +57,10 @@ class BottleneckAdapter(nn.Module):
         """As hidden units of a wider MLP."""
         return FrozenLinear(self.down.weight, self.down.bias), FrozenLinear(self.up.weight, self.up.bias)
 
+    def per_token(self) -> bool:
+        """Always."""
+        return True
+
 
 class SpatialAdapter(BottleneckAdapter):
     """Bottleneck with a shortcut (AAT, eq. 3). Shapes: (R, N, D) -> (R, N, D)."""
@@ -66,6 +70,10 @@ class SpatialAdapter(BottleneckAdapter):
 
     def units(self) -> None:
         """No MLP: it has a shortcut."""
+
+    def per_token(self) -> bool:
+        """Always."""
+        return True
 
 
 class AAT(Adapters):

@@ -46,6 +46,10 @@ class Bottleneck(nn.Module):
             return None
         return FrozenLinear(self.down.weight, self.down.bias), FrozenLinear(self.up.weight, self.up.bias)
 
+    def per_token(self) -> bool:
+        """Always."""
+        return True
+
 
 @register(
     "bottleneck",

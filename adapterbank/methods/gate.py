@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adapterbank.backbone.ast import FrozenLinear
 from adapterbank.errors import UnknownNameError
-from adapterbank.methods.sites import declared
+from adapterbank.methods.sites import acts_per_token, declared
 
 GATES = ("static", "scalar", "signal")
 LEVELS = ("clip", "token")
@@ -57,6 +57,10 @@ class Gated(nn.Module):
             return None
         down, up = units
         return down, FrozenLinear(self.scale * up.weight, None if up.bias is None else self.scale * up.bias)
+
+    def per_token(self) -> bool:
+        """Unless its gate listens to the whole clip, or its adapter reads other tokens."""
+        return (hasattr(self, "scale") or self.level == "token") and acts_per_token(self.adapter)
 
 
 def gated(adapter: nn.Module, kind: str, level: str, width: int) -> nn.Module:

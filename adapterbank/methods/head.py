@@ -36,6 +36,11 @@ def pool(tokens: Tensor, how: str) -> Tensor:
     return (tokens[:, :PREFIX_TOKENS] if how == "cls_dist" else tokens).mean(dim=1)
 
 
+def tokens_read(how: str) -> int | None:
+    """How many of the first tokens `pool` reads; None for all."""
+    return PREFIX_TOKENS if how == "cls_dist" else None
+
+
 @register("head", paper="AAT, 2024 (baselines)", parameters="0")
 def head(geometry: Geometry, base: ASTWeights, generator: torch.Generator) -> Adapters:
     """Nothing but the head, LayerNorm and Linear on (cls + dist) / 2."""

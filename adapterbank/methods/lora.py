@@ -65,6 +65,10 @@ class LowRank(nn.Module):
             moved = factor * (linear.bias - bias) + bias
         return FrozenLinear(factor[:, None] * (linear.weight + change), moved)
 
+    def per_token(self) -> bool:
+        """Always."""
+        return True
+
 
 class LoRA(Adapters):
     """Low-rank changes of some linears of the chosen blocks."""

@@ -53,6 +53,10 @@ class Mixture(nn.Module):
         x = x.to(self.down.dtype)
         return F.gelu(x @ self.down + self.down_bias) @ self.up + self.up_bias
 
+    def per_token(self) -> bool:
+        """If dense: the slots of a soft mixture are made of all tokens."""
+        return self.kind == "dense"
+
 
 @register(
     "moa",

@@ -10,7 +10,7 @@ from adapterbank.backbone.ast import Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.methods.gate import gated
 from adapterbank.methods.layers import ByLayer, Layers, chosen
-from adapterbank.methods.sites import Adapters, Sites
+from adapterbank.methods.sites import Adapters, Sites, acts_per_token
 
 PLACEMENTS = ("pfeiffer", "houlsby")
 FORMS = ("parallel", "sequential")
@@ -25,6 +25,10 @@ class Sequential(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         return y + self.adapter(y)
+
+    def per_token(self) -> bool:
+        """If its adapter does."""
+        return acts_per_token(self.adapter)
 
 
 class Placed(Adapters):

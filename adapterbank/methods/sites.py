@@ -55,8 +55,26 @@ class Widens(Protocol):
         ...
 
 
+class PerToken(Protocol):
+    """A transform, or a hook of a linear, that may act on each token by itself. Optional: the last block then runs it
+    on no other tokens than the pooling reads.
+
+    As with `Merges`, a subclass with another `forward` says it anew, or is given all tokens.
+    """
+
+    def per_token(self) -> bool:
+        """Whether, built like this, no token's output depends on another token or on how many there are."""
+        ...
+
+
+def acts_per_token(hook: object) -> bool:
+    """Whether a transform or a hook says of itself that it is `PerToken`."""
+    says = declared(hook, "per_token")
+    return says is not None and bool(says())
+
+
 def declared(hook: object, name: str) -> Callable[..., Any] | None:
-    """The method `name` of `Merges` or `Widens`, if a hook has it and it was written for what calling the hook does.
+    """The method `name` of `Merges`, `Widens` or `PerToken`, if a hook's was written for what calling the hook does.
 
     None for attributes that only happen to have the name, and where a class overrides `forward` (or `__call__`) below
     the one that the method is inherited from.
@@ -106,6 +124,12 @@ class Sites:
     def filled(self) -> frozenset[str]:
         """Names of the sites in use."""
         return frozenset(entry.name for entry in fields(self) if getattr(self, entry.name))
+
+    def per_token(self) -> bool:
+        """Whether all that acts on queries and on what comes after the attention acts on each token by itself."""
+        hooks = [hook for name in ("q", "proj", "fc1", "fc2") for hook in self.linear.get(name, ())]
+        after = [adapter for adapter in (self.after_attention, self.after_mlp) if adapter is not None]
+        return all(map(acts_per_token, (*hooks, *after, *self.beside_attention, *self.beside_mlp)))
 
 
 NOTHING = Sites()

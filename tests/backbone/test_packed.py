@@ -75,9 +75,11 @@ def tokens_per_linear(monkeypatch: pytest.MonkeyPatch, weights: BlockWeights) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("most", [0, packed.WRITTEN_OUT_SCORES])
 @pytest.mark.parametrize("keys", [20, 600])
 @pytest.mark.parametrize("training", [True, False])
-def test_attention_equals_the_softmax_formula_on_every_path(dtype, keys, training):
+def test_attention_equals_the_softmax_formula_on_every_path(dtype, most, keys, training, monkeypatch):
+    monkeypatch.setattr(packed, "WRITTEN_OUT_SCORES", most)
     q, k, v = (torch.randn(2, 3, n, 16) for n in (20, keys, keys))
     weights = torch.softmax(q @ k.transpose(2, 3) / 4, dim=-1)
     with torch.set_grad_enabled(training):
@@ -176,6 +178,29 @@ def test_neighbours_with_equal_tokens_and_keys_share_one_attention_call(
     xs = [torch.randn(2, 9, 48) for _ in kinds[:-1]] + [torch.randn(1, 7, 48)]
     block(xs, weights, [all_sites[kind] for kind in kinds], small_geometry)
     assert calls == [(6, 9, 9), (4, 9, 11), (2, 9, 16), (2, 9, 9), (1, 7, 7)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_cut_block_gives_the_first_tokens_of_the_whole(training, all_sites, weights, small_geometry, one_by_one):
+    shared = torch.randn(2, 9, 48)
+    xs = [torch.randn(2, 9, 48), shared, torch.randn(3, 5, 48), shared, shared, torch.randn(2, 9, 48), shared]
+    sites = [all_sites[n] for n in ("long prompt", "none", "biases", "none", "lora", "beside", "after")]
+    read = [2, None, 2, 2, 2, 30, 3]
+    with torch.set_grad_enabled(training):
+        outputs = block(list(xs), weights, sites, small_geometry, read)
+        whole = one_by_one(xs, sites)
+    for out, expected, number in zip(outputs, whole, read, strict=True):
+        torch.testing.assert_close(out, expected[:, :number], rtol=0, atol=1e-5)
+
+
+def test_a_cut_block_runs_the_others_as_keys_and_values_only(weights, small_geometry, monkeypatch):
+    counts = tokens_per_linear(monkeypatch, weights)
+    xs = [torch.randn(3, 9, 48), torch.randn(2, 7, 48)]
+    block(xs, weights, [NOTHING, NOTHING], small_geometry, [2, None])
+    read = 3 * 2 + 2 * 7
+    everything = 3 * 9 + 2 * 7
+    wanted = {"q": read, "k": everything, "v": everything, "proj": read, "fc1": read, "fc2": read}
+    assert counts == {f"{name}_weight": count for name, count in wanted.items()}
 
 
 @pytest.mark.parametrize("training", [True, False])

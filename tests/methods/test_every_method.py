@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adapterbank import methods
+from adapterbank.backbone.ast import PREFIX_TOKENS, Segment
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import CompositionError, ConfigError, UnknownNameError
 from adapterbank.methods.gate import Gated
@@ -42,6 +43,8 @@ CASES = {
     "lora-prompt": ("lora+prompt", {"rank": 2}),
     "conformer-lora": ("conformer+lora", {**SMALL, "rank": 2}),
 }
+# Their adapter in the last block makes a token of its neighbours, or of the whole clip.
+READS_OTHER_TOKENS = {"conformer", "conformer_group", "conformer_layer", "moa", "conformer-lora"}
 NOT_THE_BASE = {"prompt", "prompt_petl", "prompt_overwrite", "shallow_prompt", "prefix", "joint", "lora-prompt"}
 
 
@@ -100,6 +103,30 @@ def test_every_parameter_has_a_gradient_within_two_steps(case, add, clips):
         assert still == {"task.adapters.prompts.0"}  # as in AAT's released code
     else:
         assert not still
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_last_block_leaves_out_what_no_head_reads_and_nothing_else(
+    case, add, clips, randomise, monkeypatch, small_geometry
+):
+    module = add(case).task_module(case)
+    randomise(module)
+    last = small_geometry.layers - 1
+    pools_all = module.task.spec.pooling == "mean"
+    cut = module.task.segment(module._bank.backbone.weights).read_of(last)
+    assert cut == (None if pools_all or case in READS_OTHER_TOKENS else PREFIX_TOKENS)
+
+    def answer():
+        module.zero_grad()
+        logits = module(clips)
+        logits.square().sum().backward()
+        return logits, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in module.named_parameters()}
+
+    (logits, gradients) = answer()
+    monkeypatch.setattr(Segment, "read_of", lambda segment, layer: None)  # the simple version: all tokens to the end
+    whole, expected = answer()
+    torch.testing.assert_close(logits, whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)
