@@ -254,10 +254,10 @@ def test_petl_prompts_replace_each_other_and_the_last_ones_stay(small_backbone, 
     from adapterbank.backbone.ast import encode
 
     bank = AdapterBank(small_backbone)
-    task = bank.add_task("p", "prompt", num_classes=2, mode="petl", tokens=3)
+    task = bank.add_task("p", "prompt", num_classes=2, mode="petl", tokens=3, pooling="mean")
     (mel,) = mels_of(small_backbone, clips[:1])
     x = task.prepare(mel, small_backbone.geometry.whole_frames(len(mel)))[None]
     (tokens,) = encode([x], [task.segment(small_backbone.weights)], small_backbone.geometry)
-    bank.add_task("plain", "head", num_classes=2)
+    bank.add_task("plain", "head", num_classes=2, pooling="mean")
     (plain,) = encode([x], [bank.task("plain").segment(small_backbone.weights)], small_backbone.geometry)
     assert tokens.shape[1] == plain.shape[1] + 3
