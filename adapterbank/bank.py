@@ -67,7 +67,8 @@ class AdapterBank:
             name_or_folder: "ast-mini" (embedded), a Hugging Face AST by hub id or folder (`config.json`), a `.pth`
                 file of the AST or SSAST repository, or the folder of a saved bank (`manifest.json`).
             device: where to run; the accelerator if there is one, else the CPU.
-            base_dtype: of the frozen linears, such as torch.bfloat16; everything that is trained stays fp32.
+            base_dtype: of the frozen linears: torch.bfloat16, or torch.int8 (half of that memory, dequantised for each
+                product); everything that is trained stays fp32.
             stride: of the patches, as in `load_backbone`; a saved bank keeps its own.
             resident: how many tasks of a saved bank stay in memory, as in `load`.
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.backbone.packed import Attended, Packed, alike, frozen_linear, gelu
 from adapterbank.backbone.packed import FrozenLinear as FrozenLinear  # part of what a method sees
 from adapterbank.errors import BackboneError
@@ -137,15 +138,28 @@ class ASTWeights(NamedTuple):
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ASTWeights:
         """Moved to `device`; `dtype` is that of the frozen linears only: norms and embeddings stay fp32.
 
-        With another dtype all tensors are copies: one that stayed would keep the whole file in memory that it is mapped
+        With torch.int8 the matrices of the blocks are `Int8Matrix`, their biases and the patch embedding bf16. With
+        another dtype all tensors are copies: one that stayed would keep the whole file in memory that it is mapped
         from.
+
+        Raises:
+            BackboneError: a dtype that is neither floating nor torch.int8.
         """
+        if dtype is not None and dtype != torch.int8 and not dtype.is_floating_point:
+            raise BackboneError(
+                f"got base_dtype={dtype}, expected torch.float32, torch.bfloat16, torch.float16 or torch.int8."
+            )
         other = dtype not in (None, self.embed.patch_weight.dtype)
 
         def change(name: str, tensor: Tensor) -> Tensor:
-            field = name.rsplit(".", 1)[-1].rsplit("_", 1)[0]
-            new = dtype if field in (*LINEAR_NAMES, "patch") else None
-            return tensor.to(device=device, dtype=new, copy=other)
+            *_, group, field = name.split(".")
+            if dtype is None or field.rsplit("_", 1)[0] not in (*LINEAR_NAMES, "patch"):
+                return tensor.to(device=device, copy=other)
+            if dtype == torch.int8:
+                matrix = group != "embed" and field.endswith("_weight")
+                return Int8Matrix.of(tensor.to(device)) if matrix else tensor.to(device, torch.bfloat16, copy=other)
+            exact = tensor.wide() if isinstance(tensor, Int8Matrix) else tensor
+            return exact.to(device=device, dtype=dtype, copy=other)
 
         return self.map(change)
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from adapterbank.backbone.int8 import Int8Matrix
+
 if TYPE_CHECKING:
     from adapterbank.backbone.ast import BlockWeights, Geometry
     from adapterbank.methods.sites import Affine, Sites
@@ -33,6 +35,8 @@ class FrozenLinear(NamedTuple):
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias` in the dtype of the weight: the only place where the fp32 stream is cast."""
+    if isinstance(weight, Int8Matrix):
+        return weight.product(x.to(weight.dtype), bias)
     return F.linear(x.to(weight.dtype), weight, bias)
 
 

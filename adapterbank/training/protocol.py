@@ -23,11 +23,11 @@ from adapterbank.training.metrics import evaluate_task
 Run = dict[str, Any]
 Splits = tuple[FolderDataset, FolderDataset, FolderDataset]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Of the frozen linears: "fp32" or "bf16". Raises UnknownNameError."""
+    """Of the frozen linears: "fp32", "bf16" or "int8". Raises UnknownNameError."""
     if precision not in _DTYPES:
         raise UnknownNameError("precision", precision, _DTYPES)
     return _DTYPES[precision]
@@ -52,7 +52,7 @@ def train_and_test(
     Args:
         backbone: as `AdapterBank.from_pretrained` takes it.
         splits: train, validation and test.
-        test_precision: "fp32" or "bf16", of the frozen linears at test; everything trained is fp32.
+        test_precision: "fp32", "bf16" or "int8", of the frozen linears at test; everything trained is fp32.
         pooling: as `add_task` takes it.
         options: of the method. `layers="top:4"` takes the four blocks whose adapters have the largest gradients on the
             training part before training (`layer_importance`).
