@@ -73,7 +73,7 @@ class AdapterBank:
             resident: how many tasks of a saved bank stay in memory, as in `load`.
 
         Raises:
-            BackboneError: no such backbone, or it is damaged.
+            BackboneError: no such backbone, it is damaged, or a dtype that frozen linears cannot have.
             StorageError: the saved bank is damaged. ConfigError: a stride for a saved bank, `resident` for a new one.
         """
         if (Path(name_or_folder).expanduser() / storage.MANIFEST).is_file():
@@ -116,7 +116,7 @@ class AdapterBank:
                 handed out (`task`, `tasks[name]`, `task_module`, `fit`), renamed or added stay beside them.
 
         Raises:
-            BackboneError: the backbone that the manifest names is not there.
+            BackboneError: the backbone that the manifest names is not there, or a dtype that it cannot have.
             StorageError: a file is missing, cut or was changed; the last, with `resident`, at first use.
             BackboneMismatchError: the bank belongs to another backbone. ConfigError: `resident` below 1.
         """
@@ -128,7 +128,11 @@ class AdapterBank:
         return bank.to(device or default_device(), base_dtype=base_dtype)
 
     def to(self, device: torch.device | str | None = None, *, base_dtype: torch.dtype | None = None) -> AdapterBank:
-        """Moves the bank, or stores its frozen linears in another dtype. Returns the bank itself."""
+        """Moves the bank, or stores its frozen linears in another dtype. Returns the bank itself.
+
+        Raises:
+            BackboneError: a dtype that frozen linears cannot have.
+        """
         self._backbone = self._backbone.to(device, base_dtype)
         self._tasks.to(self._backbone)
         return self
@@ -330,7 +334,8 @@ class AdapterBank:
         """Logits of several tasks on the same clips, {task: (B, C)}; what they have in common is computed once.
 
         That is the front end and, of tasks that pad and normalise alike, all that lies below the first site of each:
-        tasks in the last four of twelve layers share eight. Above, it is a batch of B x len(tasks) rows, in memory too.
+        tasks in the last four of twelve layers share eight. Above, it is a batch of B x len(tasks) rows, on the CPU a
+        few clips at a time.
 
         Raises:
             ConfigError: no name, or one twice. WaveformError, UnknownNameError.

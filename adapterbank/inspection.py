@@ -145,7 +145,7 @@ class _Listening(Adapters):
             if not isinstance(adapter, Gated):
                 return adapter
 
-            def answer(h: Tensor) -> Tensor:
+            def answer(h: Tensor) -> Tensor:  # not `PerToken`: the last block gives it all tokens
                 self.heard.setdefault(layer, []).append(adapter.gate(h)[0, :, 0].expand(h.shape[1]))
                 return adapter(h)
 

@@ -21,7 +21,7 @@ from adapterbank.errors import ConfigError
 from adapterbank.methods.head import pool, tokens_read
 from adapterbank.task import Task
 
-CHUNK_TOKENS = 1024  # per thread: above, activations leave the caches between two operations
+CHUNK_TOKENS = 1024  # per thread: with more, activations leave the caches between two operations
 
 
 @dataclass(frozen=True)
@@ -92,33 +92,33 @@ def run(
 def chunks(
     groups: Sequence[Group], mels: Sequence[Tensor], geometry: Geometry, device: torch.device
 ) -> list[list[Group]]:
-    """Groups that run one after another: on the CPU without gradients only so many tokens at once as the caches hold.
+    """Groups that run one after another: on the CPU without gradients about as many tokens at once as the caches hold.
 
-    A clip that several groups hear is in the same chunk for all of them.
+    A clip that several groups hear is in the same chunk for all of them, and counts once for all that pad and normalise
+    alike: below their first sites it runs once.
 
     Args:
         mels: one per row; those that are one object are one clip.
     """
     if torch.is_grad_enabled() or device.type != "cpu" or any(g.task.training for g in groups):
         return [list(groups)]
-    room = CHUNK_TOKENS * torch.get_num_threads()
     heard: dict[int, list[tuple[int, int]]] = {}  # clip -> (group, row)
     for number, group in enumerate(groups):
         for row in group.rows:
             heard.setdefault(id(mels[row]), []).append((number, row))
-    done: list[list[Group]] = []
-    rows: dict[int, list[int]] = {}
-    size = 0
+    room = CHUNK_TOKENS * torch.get_num_threads()
+    parts: list[dict[int, list[int]]] = []  # rows of each group
+    size = room
     for places in heard.values():
-        tokens = sum(geometry.tokens(groups[number].frames) for number, _ in places)
-        if rows and size + tokens > room:
-            done.append([replace(groups[number], rows=tuple(own)) for number, own in sorted(rows.items())])
-            rows, size = {}, 0
+        streams = {(groups[number].frames, groups[number].task.mean_std) for number, _ in places}
+        tokens = sum(geometry.tokens(frames) for frames, _ in streams)
+        if size + tokens > room:
+            parts.append({})
+            size = 0
         for number, row in places:
-            rows.setdefault(number, []).append(row)
+            parts[-1].setdefault(number, []).append(row)
         size += tokens
-    done.append([replace(groups[number], rows=tuple(own)) for number, own in sorted(rows.items())])
-    return done
+    return [[replace(groups[number], rows=tuple(rows)) for number, rows in sorted(part.items())] for part in parts]
 
 
 def _together(

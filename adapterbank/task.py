@@ -268,7 +268,7 @@ class Task(nn.Module):
         if len(self.norm):
             weights = weights._replace(norm=NormWeights(self.norm["weight"], self.norm["bias"]))
         sites = tuple(self.adapters.sites(layer) for layer in range(self._geometry.layers))
-        return Segment(sites, weights, tokens_read(self.spec.pooling))
+        return Segment(sites, weights, tokens_read(self.spec.pooling) if sites[-1].per_token() else None)
 
     def padded_frames(self, frames: int, clip_seconds: float | None) -> int:
         """Frames that a clip of `frames` runs with: `clip_seconds` at least, and no frame beside the last patch."""

@@ -157,7 +157,7 @@ class ASTWeights(NamedTuple):
                 return tensor.to(device=device, copy=other)
             if dtype == torch.int8:
                 matrix = group != "embed" and field.endswith("_weight")
-                return Int8Matrix.of(tensor.to(device)) if matrix else tensor.to(device, torch.bfloat16, copy=other)
+                return Int8Matrix.of(tensor).to(device) if matrix else tensor.to(device, torch.bfloat16, copy=other)
             exact = tensor.wide() if isinstance(tensor, Int8Matrix) else tensor
             return exact.to(device=device, dtype=dtype, copy=other)
 
@@ -171,7 +171,7 @@ class Segment:
     Attributes:
         sites: of each block.
         weights: the task's own tensors in those of the base.
-        read: how many of the first tokens its pooling reads; None for all.
+        read: how many of the first tokens the last block has to give; None for all.
     """
 
     sites: tuple[Sites, ...]
@@ -179,9 +179,8 @@ class Segment:
     read: int | None = None
 
     def read_of(self, layer: int) -> int | None:
-        """How many of the first tokens block `layer` has to give: fewer than it is given in the last block only, and
-        only where every adapter there acts on each token by itself."""
-        return self.read if layer == len(self.sites) - 1 and self.sites[layer].per_token() else None
+        """How many of the first tokens block `layer` has to give; None for all."""
+        return self.read if layer == len(self.sites) - 1 else None
 
 
 def encode(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry) -> list[Tensor]:

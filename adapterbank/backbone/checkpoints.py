@@ -99,7 +99,11 @@ class Backbone:
     stride: int | None = None
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
-        """On another device, or with frozen linears of another dtype. The fingerprint stays: the same backbone."""
+        """On another device, or with frozen linears of another dtype. The fingerprint stays: the same backbone.
+
+        Raises:
+            BackboneError: a dtype that frozen linears cannot have.
+        """
         return replace(self, weights=self.weights.to(device, dtype))
 
     @property
@@ -108,7 +112,7 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the frozen linears."""
+        """What the frozen linears multiply in; of an int8 base that is bf16."""
         return self.weights.embed.patch_weight.dtype
 
     @property

@@ -2,19 +2,21 @@
 
     W ≈ V s      V in -127 … 127, s = max |W| / 127 of each output, rounded up to bf16
 
-torch's `_weight_int8pack_mm` and torchao's int8 tensors multiply from int8; with many tokens both were several times
-slower than this on the CPU (docs/performance.md).
+torch's `_weight_int8pack_mm` and torchao multiply from int8 instead, which is slow on the CPU where many tokens share a
+product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+
+from adapterbank.errors import BackboneError
 
 MOST = 127
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
@@ -24,7 +26,7 @@ class Int8Matrix(Tensor):
     """A matrix (out, in) that is kept in int8 and is a bf16 tensor to all who use it.
 
     What a product with it needs is made anew each time and not kept for the backward pass; every other operation gets a
-    bf16 copy.
+    bf16 copy. It is frozen: nothing writes to it and no gradient reaches it; a trainable copy starts from `.float()`.
 
     Attributes:
         levels: (out, in) int8.
@@ -60,13 +62,27 @@ class Int8Matrix(Tensor):
         return self.levels.to(self.scales.dtype) * self.scales
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """`x @ W.T + bias`, (…, in) -> (…, out), in bf16; gradients reach `x` only."""
+        """`x @ W.T + bias`, (…, in) -> (…, out), in bf16; gradients reach `x` and `bias`.
+
+        Raises:
+            BackboneError: the matrix itself is to be trained.
+        """
+        if self.requires_grad:
+            raise BackboneError("got an int8 matrix as a parameter, which cannot be trained; copy it with .float().")
+        if not torch.is_grad_enabled():
+            return F.linear(x, self.wide(), bias)
         made: Tensor = _Product.apply(x, self, bias)
         return made
 
+    def share_memory_(self) -> Int8Matrix:
+        """Moves both parts to memory that processes share."""
+        self.levels.share_memory_()
+        self.scales.share_memory_()
+        return self
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Any = None
+        cls, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         if func in _SAME:
@@ -76,6 +92,9 @@ class Int8Matrix(Tensor):
         if func is torch.ops.aten._to_copy.default and kwargs.get("dtype") in (None, args[0].dtype):
             device = kwargs.get("device") or args[0].device
             return cls(args[0].levels.to(device, copy=True), args[0].scales.to(device, copy=True))
+        written = (a.alias_info is not None and a.alias_info.is_write for a in func._schema.arguments)
+        if any(write and isinstance(given, cls) for write, given in zip(written, args, strict=False)):
+            raise BackboneError(f"{func} would write to a frozen int8 matrix; copy it with .float() first.")
         args, kwargs = tree_map_only(cls, cls.wide, (args, kwargs))
         return func(*args, **kwargs)
 
@@ -100,5 +119,7 @@ class _Product(torch.autograd.Function):
         return F.linear(x, matrix.wide(), bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0] @ ctx.matrix.wide(), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        (grad,) = grads
+        bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return grad @ ctx.matrix.wide().to(grad.dtype), None, bias  # autocast may have made it fp16

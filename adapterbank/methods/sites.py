@@ -57,7 +57,7 @@ class Widens(Protocol):
 
 class PerToken(Protocol):
     """A transform, or a hook of a linear, that may act on each token by itself. Optional: the last block then runs it
-    on no other tokens than the pooling reads.
+    on no other tokens than the pooling reads, and a forward hook on it sees no others.
 
     As with `Merges`, a subclass with another `forward` says it anew, or is given all tokens.
     """

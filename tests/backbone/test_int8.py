@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -56,6 +57,33 @@ def test_a_product_and_its_gradient_are_those_of_the_bf16_matrix(matrix):
     ours.float().square().sum().backward()
     reference.float().square().sum().backward()
     torch.testing.assert_close(x.grad, same.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradients_of_inputs_and_biases_come_through_autocast(dtype, matrix):
+    grads = []
+    for weight in (matrix, matrix.wide()):
+        torch.manual_seed(0)
+        x, bias = torch.randn(2, 5, 48, requires_grad=True), torch.randn(24).bfloat16().requires_grad_()
+        with torch.autocast("cpu", dtype):
+            y = frozen_linear(x, weight, bias)
+        y.float().square().mean().backward()
+        grads.append((y.float(), x.grad, bias.grad))
+    torch.testing.assert_close(grads[0], grads[1], rtol=2e-2, atol=1e-3)
+
+
+def test_a_frozen_matrix_is_neither_written_to_nor_trained(matrix):
+    with pytest.raises(BackboneError, match="write to a frozen int8 matrix"):
+        matrix.add_(1)
+    with torch.enable_grad(), pytest.raises(BackboneError, match=r"copy it with .float\(\)"):
+        frozen_linear(torch.randn(2, 48), torch.nn.Parameter(matrix), None)
+
+
+def test_a_product_compiles(matrix):
+    x = torch.randn(5, 48).bfloat16()
+    run = torch.compile(lambda x: frozen_linear(x, matrix, None), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(run(x), frozen_linear(x, matrix, None))
 
 
 def test_the_backward_pass_keeps_no_copy_of_the_matrix(matrix):
@@ -119,6 +147,44 @@ def test_tasks_answer_train_and_compile_on_an_int8_base(method, small_backbone, 
     assert not torch.equal(bank(clips, "t"), before)
     compiled = bank.compile_task("t")(clips)
     torch.testing.assert_close(compiled, bank(clips, "t"), rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "folded"), [("aat_ms", {"fc1", "fc2"}), ("lora", {"q", "v"}), ("bitfit", set()), ("head", set())]
+)
+def test_a_compiled_task_keeps_in_int8_what_nothing_is_folded_into(method, folded, small_backbone, clips):
+    bank = AdapterBank(small_backbone)
+    bank.add_task("t", method, num_classes=3)
+    bank.to(base_dtype=torch.int8)
+    compiled = bank.compile_task("t")
+    wide = {
+        name for name in LINEAR_NAMES if not isinstance(getattr(compiled.blocks[1](), f"{name}_weight"), Int8Matrix)
+    }
+    assert wide == folded
+    expected = compiled(clips)
+    assert torch.equal(copy.deepcopy(compiled)(clips), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(compiled))(clips), expected)
+    assert torch.equal(compiled.share_memory()(clips), expected)
+
+
+def test_rows_of_any_tasks_and_clips_asked_by_several_run_on_an_int8_base(small_backbone, clips, randomise):
+    bank = AdapterBank(small_backbone)
+    for name, method in (("a", "aat_ms"), ("b", "lora"), ("c", "bitfit")):
+        randomise(bank.add_task(name, method, num_classes=3))
+    bank.to(base_dtype=torch.int8)
+    names = ["a", "b", "c", "a", "b", "c"]
+    answers = bank.ask(clips, ["a", "b", "c"])
+    for row, (name, logits) in enumerate(zip(names, bank(clips, names), strict=True)):
+        torch.testing.assert_close(logits, bank(clips[row : row + 1], name)[0], rtol=0, atol=3e-2)
+        torch.testing.assert_close(logits, answers[name][row], rtol=0, atol=3e-2)
+
+
+def test_another_dtype_leaves_no_int8_behind(small_backbone):
+    base = small_backbone.to(dtype=torch.int8)
+    assert base.to(dtype=torch.int8).weights.blocks[0].q_weight is base.weights.blocks[0].q_weight
+    half = base.to(dtype=torch.bfloat16).weights.blocks[0].q_weight
+    assert type(half) is torch.Tensor
+    assert torch.equal(half, base.weights.blocks[0].q_weight.wide())
 
 
 def test_other_integers_are_refused(small_backbone):

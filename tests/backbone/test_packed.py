@@ -135,9 +135,9 @@ def test_a_packed_block_equals_its_segments_one_by_one(
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
-@pytest.mark.parametrize("site", ["after_attention", "after_mlp", "proj", "fc2"])
+@pytest.mark.parametrize("site", ["after_attention", "after_mlp", "proj", "fc1", "fc2"])
 def test_what_a_module_returns_is_read_and_never_written_to(site, tasks, adapter, weights, small_geometry):
-    table = nn.Parameter(torch.randn(1, 9, 48))
+    table = nn.Parameter(torch.randn(1, 9, 96 if site == "fc1" else 48))
     kept = table.detach().clone()
 
     def looked_up(x: Tensor, *_: object) -> Tensor:

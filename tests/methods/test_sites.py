@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from adapterbank.backbone.ast import BlockWeights, Geometry, Segment, block, run_layer
 from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.errors import CompositionError
+from adapterbank.methods.aat import SpatialAdapter
+from adapterbank.methods.gate import gated
+from adapterbank.methods.placed import Sequential
 from adapterbank.methods.sites import NOTHING, Affine, Sites, merge
 
 LINEARS = {"q": (48, 48), "k": (48, 48), "v": (48, 48), "proj": (48, 48), "fc1": (48, 96), "fc2": (96, 48)}
@@ -237,6 +240,43 @@ def test_hooks_of_two_methods_on_one_linear_form_a_chain():
 def test_affines_of_different_tensors_live_together():
     one, two = Affine(gain=torch.ones(2)), Affine(bias=torch.ones(2))
     assert merge([("a", Sites(affine={"ln1": one})), ("b", Sites(affine={"q": two}))]).affine == {"ln1": one, "q": two}
+
+
+class Neighbour(SpatialAdapter):
+    """Reads other tokens, whatever its parent says of itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).roll(1, dims=1)
+
+
+class Renamed(SpatialAdapter):
+    name = "mine"
+
+
+@pytest.mark.parametrize("place", ["after_mlp", "beside_mlp", "proj", "gated", "sequential"])
+def test_only_what_says_so_itself_acts_per_token(place):
+    def sites(adapter: nn.Module) -> Sites:
+        made = {
+            "after_mlp": lambda: Sites(after_mlp=adapter),
+            "beside_mlp": lambda: Sites(beside_mlp=(adapter,)),
+            "proj": lambda: Sites(linear={"proj": (adapter,)}),
+            "gated": lambda: Sites(beside_attention=(gated(adapter, "scalar", "clip", 48),)),
+            "sequential": lambda: Sites(after_attention=Sequential(adapter)),
+        }
+        return made[place]()
+
+    size = (48, 0.25, torch.Generator())
+    assert sites(SpatialAdapter(*size)).per_token()
+    assert sites(Renamed(*size)).per_token()
+    assert not sites(Neighbour(*size)).per_token()
+    assert not sites(nn.Identity()).per_token()  # does not say so
+
+
+def test_what_makes_keys_and_values_may_read_what_it_likes():
+    hooks = {"k": (lambda x, y, frozen: y,), "v": (lambda x, y, frozen: y,)}
+    sites = Sites(linear=hooks, rewrite=lambda x: x, tokens=(torch.zeros(1, 48),), affine={"q": Affine()})
+    assert sites.per_token()
+    assert not Sites(linear={"q": hooks["k"]}).per_token()
 
 
 @pytest.mark.parametrize(
