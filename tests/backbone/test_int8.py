@@ -84,6 +84,7 @@ def test_a_product_compiles(matrix):
     run = torch.compile(lambda x: frozen_linear(x, matrix, None), backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         assert torch.equal(run(x), frozen_linear(x, matrix, None))
+    torch._dynamo.reset()
 
 
 def test_the_backward_pass_keeps_no_copy_of_the_matrix(matrix):

@@ -236,10 +236,11 @@ def test_sharing_sums_the_gradients_of_all_that_share(all_sites, weights, small_
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("read", [None, 2])
 @pytest.mark.parametrize("kind", ["none", "long prompt", "lora", "after", "beside", "norms"])
-def test_a_block_of_one_task_is_one_graph_for_torch_compile(kind, all_sites, weights, small_geometry):
+def test_a_block_of_one_task_is_one_graph_for_torch_compile(kind, read, all_sites, weights, small_geometry):
     def run(x: Tensor) -> Tensor:
-        return block([x], weights, [all_sites[kind]], small_geometry)[0]
+        return block([x], weights, [all_sites[kind]], small_geometry, [read])[0]
 
     x = torch.randn(2, 9, 48)
     with torch.no_grad():
