@@ -22,8 +22,9 @@ from torch import Tensor
 
 from adapterbank import methods, task_file
 from adapterbank.backbone.ast import Geometry
-from adapterbank.backbone.checkpoints import CLASSIFIER, NORM, PREFIX, Backbone, module_at
+from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.backbone.frontend import SAMPLE_RATE
+from adapterbank.backbone.names import CLASSIFIER, NORM, PREFIX, module_at
 from adapterbank.errors import ConfigError, StorageError, UnknownNameError
 from adapterbank.methods.lora import SCALE, LoRA
 from adapterbank.task import Task

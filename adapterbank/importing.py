@@ -19,8 +19,9 @@ from torch import Tensor
 
 from adapterbank import storage, task_file
 from adapterbank.backbone.ast import LINEAR_NAMES, Geometry
-from adapterbank.backbone.checkpoints import CLASSIFIER, NORM, PREFIX, Backbone, linear_at, normalisation_in
+from adapterbank.backbone.checkpoints import Backbone, normalisation_in
 from adapterbank.backbone.files import read_json
+from adapterbank.backbone.names import CLASSIFIER, NORM, PREFIX, linear_at
 from adapterbank.errors import BackboneMismatchError, ConfigError, LabelsError, StorageError
 from adapterbank.export import CONFIG, MODEL, PARTS, TENSORS
 from adapterbank.task import NAME, Task, TaskSpec, check_name

@@ -18,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from adapterbank import AdapterBank, fit, load_folder
-from adapterbank.backbone.checkpoints import CLASSIFIER, EMBEDDED
+from adapterbank.backbone.checkpoints import EMBEDDED
 from adapterbank.backbone.frontend import frame_count
+from adapterbank.backbone.names import CLASSIFIER
 from adapterbank.bank import AUDIOSET
 from adapterbank.errors import exit_on_error
 from adapterbank.routing import mels_of

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 from adapterbank.backbone.ast import PREFIX_TOKENS, ASTWeights, Geometry, at_stride
 from adapterbank.backbone.files import check_digest, read_json, read_tensors
 from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD, HOP, SAMPLE_RATE, WINDOW
+from adapterbank.backbone.names import CLASSIFIER, PREFIX, canonical
 from adapterbank.backbone.original import SUFFIXES, translate
 from adapterbank.errors import BackboneError
 
@@ -32,41 +32,6 @@ AUDIOSET_CLASSES = 527
 MODEL_TYPE = "audio-spectrogram-transformer"
 INIT_STD = 0.02  # `initializer_range` of transformers' ASTConfig
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-
-# Hugging Face's names, of files (to 5.8) and of modules (from 5.9), after the model prefix is gone.
-PREFIX = "audio_spectrogram_transformer."
-_LAYER = re.compile(r"^(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$")
-_IN_LAYER = {
-    "layernorm_before": "ln1",
-    "attention.attention.query": "q",
-    "attention.attention.key": "k",
-    "attention.attention.value": "v",
-    "attention.output.dense": "proj",
-    "layernorm_after": "ln2",
-    "intermediate.dense": "fc1",
-    "output.dense": "fc2",
-    "attention.q_proj": "q",
-    "attention.k_proj": "k",
-    "attention.v_proj": "v",
-    "attention.o_proj": "proj",
-    "mlp.fc1": "fc1",
-    "mlp.fc2": "fc2",
-}
-NORM = {"layernorm.weight": "norm.weight", "layernorm.bias": "norm.bias"}
-_OUTSIDE = {
-    "embeddings.cls_token": "embed.cls",
-    "embeddings.distillation_token": "embed.dist",
-    "embeddings.position_embeddings": "embed.positions",
-    "embeddings.patch_embeddings.projection.weight": "embed.patch_weight",
-    "embeddings.patch_embeddings.projection.bias": "embed.patch_bias",
-    **NORM,
-}
-CLASSIFIER = {
-    "classifier.layernorm.weight": "norm.weight",
-    "classifier.layernorm.bias": "norm.bias",
-    "classifier.dense.weight": "linear.weight",
-    "classifier.dense.bias": "linear.bias",
-}
 
 
 @dataclass(frozen=True)
@@ -289,32 +254,15 @@ def _canonical(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, T
     head: dict[str, Tensor] = {}
     unknown = []
     for original, tensor in tensors.items():
-        name = original.removeprefix(PREFIX)
-        in_layer = _LAYER.match(name)
-        if in_layer and in_layer[2] in _IN_LAYER:
-            body[f"blocks.{in_layer[1]}.{_IN_LAYER[in_layer[2]]}_{in_layer[3]}"] = tensor.to(torch.float32)
-        elif name in _OUTSIDE:
-            body[_OUTSIDE[name]] = tensor.to(torch.float32)
-        elif name in CLASSIFIER:
+        if (name := canonical(original)) is not None:
+            body[name] = tensor.to(torch.float32)
+        elif (name := original.removeprefix(PREFIX)) in CLASSIFIER:
             head[CLASSIFIER[name]] = tensor.to(torch.float32)
         else:
             unknown.append(original)
     if unknown:
         raise BackboneError(f"{folder} has tensors that no AST has: {', '.join(unknown[:5])}.")
     return body, head
-
-
-def linear_at(module: str) -> tuple[int, str] | None:
-    """Block and our name of the linear that Hugging Face calls `module`, in either scheme; None for other modules."""
-    found = _LAYER.match(f"{module.removeprefix(PREFIX)}.weight")
-    name = _IN_LAYER.get(found[2], "ln") if found else "ln"
-    return None if found is None or name.startswith("ln") else (int(found[1]), name)
-
-
-def module_at(layer: int, linear: str, names: str) -> str:
-    """Hugging Face's name of a linear: "old", to 5.8, or "new"."""
-    old, new = (theirs for theirs, ours in _IN_LAYER.items() if ours == linear)
-    return f"{PREFIX}encoder.layer.{layer}.{old}" if names == "old" else f"{PREFIX}layers.{layer}.{new}"
 
 
 def expected_shapes(geometry: Geometry, qkv_bias: bool = True) -> dict[str, tuple[int, ...]]:
@@ -398,7 +346,8 @@ def _classifier(
             raise BackboneError(f"{folder}: {name} of the classifier holds NaN or Inf. Fetch the file again.")
     names = config.get("id2label") or {}
     labels = tuple(str(names.get(str(i), i)) for i in range(classes))
-    labels = labels if len(set(labels)) == classes else tuple(f"{i}:{label}" for i, label in enumerate(labels))
+    if len(set(labels)) != classes:
+        labels = tuple(f"{i}:{label}" for i, label in enumerate(labels))
     multilabel = config.get("problem_type") == "multi_label_classification" or classes == AUDIOSET_CLASSES
     own = {name: tensor.clone() for name, tensor in head.items()}  # views would keep the whole mapped file in memory
     return Classifier(own, labels, multilabel)

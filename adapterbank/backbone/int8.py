@@ -81,7 +81,7 @@ class Int8Matrix(Tensor):
         return self
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]  # torch types it without `cls`
         cls, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
@@ -105,9 +105,6 @@ class Int8Matrix(Tensor):
     @classmethod
     def __tensor_unflatten__(cls, inner: dict[str, Tensor], _: None, size: Any, stride: Any) -> Int8Matrix:
         return cls(inner["levels"], inner["scales"])
-
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"Int8Matrix({tuple(self.shape)}, device={self.device})"
 
 
 class _Product(torch.autograd.Function):

@@ -19,6 +19,7 @@ from torch import Tensor
 from adapterbank.backbone.ast import ASTWeights, BlockWeights, Geometry, embed
 from adapterbank.backbone.checkpoints import INIT_STD, MODEL_TYPE, expected_shapes
 from adapterbank.backbone.frontend import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
+from adapterbank.backbone.names import on_disk
 
 MINI = Geometry(
     layers=12, width=192, heads=3, mlp_width=768, max_frames=1024, frequency_stride=16, time_stride=16, eps=1e-6
@@ -28,27 +29,6 @@ SINUSOID_SCALE = 0.5  # about the spread of embedded patches
 QUERY_KEY_SCALE = 0.7  # a token's logit for itself is about 8 x 0.7^2 = 4
 
 Tensors = dict[str, Tensor]
-
-# Canonical names -> the names that Hugging Face AST files have on disk.
-_OUTSIDE = {
-    "embed.cls": "embeddings.cls_token",
-    "embed.dist": "embeddings.distillation_token",
-    "embed.positions": "embeddings.position_embeddings",
-    "embed.patch_weight": "embeddings.patch_embeddings.projection.weight",
-    "embed.patch_bias": "embeddings.patch_embeddings.projection.bias",
-    "norm.weight": "layernorm.weight",
-    "norm.bias": "layernorm.bias",
-}
-_IN_LAYER = {
-    "ln1": "layernorm_before",
-    "q": "attention.attention.query",
-    "k": "attention.attention.key",
-    "v": "attention.attention.value",
-    "proj": "attention.output.dense",
-    "ln2": "layernorm_after",
-    "fc1": "intermediate.dense",
-    "fc2": "output.dense",
-}
 
 
 def init_student(geometry: Geometry, seed: int) -> Tensors:
@@ -186,18 +166,10 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
             tensor = tensor[None, None]
         elif name == "embed.positions":
             tensor = tensor[None]
-        named[_hugging_face_name(name)] = tensor.contiguous()
+        named[on_disk(name)] = tensor.contiguous()
     # `save_file` would leave a file that only its owner can read.
     (folder / "model.tmp").write_bytes(save(named, metadata={"format": "pt"}))
     os.replace(folder / "model.tmp", folder / "model.safetensors")
     for name, content in (("config", config), ("preprocessor_config", extractor)):
         (folder / f"{name}.tmp").write_text(json.dumps(content, indent=2) + "\n")
         os.replace(folder / f"{name}.tmp", folder / f"{name}.json")
-
-
-def _hugging_face_name(name: str) -> str:
-    if name in _OUTSIDE:
-        return _OUTSIDE[name]
-    _, layer, field = name.split(".")
-    part, kind = field.rsplit("_", 1)
-    return f"encoder.layer.{layer}.{_IN_LAYER[part]}.{kind}"
