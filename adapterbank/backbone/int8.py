@@ -80,6 +80,10 @@ class Int8Matrix(Tensor):
         self.scales.share_memory_()
         return self
 
+    def __repr__(self) -> str:  # type: ignore[override]  # torch takes `tensor_contents=`
+        # torch's own looks at the values, which a compiler that logs its tensors does not have.
+        return f"Int8Matrix{tuple(self.shape)}"
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch types it without `cls`
         cls, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
