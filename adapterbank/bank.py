@@ -285,8 +285,9 @@ class AdapterBank:
         """One task as it is now, as a module for serving: equal to 1e-5, faster, and not changed by later training.
 
         Args:
-            torch_compile: run its encoder through `torch.compile`, which takes a while at the first call of a new clip
-                length or batch size; on a CPU it needs a C++ compiler.
+            torch_compile: run its encoder through `torch.compile`, which takes a while at the first call, and again at
+                a new clip length or batch size. On a CPU it needs a C++ compiler, and a floating base is packed for
+                the processor's linears: once more the memory of its matrices, and a compilation for each module.
 
         Raises:
             UnknownNameError: no such task.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from adapterbank.backbone.ast import ASTWeights, Segment, encode
 from adapterbank.backbone.checkpoints import Backbone
 from adapterbank.backbone.frontend import SAMPLE_RATE, as_waveforms, log_mel
+from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.errors import ConfigError
 from adapterbank.folding import Left, fold
 from adapterbank.methods.sites import Adapters, Sites
@@ -72,7 +76,7 @@ class CompiledTask(nn.Module):
         else:
             self._task.adapters = Adapters()
         self._torch_compile = torch_compile
-        self._run = torch.compile(self._logits) if torch_compile else self._logits
+        self._run = self._runner()
         self.eval()
 
     @property
@@ -93,9 +97,41 @@ class CompiledTask(nn.Module):
         groups = plan([task] * len(mels), frames)
         if not self._torch_compile:  # which would compile anew for each number of rows
             groups = [group for part in chunks(groups, mels, self._geometry, device) for group in part]
-        logits = [self._run(torch.stack([task.prepare(mels[row], g.frames) for row in g.rows])) for g in groups]
+        with self._settings():
+            logits = [self._run(torch.stack([task.prepare(mels[row], g.frames) for row in g.rows])) for g in groups]
         order = torch.tensor([row for group in groups for row in group.rows], device=device)
         return torch.cat(logits)[order.argsort()]
+
+    def _constants(self) -> bool:
+        """Whether torch.compile may take the tensors of the module for constants, whose matrices it packs in advance.
+
+        That is for the CPU's linears. A packed int8 matrix would be a bf16 one.
+        """
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return self._torch_compile and not any(isinstance(t, Int8Matrix) or t.device.type != "cpu" for t in tensors)
+
+    def _settings(self) -> AbstractContextManager[Any]:
+        if not self._constants():
+            return nullcontext()
+        from torch._inductor import config  # brings in the compiler
+
+        settings: AbstractContextManager[Any] = config.patch({"freezing": True, "cpp.enable_concat_linear": True})
+        return settings
+
+    def _runner(self) -> Callable[[Tensor], Tensor]:
+        """`_logits`, compiled if that is wanted: once for all modules, or for each where its tensors are constants."""
+        if not self._torch_compile:
+            return self._logits
+        compiler: Any = torch.compile  # its overloads do not name what isolates
+        isolates = (
+            "isolate_recompiles" in inspect.signature(compiler).parameters
+        )  # older ones compile 8 modules at most
+        run: Callable[[Tensor], Tensor] = (
+            compiler(self._logits, isolate_recompiles=True)
+            if isolates and self._constants()
+            else compiler(self._logits)
+        )
+        return run
 
     def _logits(self, spectrograms: Tensor) -> Tensor:
         """Normalised spectrograms of one length (R, F, M) -> (R, C)."""
@@ -124,7 +160,7 @@ class CompiledTask(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._run = torch.compile(self._logits) if self._torch_compile else self._logits
+        self._run = self._runner()
 
 
 def _empty(before: Sequence[Sites], left: Sequence[Sites]) -> None:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from adapterbank import AdapterBank, History, fit, fit_many
 from adapterbank.errors import exit_on_error
-from adapterbank.training.cost import step_memory, stepper
+from adapterbank.training.cost import step_memory, step_tensors, stepper
 from adapterbank.training.sidebyside import MEASURED, Bench, Claim, alternate, claim, keep, noise
 
 PLAIN = {"freq_mask": 0, "time_mask": 0, "progress": False}
@@ -37,9 +37,10 @@ def adapters_or_full(cfg: DictConfig, bench: Bench) -> Claims:
         yield bench.compare(f"step of aat_ms / full, {precision}", ours, theirs, time_goal, **more)
         del bank, ours, theirs
         opened = {"device": str(bench.device), "base_dtype": MEASURED[precision]}
-        mine, whole = (step_memory(cfg.base, {"method": method}, **opened, **batch) for method in ("aat_ms", "full"))
-        shown = {"megabytes": [mine, whole], "at_most": True}
-        yield claim(f"peak memory of aat_ms / full, {precision}", mine / whole, memory_goal, **shown)
+        for what, measure in {"tensors": step_tensors, "resident set": step_memory}.items():
+            mine, whole = (measure(cfg.base, {"method": method}, **opened, **batch) for method in ("aat_ms", "full"))
+            shown = {"megabytes": [mine, whole], "at_most": True}
+            yield claim(f"peak memory of aat_ms / full, {what}, {precision}", mine / whole, memory_goal, **shown)
 
 
 def trained(

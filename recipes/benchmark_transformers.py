@@ -8,6 +8,7 @@ waveforms: our front end is in every time but its (row 11 has the front ends alo
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -86,15 +87,24 @@ def agreement(cfg: DictConfig, bench: Bench) -> Claim:
 
 
 def short_clips(cfg: DictConfig, bench: Bench) -> Claims:
-    """2: clips of 1 s at their own length, beside the padded ones that a user of the extractor gets."""
+    """2: clips of 1 s at their own length, beside the padded ones that a user of the extractor gets.
+
+    The module that `compile_task` makes of the task is what a service runs; the bank itself stands beside it.
+    """
     waves = noise(bench.rows(32), 1.0)
     bank = bench.open(cfg.base, "bf16")
     bank.add_task("own", "head", num_classes=cfg.classes)
     sizes = bank.backbone.geometry
     short = sizes.whole_frames(frame_count(len(waves[0])))
     theirs = partial(answer, peer(bank, sizes.max_frames), features(waves, sizes.max_frames))
-    ours = partial(bank, waves, "own")
+    ours, served = partial(bank, waves, "own"), partial(bank.compile_task("own", torch_compile=True), waves)
     yield bench.compare("1 s, bf16 base, the peer padded to 10 s", ours, theirs, 45.0, precision="bf16")
+    what = "1 s, bf16 base, compile_task with torch.compile"
+    if shutil.which("g++"):
+        yield bench.compare(f"{what}, the peer padded to 10 s", served, theirs, 45.0, precision="bf16", counted=False)
+        yield bench.compare(f"{what} against the bank", served, ours, precision="bf16", counted=False)
+    else:
+        yield needs(what, "a C++ compiler: install g++")
     yield compiled(bank, bench, "1 s, bf16 base", waves)
     cut = partial(answer, peer(bank, short, "bf16"), features(waves, short))
     yield bench.compare(f"1 s, bf16 base, the peer in bf16 and cut to {short} frames", ours, cut, precision="bf16")

@@ -323,14 +323,14 @@ def block(
     a = run.linear("proj", run.attention(run.linear("q", low), keys)).to(x.dtype)
     x, h, a = run.fork(lambda s: s.after_attention or s.beside_attention, x, h, a)
     a = run.change(a, [s.after_attention for s in run.sites])
-    x = x + run.add_beside(a, h, [s.beside_attention for s in run.sites])
+    x = x + run.add_beside(a, "ln1", x, h, [s.beside_attention for s in run.sites])
 
     (x,) = run.fork(_change_mlp, x)
     h = run.norm("ln2", x)
     m = run.linear("fc2", gelu(run.linear("fc1", h))).to(x.dtype)
     x, h, m = run.fork(lambda s: s.after_mlp or s.beside_mlp, x, h, m)
     m = run.change(m, [s.after_mlp for s in run.sites])
-    x = x + run.add_beside(m, h, [s.beside_mlp for s in run.sites])
+    x = x + run.add_beside(m, "ln2", x, h, [s.beside_mlp for s in run.sites])
     return run.outputs(x)
 
 

@@ -9,7 +9,9 @@ Symbols: R rows of a part, N tokens, K keys, D width, H heads, S = sum of R x N,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from adapterbank.methods.sites import Affine, Sites
 
 WRITTEN_OUT_SCORES = 12 * 512**2  # of a clip (H x N x K); more would cost more memory than they save time
+Beside = tuple[Callable[[Tensor], Tensor], ...]
+LANES = 16  # fp32 numbers of an AVX-512 register
 
 
 class FrozenLinear(NamedTuple):
@@ -59,13 +63,43 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     torch's CPU kernel is slow backwards in half precision (75 ms against 17 ms for 32 x 3 heads x 106 tokens), so short
     sequences are written out there; elsewhere it is `scaled_dot_product_attention`. Written out, scores are rounded to
     half precision, which the kernel keeps in fp32: logits of one bf16 task with and without gradients differ by ~8e-3.
+
+    Forwards the same kernel takes twice as long where its rows of scores do not fill the registers (27 ms for 32 x 12
+    heads x 122 tokens, 13 ms for 128), so they are filled up with masked keys.
     """
     half = q.dtype in (torch.bfloat16, torch.float16)
     few = math.prod(q.shape[1:3]) * k.shape[2] <= WRITTEN_OUT_SCORES
     if q.device.type == "cpu" and half and few and torch.is_grad_enabled():
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         return scores.softmax(dim=-1) @ v
+    spare = -k.shape[2] % LANES
+    if q.device.type == "cpu" and half and spare:
+        mask = F.pad(q.new_zeros(1, 1, 1, k.shape[2]), (0, spare), value=-math.inf)
+        k, v = (F.pad(t, (0, 0, 0, spare)) for t in (k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return F.scaled_dot_product_attention(q, k, v)
+
+
+@contextmanager
+def recomputed(h: Tensor, x: Tensor, make: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within it autograd keeps no rows of `h`, (S, D), which the backward pass makes of `x`, (S, D), row by row."""
+    place, width, dtype, source = h.untyped_storage().data_ptr(), h.shape[-1], h.dtype, x.detach()
+
+    def keep(t: Tensor) -> Tensor | tuple[int, torch.Size]:
+        rows = t.is_contiguous() and t.ndim > 1 and t.shape[-1] == width and t.dtype == dtype
+        if not rows or t.untyped_storage().data_ptr() != place:
+            return t.detach()  # autograd knows its place in the graph by itself
+        return int(t.storage_offset()) // width, t.shape
+
+    def get(kept: Tensor | tuple[int, torch.Size]) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        start, shape = kept
+        with torch.no_grad():
+            return make(source[start : start + math.prod(shape[:-1])]).view(shape)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, get):
+        yield
 
 
 def numbered(keys: Iterable[Hashable]) -> list[int]:
@@ -179,13 +213,19 @@ class Packed:
         parts = self.split(packed)
         return self._put(packed, ((i, f(parts[i])) for i, f in enumerate(changes) if f is not None))
 
-    def add_beside(self, packed: Tensor, h: Tensor, beside: Sequence[tuple[Callable[[Tensor], Tensor], ...]]) -> Tensor:
-        """Adds the outputs of parallel adapters, which read the normalised input `h`; `packed` may be written to."""
+    def add_beside(self, packed: Tensor, name: str, x: Tensor, h: Tensor, beside: Sequence[Beside]) -> Tensor:
+        """Adds the outputs of parallel adapters, which read `h`, the LayerNorm `name` of `x`.
+
+        `packed` may be written to. The backward pass makes `h` anew: `x` is kept for the LayerNorm anyway.
+        """
         if not any(beside):
             return packed
         parts = list(zip(self.split(packed), self.split(h), beside, strict=True))
         if torch.is_grad_enabled():
-            return pack([sum((f(hp) for f in fs), p).to(p.dtype) for p, hp, fs in parts])
+            plain = not any(name in sites.affine for sites in self.sites)
+            again = plain and not torch.compiler.is_compiling()  # a compiler chooses by itself what to make anew
+            with recomputed(h, x, partial(self._norm, name, own=None)) if again else nullcontext():
+                return pack([sum((f(hp) for f in fs), p).to(p.dtype) for p, hp, fs in parts])
         for part, hp, fs in parts:
             for f in fs:
                 part.add_(f(hp))

@@ -18,7 +18,7 @@ from rich.progress import track
 
 from adapterbank.bank import AdapterBank, default_device
 from adapterbank.training.fit import Trainer
-from adapterbank.training.meter import Meter
+from adapterbank.training.meter import Meter, tensors_peak_mb
 from adapterbank.training.options import Options
 from adapterbank.training.sidebyside import WARM_UP, alternate, noise, timed
 
@@ -99,6 +99,37 @@ def step_memory(
     return found
 
 
+def step_tensors(
+    backbone: str,
+    options: Mapping[str, Any],
+    *,
+    device: torch.device | str | None = None,
+    base_dtype: torch.dtype | None = None,
+    **batch: Any,
+) -> float:
+    """MB of all tensors at the peak of two training steps: of the base, the task, its gradients, what autograd keeps.
+
+    `step_memory` is more by what the CPU's heap holds besides.
+
+    Args:
+        options, device, base_dtype, **batch: as `step_memory` takes them.
+    """
+    bank = AdapterBank.from_pretrained(backbone, device=device or default_device(), base_dtype=base_dtype)
+    step = stepper(bank, "measured", options, **batch)
+    if bank.backbone.device.type != "cpu":
+        with Meter(bank.backbone.device) as peak:
+            _steps(step)
+        return peak.peak_memory_mb
+    tensors = [tensor for _, tensor in bank.backbone.weights.named()] + list(bank.task("measured").parameters())
+    there = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+    return sum(there.values()) / 2**20 + tensors_peak_mb(lambda: _steps(step))
+
+
+def _steps(step: Callable[[], object]) -> None:
+    for _ in range(WARM_UP):
+        step()
+
+
 def _by_itself(function: Callable[..., Any], *arguments: Any) -> Any:
     """In a process of its own: what one has allocated is not counted for the next."""
     context = multiprocessing.get_context("spawn")  # a fork would bring the memory of this process along
@@ -119,8 +150,7 @@ def _first_steps(
     bank = AdapterBank.from_pretrained(backbone, **opened)
     step = stepper(bank, "measured", options, **batch)
     with Meter(bank.backbone.device) as peak:
-        for _ in range(WARM_UP):
-            step()
+        _steps(step)
     return bank, step, peak.peak_memory_mb - before.peak_memory_mb
 
 

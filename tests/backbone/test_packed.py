@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,7 +78,7 @@ def tokens_per_linear(monkeypatch: pytest.MonkeyPatch, weights: BlockWeights) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("most", [0, packed.WRITTEN_OUT_SCORES])
-@pytest.mark.parametrize("keys", [20, 600])
+@pytest.mark.parametrize("keys", [20, 32, 600])
 @pytest.mark.parametrize("training", [True, False])
 def test_attention_equals_the_softmax_formula_on_every_path(dtype, most, keys, training, monkeypatch):
     monkeypatch.setattr(packed, "WRITTEN_OUT_SCORES", most)
@@ -162,6 +164,44 @@ def test_gradients_of_a_packed_block_equal_those_of_its_segments(all_sites, weig
         grads.append(torch.autograd.grad(loss, xs))
     for together, alone in zip(*grads, strict=True):
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["beside", "norms and beside"])
+def test_what_the_backward_pass_makes_anew_gives_the_same_gradients_twice(
+    kind, all_sites, weights, small_geometry, monkeypatch
+):
+    changed = Affine(gain=torch.randn(48))
+    sites = replace(all_sites["beside"], affine={"ln2": changed}) if "norms" in kind else all_sites["beside"]
+    adapter = nn.Sequential(nn.Linear(48, 12), nn.Sigmoid(), nn.Linear(12, 48))
+    sites = replace(sites, beside_mlp=(adapter, lambda h: (h * h).softmax(-1)))
+    x = torch.randn(2, 5, 48, requires_grad=True)
+    other = torch.randn(3, 5, 48, requires_grad=True)
+    gradients = []
+    for way in (packed.recomputed, lambda *_: nullcontext()):
+        monkeypatch.setattr(packed, "recomputed", way)
+        out = torch.cat(block([x, other], weights, [sites, all_sites["beside"]], small_geometry))
+        trained = [x, other, *adapter.parameters()]
+        first = torch.autograd.grad(out.square().sum(), trained, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), trained)
+        gradients.append([*first, *second])
+    for one, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_what_adapters_beside_read_is_kept_as_a_place_and_not_as_numbers(
+    all_sites, weights, small_geometry, monkeypatch
+):
+    kept, real = [], torch.autograd.graph.saved_tensors_hooks
+    for_adapters = nn.Sequential(nn.Linear(48, 12), nn.GELU(), nn.Linear(12, 48))
+
+    def hooks(keep, get):
+        return real(lambda t: kept.append(keep(t)) or kept[-1], get)
+
+    monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", hooks)
+    x = torch.randn(2, 5, 48, requires_grad=True)
+    block([x, x.clone()], weights, [NOTHING, Sites(beside_mlp=(for_adapters,))], small_geometry)
+    assert [place for place in kept if isinstance(place, tuple)] == [(10, (10, 48))]
+    assert not [t for t in kept if isinstance(t, Tensor) and t.shape[-1] == 48 and t.shape[0] == 10]
 
 
 def test_neighbours_with_equal_tokens_and_keys_share_one_attention_call(

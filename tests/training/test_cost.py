@@ -3,7 +3,7 @@
 import pytest
 
 from adapterbank.errors import UnknownNameError
-from adapterbank.training.cost import step_costs, step_memory
+from adapterbank.training.cost import step_costs, step_memory, step_tensors
 
 
 @pytest.mark.slow
@@ -29,3 +29,12 @@ def test_the_memory_of_a_step_is_that_of_the_method_beside_the_base(hf_folder, h
     batch = {"batch_size": 64, "clip_seconds": 1.0, "classes": 3, "precision": "fp32"}
     slim, full = (step_memory(folder, {"method": method}, **batch) for method in ("head", "full"))
     assert 0 < slim < full
+
+
+def test_the_tensors_of_a_step_are_weights_gradients_and_moments_at_least(hf_folder, hf_model):
+    model = hf_model(hidden_size=192, intermediate_size=768)
+    batch = {"batch_size": 1, "clip_seconds": 0.2, "classes": 3, "precision": "fp32"}
+    slim, full = (step_tensors(str(hf_folder(model)), {"method": method}, **batch) for method in ("head", "full"))
+    weights = sum(p.nbytes for p in model.parameters()) / 2**20
+    assert weights < slim < 2 * weights
+    assert 5 * weights < full < 7 * weights  # base, own copy, gradients and two moments of each number
