@@ -9,6 +9,7 @@ import shutil
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config
 
 from adapterbank import CompiledTask, methods
 from adapterbank.bank import AdapterBank
@@ -236,3 +237,28 @@ def test_through_torch_compile_logits_are_the_banks(case, bank_of, clips):
     module = bank.compile_task(case, torch_compile=True)
     for batch in (clips, clips[:2]):
         torch.testing.assert_close(module(batch), bank(batch, case), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_modules_whose_tensors_are_constants_answer_with_their_own_numbers(bank_of, clips, randomise):
+    bank = bank_of("aat_ms")
+    modules = []
+    for seed in range(2):
+        randomise(bank.task("aat_ms"), seed)
+        modules.append((bank.compile_task("aat_ms", torch_compile=True), bank(clips, "aat_ms")))
+    assert not torch.allclose(modules[0][1], modules[1][1], atol=1e-3)
+    for module, expected in (*modules, modules[0]):
+        torch.testing.assert_close(module(clips), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "constants"), [(torch.float32, True), (torch.bfloat16, True), (torch.int8, False)])
+def test_only_floating_matrices_on_the_cpu_are_packed_in_advance(dtype, constants, bank_of, clips, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda x: seen.append(config.freezing) or function(x))
+    bank = bank_of("head")
+    bank.to(base_dtype=dtype)
+    bank.compile_task("head", torch_compile=True)(clips[:1])
+    bank.compile_task("head")(clips[:1])
+    assert seen == [constants]
+    assert not config.freezing

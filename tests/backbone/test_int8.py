@@ -16,6 +16,7 @@ from adapterbank.backbone.packed import frozen_linear
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import BackboneError
 from adapterbank.training.fit import fit
+from adapterbank.training.many import fit_many
 
 
 @pytest.fixture
@@ -148,6 +149,29 @@ def test_tasks_answer_train_and_compile_on_an_int8_base(method, small_backbone, 
     assert not torch.equal(bank(clips, "t"), before)
     compiled = bank.compile_task("t")(clips)
     torch.testing.assert_close(compiled, bank(clips, "t"), rtol=0, atol=0.1)
+
+
+def test_on_an_int8_base_caches_and_trainings_together_learn_what_single_ones_do(small_backbone, labelled_clips):
+    bank = AdapterBank(small_backbone.to(dtype=torch.int8))
+    plain = {"epochs": 2, "lr": 1e-3, "freq_mask": 0, "time_mask": 0, "order": "shared", "progress": False}
+    names = ["alone", "cached", "first", "second"]
+    for name in names:
+        task = bank.add_task(name, "aat_ms", labels=["bass", "brass", "organ"], layers=[1])
+        task.load_state_dict(bank.task("alone").state_dict())
+    histories = {"alone": fit(bank, "alone", labelled_clips, **plain)}
+    histories["cached"] = fit(bank, "cached", labelled_clips, cache="memory", **plain)
+    histories |= fit_many(bank, ["first", "second"], labelled_clips, **plain)
+    losses = [[epoch["train/loss"] for epoch in histories[name].epochs] for name in names]
+    assert losses[0][0] > losses[0][1]
+    torch.testing.assert_close(torch.tensor(losses[1:]), torch.tensor(losses[:1]).expand(3, 2), rtol=0, atol=1e-2)
+
+
+def test_a_base_without_biases_of_queries_keys_and_values_answers_in_int8(random_backbone, small_geometry, clips):
+    bank = AdapterBank(random_backbone(small_geometry, qkv_bias=False))
+    bank.add_task("t", "head", num_classes=3)
+    exact = bank.embed(clips)
+    bank.to(base_dtype=torch.int8)
+    assert 0 < (bank.embed(clips) - exact).abs().max() < 0.25
 
 
 @pytest.mark.parametrize(
