@@ -198,7 +198,8 @@ class Packed:
 
     def split(self, packed: Tensor) -> list[Tensor]:
         """(S, X) -> one (R, N, X) view per part."""
-        parts = packed.split(self.sizes)
+        # Backwards a split is a concatenation, also that into one part.
+        parts = packed.split(self.sizes) if len(self.sizes) > 1 else [packed]
         return [p.unflatten(0, tuple(shape)) for p, shape in zip(parts, self.shapes, strict=True)]
 
     def outputs(self, packed: Tensor) -> list[Tensor]:
