@@ -63,7 +63,7 @@ def training_by_default(cfg: DictConfig, bench: Bench) -> Claims:
     bank, count = bench.open(cfg.base, "bf16"), bench.rows(cfg.peer_batch)
     theirs = peft_step(cfg, bank, count, bank.backbone.geometry.max_frames, "fp32")
     ours = our_step(cfg, bench, bank, "aat_ms", "bf16")
-    more = {"precision": "bf16", "work": bench.rows(32) / count}
+    more = {"precision": "bf16", "work": bench.rows(32) / count, "settle": True}
     yield bench.compare("aat_ms, bf16, clips/s against peft LoRA padded in fp32", ours, theirs, 40.0, **more)
 
 

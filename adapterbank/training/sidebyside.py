@@ -46,10 +46,17 @@ class Pairs:
         return [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
 
 
-def timed(step: Step, device: torch.device) -> Callable[[], float]:
-    """Runs the step and gives its wall-clock seconds, until the device is done."""
+def timed(step: Step, device: torch.device, settle: bool = False) -> Callable[[], float]:
+    """Runs the step and gives its wall-clock seconds, until the device is done.
+
+    Args:
+        settle: run it once before, as in a training: after another way of a very different size a step first has to get
+            its memory from the system.
+    """
 
     def run() -> float:
+        if settle:
+            step()
         with Meter(device) as meter:
             step()
         return meter.seconds
@@ -213,6 +220,7 @@ class Bench:
         *,
         precision: str = "fp32",
         counted: bool = True,
+        settle: bool = False,
         **options: Any,
     ) -> Claim:
         """Two steps side by side, with the share of the matmul peak that ours reaches.
@@ -220,11 +228,13 @@ class Bench:
         Args:
             precision: "fp32" or "bf16", of most of our products.
             counted: False where operations cannot be counted, as in compiled code: there is no share then.
+            settle: each timed run follows one of its own way.
             **options: as in `beside`.
         """
         operations = matmul_operations(ours) if counted else 0
         peaks = {name: matmul_peak(self.matrix, dtype, self.device) for name, dtype in MEASURED.items()}
-        pairs = alternate(timed(ours, self.device), timed(theirs, self.device), self.pairs)
+        ways = (timed(step, self.device, settle) for step in (ours, theirs))
+        pairs = alternate(*ways, self.pairs, warm_up=1 if settle else WARM_UP)
         found: Claim = {"precision": precision, "peak_gflops": {name: peak / 1e9 for name, peak in peaks.items()}}
         if operations:
             share = operations / float(np.median(pairs.ours)) / peaks[precision]
