@@ -246,10 +246,10 @@ def test_modules_whose_tensors_are_constants_answer_with_their_own_numbers(bank_
     modules = []
     for seed in range(2):
         randomise(bank.task("aat_ms"), seed)
-        modules.append((bank.compile_task("aat_ms", torch_compile=True), bank(clips, "aat_ms")))
+        modules.append((bank.compile_task("aat_ms", torch_compile=True), bank(clips[:1], "aat_ms")))
     assert not torch.allclose(modules[0][1], modules[1][1], atol=1e-3)
     for module, expected in (*modules, modules[0]):
-        torch.testing.assert_close(module(clips), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(module(clips[:1]), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("dtype", "constants"), [(torch.float32, True), (torch.bfloat16, True), (torch.int8, False)])

@@ -233,8 +233,8 @@ class Bench:
         """
         operations = matmul_operations(ours) if counted else 0
         peaks = {name: matmul_peak(self.matrix, dtype, self.device) for name, dtype in MEASURED.items()}
-        ways = (timed(step, self.device, settle) for step in (ours, theirs))
-        pairs = alternate(*ways, self.pairs, warm_up=1 if settle else WARM_UP)
+        mine, other = (timed(step, self.device, settle) for step in (ours, theirs))
+        pairs = alternate(mine, other, self.pairs, warm_up=1 if settle else WARM_UP)
         found: Claim = {"precision": precision, "peak_gflops": {name: peak / 1e9 for name, peak in peaks.items()}}
         if operations:
             share = operations / float(np.median(pairs.ours)) / peaks[precision]
