@@ -235,7 +235,7 @@ def test_unknown_tasks_and_bad_waveforms_are_refused(bank_of):
 def test_through_torch_compile_logits_are_the_banks(case, bank_of, clips):
     bank = bank_of(case)
     module = bank.compile_task(case, torch_compile=True)
-    for batch in (clips, clips[:2]):
+    for batch in (clips[:2], clips[:1]):
         torch.testing.assert_close(module(batch), bank(batch, case), rtol=0, atol=1e-5)
 
 
