@@ -80,7 +80,7 @@ class Int8Matrix(Tensor):
         self.scales.share_memory_()
         return self
 
-    def __repr__(self) -> str:  # type: ignore[override]  # torch takes `tensor_contents=`
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch's types lose the name
         # torch's own looks at the values, which a compiler that logs its tensors does not have.
         return f"Int8Matrix{tuple(self.shape)}"
 

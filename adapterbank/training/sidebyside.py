@@ -50,8 +50,7 @@ def timed(step: Step, device: torch.device, settle: bool = False) -> Callable[[]
     """Runs the step and gives its wall-clock seconds, until the device is done.
 
     Args:
-        settle: run it once before, as in a training: after another way of a very different size a step first has to get
-            its memory from the system.
+        settle: run it once before, as in a training, where a step follows one of its own kind.
     """
 
     def run() -> float:
