@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.bank import AdapterBank, default_device
 from adapterbank.training.fit import Trainer
 from adapterbank.training.meter import Meter, tensors_peak_mb
@@ -121,7 +122,8 @@ def step_tensors(
             _steps(step)
         return peak.peak_memory_mb
     tensors = [tensor for _, tensor in bank.backbone.weights.named()] + list(bank.task("measured").parameters())
-    there = {tensor.data_ptr(): tensor.nbytes for tensor in tensors}
+    stored = (part for t in tensors for part in ((t.levels, t.scales) if isinstance(t, Int8Matrix) else (t,)))
+    there = {part.data_ptr(): part.nbytes for part in stored}
     return sum(there.values()) / 2**20 + tensors_peak_mb(lambda: _steps(step))
 
 

@@ -1,6 +1,7 @@
 """Costs are those of the methods: one adapter is cheaper than the whole body, and an error names itself."""
 
 import pytest
+import torch
 
 from adapterbank.errors import UnknownNameError
 from adapterbank.training.cost import step_costs, step_memory, step_tensors
@@ -38,3 +39,13 @@ def test_the_tensors_of_a_step_are_weights_gradients_and_moments_at_least(hf_fol
     weights = sum(p.nbytes for p in model.parameters()) / 2**20
     assert weights < slim < 2 * weights
     assert 5 * weights < full < 7 * weights  # base, own copy, gradients and two moments of each number
+
+
+def test_an_int8_base_counts_with_its_int8_numbers(hf_folder, hf_model):
+    folder = str(hf_folder(hf_model(hidden_size=192, intermediate_size=1536)))
+    batch = {"batch_size": 1, "clip_seconds": 0.2, "classes": 3, "precision": "bf16"}
+    half, int8 = (step_tensors(folder, {"method": "head"}, base_dtype=d, **batch) for d in (torch.bfloat16, torch.int8))
+    matrices = 2 * (4 * 192 * 192 + 2 * 192 * 1536) / 2**20  # of two layers, a byte each
+    assert half > 2 * matrices
+    assert int8 > matrices
+    assert half - int8 < 1.01 * matrices
