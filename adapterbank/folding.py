@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapterbank.backbone.ast import LINEAR_NAMES, BlockWeights, Geometry, Segment
-from adapterbank.backbone.packed import FrozenLinear, frozen_linear
+from adapterbank.backbone.linear import FrozenLinear, frozen_linear
 from adapterbank.methods.sites import Affine, Sites, declared
 
 

@@ -19,8 +19,9 @@ from einops import rearrange
 from torch import Tensor
 
 from adapterbank.backbone.int8 import Int8Matrix
-from adapterbank.backbone.packed import Attended, Packed, alike, frozen_linear, gelu
-from adapterbank.backbone.packed import FrozenLinear as FrozenLinear  # part of what a method sees
+from adapterbank.backbone.linear import FrozenLinear as FrozenLinear  # part of what a method sees
+from adapterbank.backbone.linear import adjoin, frozen_linear, product_dtype
+from adapterbank.backbone.packed import Attended, Packed, alike, gelu
 from adapterbank.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -161,7 +162,17 @@ class ASTWeights(NamedTuple):
             exact = tensor.wide() if isinstance(tensor, Int8Matrix) else tensor
             return exact.to(device=device, dtype=dtype, copy=other)
 
-        return self.map(change)
+        there = self.map(change)
+        pairs = zip(self.blocks, there.blocks, strict=True)
+        return there._replace(blocks=tuple(_together(b) if b.q_weight is not a.q_weight else b for a, b in pairs))
+
+
+def _together(block: BlockWeights) -> BlockWeights:
+    """The matrices of q, k and v one behind the other in memory, for one product."""
+    if isinstance(block.q_weight, Int8Matrix):
+        return block
+    q, k, v = adjoin((block.q_weight, block.k_weight, block.v_weight))
+    return block._replace(q_weight=q, k_weight=k, v_weight=v)
 
 
 @dataclass(frozen=True)
@@ -317,10 +328,16 @@ def block(
 
     (x,) = run.fork(_change_attention, run.x)
     h = run.norm("ln1", x)
-    low = h.to(weights.q_weight.dtype)  # cast once for the three linears
-    k, v = run.linear("k", low), run.linear("v", low)
-    keys, (x, h, low) = run.cut(read or [None] * len(xs), Attended(k, v, run.shapes), x, h, low)
-    a = run.linear("proj", run.attention(run.linear("q", low), keys)).to(x.dtype)
+    low = h.to(product_dtype(weights.q_weight))  # cast once for the three linears
+    wanted = read or [None] * len(xs)
+    if any(wanted):  # fewer queries than keys
+        k, v = run.linears(("k", "v"), low)
+        keys, (x, h, low) = run.cut(wanted, Attended(k, v, run.shapes), x, h, low)
+        q = run.linear("q", low)
+    else:
+        q, k, v = run.linears(("q", "k", "v"), low)
+        keys = Attended(k, v, run.shapes)
+    a = run.linear("proj", run.attention(q, keys)).to(x.dtype)
     x, h, a = run.fork(lambda s: s.after_attention or s.beside_attention, x, h, a)
     a = run.change(a, [s.after_attention for s in run.sites])
     x = x + run.add_beside(a, "ln1", x, h, [s.beside_attention for s in run.sites])

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from adapterbank.backbone.int8 import Int8Matrix
+from adapterbank.backbone.linear import FrozenLinear, adjoining, frozen_linear, joined
 
 if TYPE_CHECKING:
     from adapterbank.backbone.ast import BlockWeights, Geometry
@@ -28,20 +28,6 @@ if TYPE_CHECKING:
 WRITTEN_OUT_SCORES = 12 * 512**2  # of a clip (H x N x K); more would cost more memory than they save time
 Beside = tuple[Callable[[Tensor], Tensor], ...]
 LANES = 16  # fp32 numbers of an AVX-512 register
-
-
-class FrozenLinear(NamedTuple):
-    """One frozen linear, in the dtype it is stored in."""
-
-    weight: Tensor  # (out, in)
-    bias: Tensor | None  # (out,)
-
-
-def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`x @ weight.T + bias` in the dtype of the weight: the only place where the fp32 stream is cast."""
-    if isinstance(weight, Int8Matrix):
-        return weight.product(x.to(weight.dtype), bias)
-    return F.linear(x.to(weight.dtype), weight, bias)
 
 
 class Attended(NamedTuple):
@@ -119,19 +105,10 @@ def pack(parts: Sequence[Tensor]) -> Tensor:
     """(R, N, X) per part -> (S, X); a view where the parts adjoin in memory, as `Packed.split` leaves them."""
     if len(parts) == 1:
         return parts[0].flatten(0, 1)
-    if not torch.is_grad_enabled() and _adjoin(parts):  # autograd would send the gradients of all to the first
+    if not torch.is_grad_enabled() and adjoining(parts):  # autograd would send the gradients of all to the first
         width = parts[0].shape[-1]
         return parts[0].as_strided((sum(p.numel() for p in parts) // width, width), (width, 1))
     return torch.cat([p.flatten(0, 1) for p in parts])
-
-
-def _adjoin(parts: Sequence[Tensor]) -> bool:
-    storage, place = parts[0].untyped_storage().data_ptr(), parts[0].storage_offset()
-    for part in parts:
-        if part.untyped_storage().data_ptr() != storage or part.storage_offset() != place or not part.is_contiguous():
-            return False
-        place += part.numel()
-    return True
 
 
 class Packed:
@@ -243,12 +220,15 @@ class Packed:
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """One frozen matmul for all parts, then each one's own bias and hooks. (S, in) -> (S, out)."""
-        packed = frozen_linear(x, getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
-        owners = [i for i, s in enumerate(self.sites) if name in s.linear or name in s.affine]
-        if not owners:
-            return packed
-        inputs, parts = self.split(x), self.split(packed)
-        return self._put(packed, ((i, self._own(name, inputs[i], parts[i], self.sites[i])) for i in owners))
+        return self._own_linear(name, x, frozen_linear(x, *self._frozen(name)))
+
+    def linears(self, names: Sequence[str], x: Tensor) -> list[Tensor]:
+        """`linear` for each of these, in one matmul where their matrices adjoin in memory."""
+        whole = joined([self._frozen(name) for name in names])
+        if whole is None:
+            return [self.linear(name, x) for name in names]
+        outputs = frozen_linear(x, *whole).split([len(self._frozen(name).weight) for name in names], dim=-1)
+        return [self._own_linear(name, x, y) for name, y in zip(names, outputs, strict=True)]
 
     def attention(self, q: Tensor, keys: Attended) -> Tensor:
         """Multi-head self-attention; prompts and prefixes join as keys and values. (S, D) -> (S, D)."""
@@ -286,8 +266,19 @@ class Packed:
             bias = bias if own.bias is None else own.bias
         return F.layer_norm(x, (self.geometry.width,), gain, bias, self.geometry.eps)
 
+    def _frozen(self, name: str) -> FrozenLinear:
+        return FrozenLinear(getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
+
+    def _own_linear(self, name: str, x: Tensor, packed: Tensor) -> Tensor:
+        """The output of a frozen linear, (S, out), with each part's own bias and hooks."""
+        owners = [i for i, s in enumerate(self.sites) if name in s.linear or name in s.affine]
+        if not owners:
+            return packed
+        inputs, parts = self.split(x), self.split(packed)
+        return self._put(packed, ((i, self._own(name, inputs[i], parts[i], self.sites[i])) for i in owners))
+
     def _own(self, name: str, x: Tensor, y: Tensor, sites: Sites) -> Tensor:
-        frozen = FrozenLinear(getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
+        frozen = self._frozen(name)
         for hook in sites.linear.get(name, ()):
             y = hook(x, y, frozen).to(y.dtype)
         own = sites.affine.get(name)
@@ -318,7 +309,7 @@ class Packed:
         return rearrange(attention(q, k, v), "r h n d -> r n (h d)")
 
     def _prompt_linear(self, name: str, h: Tensor, sites: Sites) -> Tensor:
-        y = frozen_linear(h, getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))
+        y = frozen_linear(h, *self._frozen(name))
         return self._own(name, h[None], y[None], sites)[0]
 
 

@@ -27,6 +27,7 @@ from adapterbank.training.metrics import evaluate_task, loss_function, map_style
 from adapterbank.training.options import PRECISIONS, Options, in_precision
 
 FREQ_MASK = 24  # mel bins; ESC-50 and UrbanSound8K in AAT
+FUSED = ("cpu", "cuda")  # where one kernel makes a step of AdamW for all tensors
 EpochHook = Callable[[int, dict[str, float]], None]
 
 
@@ -159,7 +160,8 @@ class Trainer:
         self.data: Any = data
         self.feed = Feed(self.backbone, task, data, options, masks)
         trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay)
+        fused = self.device.type in FUSED or None  # None: torch's own choice, on the CPU a loop over tensors
+        self.optimizer = torch.optim.AdamW(trained, lr=options.lr, weight_decay=options.weight_decay, fused=fused)
         every = options.epochs * len(self.feed)
         self.total = every if options.steps is None else min(every, options.steps)
         # No method of this object: a cycle would keep optimiser and cache in memory until Python looks for cycles.

@@ -1,0 +1,116 @@
+"""A frozen linear's product: in the dtype of its matrix, with gradients for what it reads only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapterbank.backbone.int8 import Int8Matrix
+
+
+class FrozenLinear(NamedTuple):
+    """One frozen linear, in the dtype it is stored in."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor | None  # (out,)
+
+
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """In which a linear runs: that of its matrix, or of autocast if a task owns the matrix, which is then fp32."""
+    device = weight.device.type
+    if weight.requires_grad and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`x @ weight.T + bias` in `product_dtype`: the only place where the fp32 stream is cast.
+
+    In bf16 on the CPU torch's own linear writes the bias to all rows first and adds the product to them, which takes a
+    fifth of its time; oneDNN's adds the bias while it makes the rows.
+    """
+    dtype = product_dtype(weight)
+    x = x.to(dtype)
+    if isinstance(weight, Int8Matrix):
+        return weight.product(x, bias)
+    if bias is not None and x.numel() and _by_onednn(x.device.type, dtype):
+        read = x, weight.to(dtype), bias.to(dtype)
+        product: Tensor = _Product.apply(*read) if torch.is_grad_enabled() else _onednn(*read)
+        return product
+    return F.linear(x, weight, bias)
+
+
+def joined(linears: Sequence[FrozenLinear]) -> FrozenLinear | None:
+    """Linears that read the same as one, (out of all, in); None where their matrices do not adjoin, as `adjoin` lays.
+
+    Nothing but the biases is copied. A compiler, which sees no addresses, joins by itself.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    weights, biases = zip(*linears, strict=True)
+    if any(isinstance(w, Int8Matrix) or w.requires_grad for w in weights) or not adjoining(weights):
+        return None
+    if any((bias is None) != (biases[0] is None) for bias in biases):
+        return None
+    width = weights[0].shape[1]
+    whole = weights[0].as_strided((sum(map(len, weights)), width), (width, 1))
+    return FrozenLinear(whole, None if biases[0] is None else torch.cat(biases))
+
+
+def adjoin(matrices: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Copies of matrices (out, in) that lie one behind the other in memory."""
+    return torch.cat(list(matrices)).split([len(matrix) for matrix in matrices])
+
+
+def adjoining(tensors: Sequence[Tensor]) -> bool:
+    """Whether they are contiguous and lie one behind the other in memory."""
+    storage, place = tensors[0].untyped_storage().data_ptr(), tensors[0].storage_offset()
+    for tensor in tensors:
+        if tensor.untyped_storage().data_ptr() != storage or tensor.storage_offset() != place:
+            return False
+        if not tensor.is_contiguous():
+            return False
+        place += tensor.numel()
+    return True
+
+
+def _by_onednn(device: str, dtype: torch.dtype) -> bool:
+    if device != "cpu" or dtype != torch.bfloat16 or torch.compiler.is_compiling():  # which packs linears by itself
+        return False
+    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != dtype:
+        return False  # whoever asks for fp16 gets it
+    here = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return bool(here and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+class _Product(torch.autograd.Function):
+    """oneDNN's linear, which has no derivative of its own."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        x, weight, _ = inputs
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad, (to_x, to_weight, to_bias) = grads[0], ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            grad @ weight if to_x else None,
+            rows.T @ x.flatten(0, -2) if to_weight else None,
+            rows.sum(0) if to_bias else None,
+        )

@@ -1,0 +1,168 @@
+"""Frozen linears: torch's own linear in value and gradient, whoever computes it; q, k and v in one product."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adapterbank.backbone import linear
+from adapterbank.backbone.ast import block
+from adapterbank.backbone.int8 import Int8Matrix
+from adapterbank.backbone.linear import FrozenLinear, adjoin, adjoining, frozen_linear, joined
+from adapterbank.methods.sites import NOTHING, Affine, Sites
+
+onednn = pytest.mark.skipif(not linear._by_onednn("cpu", torch.bfloat16), reason="a CPU without bf16 products")
+
+
+def operands(rows: int = 20, *, seed: int = 0, trained: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """x (2, rows, 48), a matrix (24, 48) and a bias (24,)."""
+    generator = torch.Generator().manual_seed(seed)
+    x, weight, bias = (torch.randn(size, generator=generator) for size in ((2, rows, 48), (24, 48), (24,)))
+    return x.requires_grad_(), weight.requires_grad_(trained), bias.requires_grad_(trained)
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shape of each matrix that oneDNN is given from now on."""
+    seen: list[tuple[int, ...]] = []
+    real = linear._onednn
+    monkeypatch.setattr(linear, "_onednn", lambda x, w, b: seen.append(tuple(w.shape)) or real(x, w, b))
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [0, 1, 20])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_frozen_linear_is_torchs_in_the_dtype_of_its_matrix(dtype, rows, has_bias, training):
+    x, weight, bias = operands(rows)
+    weight, bias = weight.to(dtype), bias.to(dtype) if has_bias else None
+    with torch.set_grad_enabled(training):
+        ours = frozen_linear(x, weight, bias)
+    assert (ours.shape, ours.dtype) == ((2, rows, 24), dtype)
+    expected = F.linear(x.to(dtype), weight, bias)
+    near = 1e-6 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(ours, expected, rtol=near, atol=near)
+    if training:
+        given = torch.randn_like(expected)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(y, x, given)[0] for y in (ours, expected)), rtol=near, atol=near
+        )
+
+
+@onednn
+def test_bf16_matrices_on_the_cpu_go_to_onednn_with_gradients_and_without(monkeypatch):
+    seen = calls(monkeypatch)
+    x, weight, bias = operands()
+    low = weight.bfloat16(), bias.bfloat16()
+    frozen_linear(x, *low)
+    with torch.no_grad():
+        frozen_linear(x, *low)
+    assert seen == [(24, 48)] * 2
+    frozen_linear(x, weight, bias)
+    frozen_linear(x, weight.half(), bias.half())
+    frozen_linear(x, low[0], None)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_matrix_of_the_task_runs_as_under_autocast_and_gets_its_gradients(dtype):
+    found = []
+    for way in (frozen_linear, F.linear):
+        given = operands(trained=True)
+        with torch.autocast("cpu", dtype):
+            y = way(*given)
+        assert y.dtype == dtype
+        y.float().square().mean().backward()
+        assert all(part.grad.dtype == torch.float32 for part in given)
+        found.append([y.float(), *(part.grad for part in given)])
+    torch.testing.assert_close(*found, rtol=2e-2, atol=1e-2)
+
+
+def test_a_matrix_of_the_task_is_fp32_without_autocast():
+    x, weight, bias = operands(trained=True)
+    assert torch.equal(frozen_linear(x.bfloat16(), weight, bias), F.linear(x.bfloat16().float(), weight, bias))
+
+
+@onednn
+def test_second_derivatives_go_through_onednns_product():
+    def twice(way) -> tuple[Tensor, ...]:
+        x, weight, bias = (part.detach().bfloat16().requires_grad_() for part in operands(4))
+        (first,) = torch.autograd.grad(way(x, weight, bias).float().pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.float().square().sum(), (x, weight, bias))
+
+    for one, reference in zip(twice(frozen_linear), twice(F.linear), strict=True):
+        torch.testing.assert_close(one.float(), reference.float(), rtol=5e-2, atol=5e-2 * float(reference.abs().max()))
+
+
+@onednn
+def test_the_backward_pass_of_a_frozen_matrix_keeps_nothing_of_what_it_read():
+    x, weight, bias = operands()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        frozen_linear(x, weight.bfloat16(), bias.bfloat16())
+    assert kept == [(24, 48)]
+
+
+def test_a_compiler_sees_torchs_own_linear(monkeypatch):
+    seen = calls(monkeypatch)
+    x, weight, bias = (part.detach().bfloat16() for part in operands())
+    run = torch.compile(frozen_linear, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(run(x, weight, bias), F.linear(x, weight, bias))
+    torch._dynamo.reset()
+    assert seen == []
+
+
+def test_matrices_that_adjoin_are_one_without_a_copy():
+    generator = torch.Generator().manual_seed(0)
+    matrices = adjoin([torch.randn(rows, 48, generator=generator) for rows in (24, 8, 16)])
+    biases = [torch.randn(len(matrix), generator=generator) for matrix in matrices]
+    assert adjoining(matrices)
+    whole = joined(list(map(FrozenLinear, matrices, biases)))
+    assert whole.weight.data_ptr() == matrices[0].data_ptr()
+    assert torch.equal(whole.weight, torch.cat(matrices))
+    assert torch.equal(whole.bias, torch.cat(biases))
+    assert joined([FrozenLinear(matrix, None) for matrix in matrices]).bias is None
+    assert torch.equal(joined(list(map(FrozenLinear, matrices[1:], biases[1:]))).weight, torch.cat(matrices[1:]))
+
+
+def test_matrices_that_do_not_adjoin_or_are_trained_stay_apart():
+    a, b, c = adjoin([torch.randn(24, 48) for _ in range(3)])
+    for matrices in ([b, a], [a, c], [a, b.clone()], [a.T, b.T], [Int8Matrix.of(a), Int8Matrix.of(b)]):
+        assert joined([FrozenLinear(matrix, None) for matrix in matrices]) is None
+    assert joined([FrozenLinear(a, torch.zeros(24)), FrozenLinear(b, None)]) is None
+    assert joined([FrozenLinear(a.requires_grad_(), None), FrozenLinear(b, None)]) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_base_in_another_dtype_has_q_k_and_v_of_a_block_together(dtype, small_backbone):
+    there = small_backbone.to(dtype=dtype)
+    for one, was in zip(there.weights.blocks, small_backbone.weights.blocks, strict=True):
+        assert adjoining((one.q_weight, one.k_weight, one.v_weight))
+        for name in ("q", "k", "v"):
+            assert torch.equal(getattr(one, f"{name}_weight"), getattr(was, f"{name}_weight").to(dtype))
+
+
+@pytest.mark.parametrize("read", [None, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_block_whose_q_k_and_v_are_together_equals_one_where_they_are_apart(
+    read, training, small_backbone, small_geometry
+):
+    generator = torch.Generator().manual_seed(0)
+    apart = small_backbone.weights.blocks[1]
+    q, k, v = adjoin((apart.q_weight, apart.k_weight, apart.v_weight))
+    together = apart._replace(q_weight=q, k_weight=k, v_weight=v)
+    hook = lambda x, y, frozen: y + 0.1 * x + frozen.weight.sum()  # noqa: E731
+    own = Affine(bias=torch.randn(48, generator=generator))
+    sites = [NOTHING, Sites(linear={"q": (hook,), "v": (hook,)}), Sites(affine={"k": own, "v": own})]
+    sites.append(Sites(extra_tokens=(torch.randn(3, 48, generator=generator),), affine={"k": own}))
+    xs = [torch.randn(2, 7, 48, generator=generator).requires_grad_() for _ in sites]
+    found = []
+    with torch.set_grad_enabled(training):
+        for weights in (apart, together):
+            outputs = block(xs, weights, sites, small_geometry, [read] * len(sites))
+            grads = torch.autograd.grad(sum(out.square().mean() for out in outputs), xs) if training else ()
+            found.append([*outputs, *grads])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
