@@ -102,7 +102,7 @@ def one_by_one(bank: AdapterBank, cfg: DictConfig, data: Any, **fitting: Any) ->
 
 def trained_together(cfg: DictConfig, bench: Bench) -> Claims:
     """13: eight adapters of one method trained in one routed batch, four rows each, beside eight trainings."""
-    data = [(wave, index % cfg.classes) for index, wave in enumerate(noise(bench.rows(16), 1.0))]
+    data = [(wave, index % cfg.classes) for index, wave in enumerate(noise(bench.rows(8), 1.0))]
     for precision, order in itertools.product(MEASURED, ("task", "shared")):
         bank = bench.open(cfg.base, precision)
         fitting = {"epochs": 1, "batch_size": 4, "precision": precision, "order": order, **PLAIN}
