@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adapterbank import methods, routing
-from adapterbank.backbone import ast, packed
+from adapterbank.backbone import ast, linear, packed
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, UnknownNameError, WaveformError
 from adapterbank.routing import chunks, plan, run
@@ -134,14 +134,17 @@ def test_tasks_that_are_asked_together_share_all_below_their_first_sites(
     expected = {name: bank(clips[:1] * 2, name) for name in bank.tasks}
     names = {id(tensor): name for name, tensor in bank.backbone.weights.named()}
     rows: Counter[str] = Counter()
-    for module in (ast, packed):
-        frozen_linear = module.frozen_linear
+    for module, product in (
+        (ast, linear.frozen_linear),
+        (packed, linear.frozen_linear),
+        (packed, linear.frozen_linear_gelu),
+    ):
 
-        def counted(x, weight, bias, frozen_linear=frozen_linear):
+        def counted(x, weight, bias, product=product):
             rows[names.get(id(weight), "own")] += x.shape[:-1].numel()
-            return frozen_linear(x, weight, bias)
+            return product(x, weight, bias)
 
-        monkeypatch.setattr(module, "frozen_linear", counted)
+        monkeypatch.setattr(module, product.__name__, counted)
     answers = bank.ask(clips[:1] * 2, list(bank.tasks))
     patches = rows["embed.patch_weight"]
     tokens = patches + 2 * 2  # cls and distillation of two rows

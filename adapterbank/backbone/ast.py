@@ -21,7 +21,7 @@ from torch import Tensor
 from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.backbone.linear import FrozenLinear as FrozenLinear  # part of what a method sees
 from adapterbank.backbone.linear import adjoin, frozen_linear, product_dtype
-from adapterbank.backbone.packed import Attended, Packed, alike, gelu
+from adapterbank.backbone.packed import Attended, Packed, alike
 from adapterbank.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -340,14 +340,14 @@ def block(
     a = run.linear("proj", run.attention(q, keys)).to(x.dtype)
     x, h, a = run.fork(lambda s: s.after_attention or s.beside_attention, x, h, a)
     a = run.change(a, [s.after_attention for s in run.sites])
-    x = x + run.add_beside(a, "ln1", x, h, [s.beside_attention for s in run.sites])
+    x = run.plus(x, run.add_beside(a, "ln1", x, h, [s.beside_attention for s in run.sites]))
 
     (x,) = run.fork(_change_mlp, x)
     h = run.norm("ln2", x)
-    m = run.linear("fc2", gelu(run.linear("fc1", h))).to(x.dtype)
+    m = run.linear("fc2", run.hidden(h)).to(x.dtype)
     x, h, m = run.fork(lambda s: s.after_mlp or s.beside_mlp, x, h, m)
     m = run.change(m, [s.after_mlp for s in run.sites])
-    x = x + run.add_beside(m, "ln2", x, h, [s.beside_mlp for s in run.sites])
+    x = run.plus(x, run.add_beside(m, "ln2", x, h, [s.beside_mlp for s in run.sites]))
     return run.outputs(x)
 
 

@@ -44,6 +44,20 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def frozen_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """GELU of `frozen_linear`; oneDNN makes it, if no gradients are kept, of the rows before they are rounded."""
+    dtype = product_dtype(weight)
+    plain = torch.is_grad_enabled() or isinstance(weight, Int8Matrix) or bias is None or not x.numel()
+    if plain or not _by_onednn(x.device.type, dtype):
+        return gelu(frozen_linear(x, weight, bias))
+    return _onednn(x.to(dtype), weight.to(dtype), bias.to(dtype), "gelu")
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Where no gradients are kept it is written into `x`: fresh memory of that size costs more than the GELU."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
 def joined(linears: Sequence[FrozenLinear]) -> FrozenLinear | None:
     """Linears that read the same as one, (out of all, in); None where their matrices do not adjoin, as `adjoin` lays.
 
@@ -87,8 +101,8 @@ def _by_onednn(device: str, dtype: torch.dtype) -> bool:
     return bool(here and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor, then: str = "none") -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
     return product
 
 

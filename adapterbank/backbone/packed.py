@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from adapterbank.backbone.linear import FrozenLinear, adjoining, frozen_linear, joined
+from adapterbank.backbone.linear import FrozenLinear, adjoining, frozen_linear, frozen_linear_gelu, gelu, joined
 
 if TYPE_CHECKING:
     from adapterbank.backbone.ast import BlockWeights, Geometry
@@ -36,11 +36,6 @@ class Attended(NamedTuple):
     k: Tensor  # (S, D)
     v: Tensor  # (S, D)
     shapes: Sequence[Sequence[int]]
-
-
-def gelu(x: Tensor) -> Tensor:
-    """Where no gradients are kept it is written into `x`: fresh memory of that size costs more than the GELU."""
-    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -209,6 +204,11 @@ class Packed:
                 part.add_(f(hp))
         return packed
 
+    @staticmethod
+    def plus(x: Tensor, change: Tensor) -> Tensor:
+        """The residual connection, (S, D) each; `change` may be written to."""
+        return x + change if torch.is_grad_enabled() else change.add_(x)
+
     def norm(self, name: str, x: Tensor) -> Tensor:
         """LayerNorm; a part with its own gain or bias is normalised with those instead."""
         normed = self._norm(name, x, None)
@@ -221,6 +221,12 @@ class Packed:
     def linear(self, name: str, x: Tensor) -> Tensor:
         """One frozen matmul for all parts, then each one's own bias and hooks. (S, in) -> (S, out)."""
         return self._own_linear(name, x, frozen_linear(x, *self._frozen(name)))
+
+    def hidden(self, h: Tensor) -> Tensor:
+        """The hidden units of the MLP, after GELU. (S, D) -> (S, M)."""
+        if any("fc1" in s.linear or "fc1" in s.affine for s in self.sites):
+            return gelu(self.linear("fc1", h))
+        return frozen_linear_gelu(h, *self._frozen("fc1"))
 
     def linears(self, names: Sequence[str], x: Tensor) -> list[Tensor]:
         """`linear` for each of these, in one matmul where their matrices adjoin in memory."""

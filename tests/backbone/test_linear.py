@@ -10,7 +10,7 @@ from torch import Tensor
 from adapterbank.backbone import linear
 from adapterbank.backbone.ast import block
 from adapterbank.backbone.int8 import Int8Matrix
-from adapterbank.backbone.linear import FrozenLinear, adjoin, adjoining, frozen_linear, joined
+from adapterbank.backbone.linear import FrozenLinear, adjoin, adjoining, frozen_linear, frozen_linear_gelu, joined
 from adapterbank.methods.sites import NOTHING, Affine, Sites
 
 onednn = pytest.mark.skipif(not linear._by_onednn("cpu", torch.bfloat16), reason="a CPU without bf16 products")
@@ -27,7 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shape of each matrix that oneDNN is given from now on."""
     seen: list[tuple[int, ...]] = []
     real = linear._onednn
-    monkeypatch.setattr(linear, "_onednn", lambda x, w, b: seen.append(tuple(w.shape)) or real(x, w, b))
+    monkeypatch.setattr(linear, "_onednn", lambda x, w, *more: seen.append(tuple(w.shape)) or real(x, w, *more))
     return seen
 
 
@@ -64,6 +64,47 @@ def test_bf16_matrices_on_the_cpu_go_to_onednn_with_gradients_and_without(monkey
     frozen_linear(x, weight.half(), bias.half())
     frozen_linear(x, low[0], None)
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_linear_with_gelu_is_the_gelu_of_a_linear(dtype, has_bias, training):
+    x, weight, bias = operands()
+    low = torch.bfloat16 if dtype == torch.int8 else dtype
+    matrix = Int8Matrix.of(weight) if dtype == torch.int8 else weight.to(dtype)
+    bias = bias.to(low) if has_bias else None
+    with torch.set_grad_enabled(training):
+        ours = frozen_linear_gelu(x, matrix, bias)
+    expected = F.gelu(F.linear(x.to(low).float(), matrix.float(), None if bias is None else bias.float()))
+    near = 1e-5 if dtype == torch.float32 else 2e-2
+    assert ours.dtype == low
+    torch.testing.assert_close(ours.float(), expected, rtol=near, atol=near)
+    assert ours.requires_grad == training
+
+
+@onednn
+def test_without_gradients_the_gelu_is_made_with_the_product_and_not_under_a_hook_of_fc1(
+    monkeypatch, small_backbone, small_geometry
+):
+    made: list[str] = []
+    real = linear._onednn
+
+    def watched(x: Tensor, weight: Tensor, bias: Tensor, then: str = "none") -> Tensor:
+        made.append(then)
+        return real(x, weight, bias, then)
+
+    monkeypatch.setattr(linear, "_onednn", watched)
+    weights, x = small_backbone.to(dtype=torch.bfloat16).weights.blocks[0], torch.randn(2, 7, 48)
+    hooked = Sites(linear={"fc1": (lambda x, y, frozen: y,)})
+    outputs = {}
+    for name, sites, training in [("fused", NOTHING, False), ("hooked", hooked, False), ("training", NOTHING, True)]:
+        made.clear()
+        with torch.set_grad_enabled(training):
+            (outputs[name],) = block([x], weights, [sites], small_geometry)
+        assert made.count("gelu") == (name == "fused")
+    torch.testing.assert_close(outputs["fused"], outputs["hooked"], rtol=0, atol=2e-2)
+    torch.testing.assert_close(outputs["fused"], outputs["training"], rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -65,14 +65,15 @@ def tokens_per_linear(monkeypatch: pytest.MonkeyPatch, weights: BlockWeights) ->
     """Counts the tokens that run through each frozen linear from now on; prompts' keys and values too."""
     names = {id(tensor): name for name, tensor in weights._asdict().items()}
     counts: dict[str, int] = {}
-    frozen_linear = packed.frozen_linear
 
-    def counted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        name = names[id(weight)]
-        counts[name] = counts.get(name, 0) + x.shape[:-1].numel()
-        return frozen_linear(x, weight, bias)
+    for product in (packed.frozen_linear, packed.frozen_linear_gelu):
 
-    monkeypatch.setattr(packed, "frozen_linear", counted)
+        def counted(x: Tensor, weight: Tensor, bias: Tensor | None, product=product) -> Tensor:
+            name = names[id(weight)]
+            counts[name] = counts.get(name, 0) + x.shape[:-1].numel()
+            return product(x, weight, bias)
+
+        monkeypatch.setattr(packed, product.__name__, counted)
     return counts
 
 
