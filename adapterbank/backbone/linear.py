@@ -47,8 +47,8 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def frozen_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """GELU of `frozen_linear`; oneDNN makes it, if no gradients are kept, of the rows before they are rounded."""
     dtype = product_dtype(weight)
-    plain = torch.is_grad_enabled() or isinstance(weight, Int8Matrix) or bias is None or not x.numel()
-    if plain or not _by_onednn(x.device.type, dtype):
+    plain = torch.is_grad_enabled() or isinstance(weight, Int8Matrix) or not x.numel()
+    if plain or bias is None or not _by_onednn(x.device.type, dtype):
         return gelu(frozen_linear(x, weight, bias))
     return _onednn(x.to(dtype), weight.to(dtype), bias.to(dtype), "gelu")
 
