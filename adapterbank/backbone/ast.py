@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.backbone.linear import FrozenLinear as FrozenLinear  # part of what a method sees
-from adapterbank.backbone.linear import adjoin, frozen_linear, product_dtype
+from adapterbank.backbone.linear import adjoin, autocasts, frozen_linear, product_dtype
 from adapterbank.backbone.packed import Attended, Packed, alike
 from adapterbank.errors import BackboneError
 
@@ -329,6 +329,7 @@ def block(
     (x,) = run.fork(_change_attention, run.x)
     h = run.norm("ln1", x)
     low = h.to(product_dtype(weights.q_weight))  # cast once for the three linears
+    casts = autocasts(x.device.type, low.dtype)  # then adapters may read it too: they would cast `h` themselves
     wanted = read or [None] * len(xs)
     if any(wanted):  # fewer queries than keys
         k, v = run.linears(("k", "v"), low)
@@ -338,12 +339,13 @@ def block(
         q, k, v = run.linears(("q", "k", "v"), low)
         keys = Attended(k, v, run.shapes)
     a = run.linear("proj", run.attention(q, keys)).to(x.dtype)
-    x, h, a = run.fork(lambda s: s.after_attention or s.beside_attention, x, h, a)
+    x, h, a = run.fork(lambda s: s.after_attention or s.beside_attention, x, low if casts else h, a)
     a = run.change(a, [s.after_attention for s in run.sites])
     x = run.plus(x, run.add_beside(a, "ln1", x, h, [s.beside_attention for s in run.sites]))
 
     (x,) = run.fork(_change_mlp, x)
     h = run.norm("ln2", x)
+    h = h.to(low.dtype) if casts else h
     m = run.linear("fc2", run.hidden(h)).to(x.dtype)
     x, h, m = run.fork(lambda s: s.after_mlp or s.beside_mlp, x, h, m)
     m = run.change(m, [s.after_mlp for s in run.sites])

@@ -27,6 +27,11 @@ def product_dtype(weight: Tensor) -> torch.dtype:
     return weight.dtype
 
 
+def autocasts(device: str, dtype: torch.dtype) -> bool:
+    """Whether modules get their inputs in this dtype by autocast."""
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == dtype
+
+
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias` in `product_dtype`: the only place where the fp32 stream is cast.
 
@@ -95,7 +100,7 @@ def adjoining(tensors: Sequence[Tensor]) -> bool:
 def _by_onednn(device: str, dtype: torch.dtype) -> bool:
     if device != "cpu" or dtype != torch.bfloat16 or torch.compiler.is_compiling():  # which packs linears by itself
         return False
-    if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != dtype:
+    if torch.is_autocast_enabled(device) and not autocasts(device, dtype):
         return False  # whoever asks for fp16 gets it
     here = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     return bool(here and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -187,7 +187,7 @@ class Packed:
         return self._put(packed, ((i, f(parts[i])) for i, f in enumerate(changes) if f is not None))
 
     def add_beside(self, packed: Tensor, name: str, x: Tensor, h: Tensor, beside: Sequence[Beside]) -> Tensor:
-        """Adds the outputs of parallel adapters, which read `h`, the LayerNorm `name` of `x`.
+        """Adds the outputs of parallel adapters, which read `h`, the LayerNorm `name` of `x`, in whatever dtype.
 
         `packed` may be written to. The backward pass makes `h` anew: `x` is kept for the LayerNorm anyway.
         """
@@ -197,7 +197,7 @@ class Packed:
         if torch.is_grad_enabled():
             plain = not any(name in sites.affine for sites in self.sites)
             again = plain and not torch.compiler.is_compiling()  # a compiler chooses by itself what to make anew
-            with recomputed(h, x, partial(self._norm, name, own=None)) if again else nullcontext():
+            with recomputed(h, x, partial(self._normed, name, h.dtype)) if again else nullcontext():
                 return pack([sum((f(hp) for f in fs), p).to(p.dtype) for p, hp, fs in parts])
         for part, hp, fs in parts:
             for f in fs:
@@ -264,6 +264,9 @@ class Packed:
         for i, part in own:
             parts[i].copy_(part)
         return packed
+
+    def _normed(self, name: str, dtype: torch.dtype, x: Tensor) -> Tensor:
+        return self._norm(name, x, None).to(dtype)
 
     def _norm(self, name: str, x: Tensor, own: Affine | None) -> Tensor:
         gain, bias = getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias")

@@ -207,6 +207,28 @@ def test_what_adapters_beside_read_is_kept_as_a_place_and_not_as_numbers(
     assert not [t for t in kept if isinstance(t, Tensor) and t.shape[-1] == 48 and t.shape[0] == 10]
 
 
+def test_under_autocast_adapters_beside_read_what_the_linears_read_and_it_is_made_anew(
+    small_backbone, small_geometry, monkeypatch
+):
+    weights = small_backbone.to(dtype=torch.bfloat16).weights.blocks[1]
+    adapter = nn.Sequential(nn.Linear(48, 12), nn.GELU(), nn.Linear(12, 48))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 48, generator=generator).requires_grad_()
+    read, gradients = [], []
+    sites = Sites(beside_mlp=(lambda h: read.append(h.dtype) or adapter(h),))
+    for way in (packed.recomputed, lambda *_: nullcontext()):
+        monkeypatch.setattr(packed, "recomputed", way)
+        with torch.autocast("cpu", torch.bfloat16):
+            (out,) = block([x], weights, [sites], small_geometry)
+        gradients.append(torch.autograd.grad(out.square().sum(), [x, *adapter.parameters()]))
+        assert out.dtype == torch.float32
+    assert read == [torch.bfloat16] * 2
+    for one, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, reference, rtol=1e-5, atol=1e-5)
+    block([x], weights, [sites], small_geometry)
+    assert read[-1] == torch.float32
+
+
 def test_neighbours_with_equal_tokens_and_keys_share_one_attention_call(
     all_sites, weights, small_geometry, monkeypatch
 ):
