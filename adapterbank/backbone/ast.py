@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.backbone.linear import FrozenLinear as FrozenLinear  # part of what a method sees
-from adapterbank.backbone.linear import adjoin, autocasts, frozen_linear, product_dtype
+from adapterbank.backbone.linear import adjoin, autocast_dtype, frozen_linear, product_dtype
 from adapterbank.backbone.packed import Attended, Packed, alike
 from adapterbank.errors import BackboneError
 
@@ -329,7 +329,7 @@ def block(
     (x,) = run.fork(_change_attention, run.x)
     h = run.norm("ln1", x)
     low = h.to(product_dtype(weights.q_weight))  # cast once for the three linears
-    casts = autocasts(x.device.type, low.dtype)  # then adapters may read it too: they would cast `h` themselves
+    casts = autocast_dtype(x.device.type) == low.dtype  # then adapters read it too: they would cast `h` themselves
     wanted = read or [None] * len(xs)
     if any(wanted):  # fewer queries than keys
         k, v = run.linears(("k", "v"), low)

@@ -19,17 +19,16 @@ class FrozenLinear(NamedTuple):
     bias: Tensor | None  # (out,)
 
 
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """In which autocast runs modules on a kind of device; None where it is off."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def product_dtype(weight: Tensor) -> torch.dtype:
     """In which a linear runs: that of its matrix, or of autocast if a task owns the matrix, which is then fp32."""
-    device = weight.device.type
-    if weight.requires_grad and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return weight.dtype
-
-
-def autocasts(device: str, dtype: torch.dtype) -> bool:
-    """Whether modules get their inputs in this dtype by autocast."""
-    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == dtype
+    return (autocast_dtype(weight.device.type) if weight.requires_grad else None) or weight.dtype
 
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -100,7 +99,7 @@ def adjoining(tensors: Sequence[Tensor]) -> bool:
 def _by_onednn(device: str, dtype: torch.dtype) -> bool:
     if device != "cpu" or dtype != torch.bfloat16 or torch.compiler.is_compiling():  # which packs linears by itself
         return False
-    if torch.is_autocast_enabled(device) and not autocasts(device, dtype):
+    if autocast_dtype(device) not in (None, dtype):
         return False  # whoever asks for fp16 gets it
     here = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
     return bool(here and torch.ops.mkldnn._is_mkldnn_bf16_supported())
