@@ -214,7 +214,12 @@ def test_under_autocast_adapters_beside_read_what_the_linears_read_and_it_is_mad
     adapter = nn.Sequential(nn.Linear(48, 12), nn.GELU(), nn.Linear(12, 48))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 5, 48, generator=generator).requires_grad_()
-    read, gradients = [], []
+    read, kept, gradients, real = [], [], [], torch.autograd.graph.saved_tensors_hooks
+    monkeypatch.setattr(
+        torch.autograd.graph,
+        "saved_tensors_hooks",
+        lambda keep, get: real(lambda t: kept.append(keep(t)) or kept[-1], get),
+    )
     sites = Sites(beside_mlp=(lambda h: read.append(h.dtype) or adapter(h),))
     for way in (packed.recomputed, lambda *_: nullcontext()):
         monkeypatch.setattr(packed, "recomputed", way)
@@ -223,6 +228,8 @@ def test_under_autocast_adapters_beside_read_what_the_linears_read_and_it_is_mad
         gradients.append(torch.autograd.grad(out.square().sum(), [x, *adapter.parameters()]))
         assert out.dtype == torch.float32
     assert read == [torch.bfloat16] * 2
+    assert [place for place in kept if isinstance(place, tuple)] == [(0, (10, 48))]
+    assert not [t for t in kept if isinstance(t, Tensor) and t.dtype == torch.bfloat16 and t.shape == (10, 48)]
     for one, reference in zip(*gradients, strict=True):
         torch.testing.assert_close(one, reference, rtol=1e-5, atol=1e-5)
     block([x], weights, [sites], small_geometry)

@@ -82,13 +82,13 @@ def test_operations_are_those_of_the_formula_forwards_and_backwards(dtype):
     assert both == 3.5 * forward  # backwards four products, and the scores once more
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
 def test_a_settled_step_runs_once_before_it_is_timed():
     naps = iter([0.5, 0.0])
     assert timed(lambda: time.sleep(next(naps)), CPU, settle=True)() < 0.5
     assert list(naps) == []
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
 def test_operations_of_prepacked_linears_are_counted():
     x, weight = torch.randn(6, 16), torch.randn(8, 16)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, 6)
