@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +36,8 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias` in `product_dtype`: the only place where the fp32 stream is cast.
 
     In bf16 on the CPU torch's own linear writes the bias to all rows first and adds the product to them, which takes a
-    fifth of its time; oneDNN's adds the bias while it makes the rows.
+    fifth of its time; oneDNN's adds the bias while it makes the rows. In fp32 torch's own is MKL's, which is slower
+    than oneDNN's on the processors that MKL is not made for.
     """
     dtype = product_dtype(weight)
     x = x.to(dtype)
@@ -97,15 +99,25 @@ def adjoining(tensors: Sequence[Tensor]) -> bool:
 
 
 def _by_onednn(device: str, dtype: torch.dtype) -> bool:
-    if device != "cpu" or dtype != torch.bfloat16 or torch.compiler.is_compiling():  # which packs linears by itself
+    if device != "cpu" or torch.compiler.is_compiling():  # which packs linears by itself
         return False
     if autocast_dtype(device) not in (None, dtype):
         return False  # whoever asks for fp16 gets it
-    here = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    return bool(here and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    if dtype == torch.float32:
+        return _amd()
+    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor, then: str = "none") -> Tensor:
+@cache
+def _amd() -> bool:
+    """Whether MKL runs here on a processor of another maker."""
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
+    return "AMD" in str(known.get("cpu_name", ""))
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
     return product
 
@@ -114,7 +126,7 @@ class _Product(torch.autograd.Function):
     """oneDNN's linear, which has no derivative of its own."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _onednn(x, weight, bias)
 
     @staticmethod
@@ -127,8 +139,9 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad, (to_x, to_weight, to_bias) = grads[0], ctx.needs_input_grad
         rows = grad.flatten(0, -2)
+        fp32 = grad.dtype == torch.float32  # where torch's own product is MKL's too
         return (
-            grad @ weight if to_x else None,
+            (_Product.apply(grad, weight.T, None) if fp32 else grad @ weight) if to_x else None,
             rows.T @ x.flatten(0, -2) if to_weight else None,
             rows.sum(0) if to_bias else None,
         )

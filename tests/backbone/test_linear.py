@@ -23,6 +23,13 @@ def operands(rows: int = 20, *, seed: int = 0, trained: bool = False) -> tuple[T
     return x.requires_grad_(), weight.requires_grad_(trained), bias.requires_grad_(trained)
 
 
+@pytest.fixture(params=[True, False], ids=["amd", "other"])
+def maker(request, monkeypatch) -> bool:
+    """Whether MKL is taken to run on AMD's processor, where oneDNN's products are used in fp32 too."""
+    monkeypatch.setattr(linear, "_amd", lambda: request.param)
+    return request.param
+
+
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shape of each matrix that oneDNN is given from now on."""
     seen: list[tuple[int, ...]] = []
@@ -35,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("rows", [0, 1, 20])
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_frozen_linear_is_torchs_in_the_dtype_of_its_matrix(dtype, rows, has_bias, training):
+def test_a_frozen_linear_is_torchs_in_the_dtype_of_its_matrix(dtype, rows, has_bias, training, maker):
     x, weight, bias = operands(rows)
     weight, bias = weight.to(dtype), bias.to(dtype) if has_bias else None
     with torch.set_grad_enabled(training):
@@ -53,6 +60,7 @@ def test_a_frozen_linear_is_torchs_in_the_dtype_of_its_matrix(dtype, rows, has_b
 
 @onednn
 def test_bf16_matrices_on_the_cpu_go_to_onednn_with_gradients_and_without(monkeypatch):
+    monkeypatch.setattr(linear, "_amd", lambda: False)
     seen = calls(monkeypatch)
     x, weight, bias = operands()
     low = weight.bfloat16(), bias.bfloat16()
@@ -66,10 +74,21 @@ def test_bf16_matrices_on_the_cpu_go_to_onednn_with_gradients_and_without(monkey
     assert len(seen) == 2
 
 
+def test_fp32_matrices_go_to_onednn_both_ways_where_mkl_is_on_amds_processor(maker, monkeypatch):
+    seen = calls(monkeypatch)
+    x, weight, bias = operands()
+    y = frozen_linear(x, weight, bias)
+    torch.autograd.grad(y.sum(), x)
+    assert seen == ([(24, 48), (48, 24)] if maker else [])
+    with torch.no_grad():
+        frozen_linear_gelu(x, weight, bias)
+    assert len(seen) == (3 if maker else 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize("training", [True, False])
-def test_a_linear_with_gelu_is_the_gelu_of_a_linear(dtype, has_bias, training):
+def test_a_linear_with_gelu_is_the_gelu_of_a_linear(dtype, has_bias, training, maker):
     x, weight, bias = operands()
     low = torch.bfloat16 if dtype == torch.int8 else dtype
     matrix = Int8Matrix.of(weight) if dtype == torch.int8 else weight.to(dtype)
@@ -121,20 +140,29 @@ def test_a_matrix_of_the_task_runs_as_under_autocast_and_gets_its_gradients(dtyp
     torch.testing.assert_close(*found, rtol=2e-2, atol=1e-2)
 
 
-def test_a_matrix_of_the_task_is_fp32_without_autocast():
-    x, weight, bias = operands(trained=True)
-    assert torch.equal(frozen_linear(x.bfloat16(), weight, bias), F.linear(x.bfloat16().float(), weight, bias))
+def test_a_matrix_of_the_task_is_fp32_without_autocast_and_gets_its_gradients(maker):
+    found = []
+    for way in (frozen_linear, lambda x, *more: F.linear(x.float(), *more)):
+        x, weight, bias = operands(trained=True)
+        y = way(x.bfloat16(), weight, bias)
+        assert y.dtype == torch.float32
+        found.append([y, *torch.autograd.grad(y.square().mean(), (x, weight, bias))])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 @onednn
-def test_second_derivatives_go_through_onednns_product():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_second_derivatives_go_through_onednns_product(dtype, monkeypatch):
+    monkeypatch.setattr(linear, "_amd", lambda: True)
+
     def twice(way) -> tuple[Tensor, ...]:
-        x, weight, bias = (part.detach().bfloat16().requires_grad_() for part in operands(4))
+        x, weight, bias = (part.detach().to(dtype).requires_grad_() for part in operands(4))
         (first,) = torch.autograd.grad(way(x, weight, bias).float().pow(3).sum(), x, create_graph=True)
         return torch.autograd.grad(first.float().square().sum(), (x, weight, bias))
 
+    near = 1e-5 if dtype == torch.float32 else 5e-2
     for one, reference in zip(twice(frozen_linear), twice(F.linear), strict=True):
-        torch.testing.assert_close(one.float(), reference.float(), rtol=5e-2, atol=5e-2 * float(reference.abs().max()))
+        torch.testing.assert_close(one.float(), reference.float(), rtol=near, atol=near * float(reference.abs().max()))
 
 
 @onednn
