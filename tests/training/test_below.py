@@ -47,8 +47,11 @@ def test_what_lies_below_and_above_give_the_bits_of_one_pass(clip_seconds, small
         whole = run(small_backbone, [task] * len(mels), mels)
         for block in {0, first}:
             parts = logits_above(small_backbone, [task] * len(mels), tokens[block], block)
+            # A whole pass cuts the last block to the tokens that heads read: other shapes of products, which some
+            # processors round otherwise.
+            near = 1e-5 if block == small_backbone.geometry.layers else 0
             for one, other in zip(parts, whole, strict=True):
-                torch.testing.assert_close(one, other, rtol=0, atol=0)
+                torch.testing.assert_close(one, other, rtol=near, atol=near)
 
 
 def test_rows_of_several_tasks_go_through_their_own(small_backbone, clips, randomise):
