@@ -74,6 +74,7 @@ def test_bf16_matrices_on_the_cpu_go_to_onednn_with_gradients_and_without(monkey
     assert len(seen) == 2
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
 def test_fp32_matrices_go_to_onednn_both_ways_where_mkl_is_on_amds_processor(maker, monkeypatch):
     seen = calls(monkeypatch)
     x, weight, bias = operands()
