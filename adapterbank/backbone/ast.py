@@ -338,7 +338,8 @@ def block(
     else:
         q, k, v = run.linears(("q", "k", "v"), low)
         keys = Attended(k, v, run.shapes)
-    a = run.linear("proj", run.attention(q, keys)).to(x.dtype)
+    inside = low.dtype if casts else x.dtype  # between the frozen linears and the residual stream
+    a = run.linear("proj", run.attention(q, keys)).to(inside)
     x, h, a = run.fork(lambda s: s.after_attention or s.beside_attention, x, low if casts else h, a)
     a = run.change(a, [s.after_attention for s in run.sites])
     x = run.plus(x, run.add_beside(a, "ln1", x, h, [s.beside_attention for s in run.sites]))
@@ -346,7 +347,7 @@ def block(
     (x,) = run.fork(_change_mlp, x)
     h = run.norm("ln2", x)
     h = h.to(low.dtype) if casts else h
-    m = run.linear("fc2", run.hidden(h)).to(x.dtype)
+    m = run.linear("fc2", run.hidden(h)).to(inside)
     x, h, m = run.fork(lambda s: s.after_mlp or s.beside_mlp, x, h, m)
     m = run.change(m, [s.after_mlp for s in run.sites])
     x = run.plus(x, run.add_beside(m, "ln2", x, h, [s.beside_mlp for s in run.sites]))

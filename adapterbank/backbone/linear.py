@@ -43,9 +43,9 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     x = x.to(dtype)
     if isinstance(weight, Int8Matrix):
         return weight.product(x, bias)
-    if bias is not None and x.numel() and _by_onednn(x.device.type, dtype):
+    if bias is not None and x.numel() and by_onednn(x.device.type, dtype):
         read = x, weight.to(dtype), bias.to(dtype)
-        product: Tensor = _Product.apply(*read) if torch.is_grad_enabled() else _onednn(*read)
+        product: Tensor = _Product.apply(*read) if torch.is_grad_enabled() else onednn(*read)
         return product
     return F.linear(x, weight, bias)
 
@@ -54,9 +54,9 @@ def frozen_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     """GELU of `frozen_linear`; oneDNN makes it, if no gradients are kept, of the rows before they are rounded."""
     dtype = product_dtype(weight)
     plain = torch.is_grad_enabled() or isinstance(weight, Int8Matrix) or not x.numel()
-    if plain or bias is None or not _by_onednn(x.device.type, dtype):
+    if plain or bias is None or not by_onednn(x.device.type, dtype):
         return gelu(frozen_linear(x, weight, bias))
-    return _onednn(x.to(dtype), weight.to(dtype), bias.to(dtype), "gelu")
+    return onednn(x.to(dtype), weight.to(dtype), bias.to(dtype), "gelu")
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -98,7 +98,8 @@ def adjoining(tensors: Sequence[Tensor]) -> bool:
     return True
 
 
-def _by_onednn(device: str, dtype: torch.dtype) -> bool:
+def by_onednn(device: str, dtype: torch.dtype) -> bool:
+    """Whether products of this dtype are oneDNN's."""
     if device != "cpu" or torch.compiler.is_compiling():  # which packs linears by itself
         return False
     if autocast_dtype(device) not in (None, dtype):
@@ -110,14 +111,24 @@ def _by_onednn(device: str, dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-@cache
 def _amd() -> bool:
     """Whether MKL runs here on a processor of another maker."""
+    return "AMD" in str(_processor().get("cpu_name", ""))
+
+
+def has_matrix_unit() -> bool:
+    """Whether the CPU multiplies bf16 tiles (AMX)."""
+    return bool(_processor().get("amx_bf16", False))
+
+
+@cache
+def _processor() -> Mapping[str, Any]:
     known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older torch has none
-    return "AMD" in str(known.get("cpu_name", ""))
+    return known
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    """`x @ weight.T + bias` as oneDNN makes it, without a derivative; `then` names what follows, such as "gelu"."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
     return product
 
@@ -127,7 +138,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _onednn(x, weight, bias)
+        return onednn(x, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -19,15 +19,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from adapterbank.backbone.attention import attention, columns
 from adapterbank.backbone.linear import FrozenLinear, adjoining, frozen_linear, frozen_linear_gelu, gelu, joined
 
 if TYPE_CHECKING:
     from adapterbank.backbone.ast import BlockWeights, Geometry
     from adapterbank.methods.sites import Affine, Sites
 
-WRITTEN_OUT_SCORES = 12 * 512**2  # of a clip (H x N x K); more would cost more memory than they save time
 Beside = tuple[Callable[[Tensor], Tensor], ...]
-LANES = 16  # fp32 numbers of an AVX-512 register
 
 
 class Attended(NamedTuple):
@@ -36,29 +35,6 @@ class Attended(NamedTuple):
     k: Tensor  # (S, D)
     v: Tensor  # (S, D)
     shapes: Sequence[Sequence[int]]
-
-
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention, (R, H, N, d) x (R, H, K, d) -> (R, H, N, d).
-
-    torch's CPU kernel is slow backwards in half precision (75 ms against 17 ms for 32 x 3 heads x 106 tokens), so short
-    sequences are written out there; elsewhere it is `scaled_dot_product_attention`. Written out, scores are rounded to
-    half precision, which the kernel keeps in fp32: logits of one bf16 task with and without gradients differ by ~8e-3.
-
-    Forwards the same kernel takes twice as long where its rows of scores do not fill the registers (27 ms for 32 x 12
-    heads x 122 tokens, 13 ms for 128), so they are filled up with masked keys.
-    """
-    half = q.dtype in (torch.bfloat16, torch.float16)
-    few = math.prod(q.shape[1:3]) * k.shape[2] <= WRITTEN_OUT_SCORES
-    if q.device.type == "cpu" and half and few and torch.is_grad_enabled():
-        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return scores.softmax(dim=-1) @ v
-    spare = -k.shape[2] % LANES
-    if q.device.type == "cpu" and half and spare:
-        mask = F.pad(q.new_zeros(1, 1, 1, k.shape[2]), (0, spare), value=-math.inf)
-        k, v = (F.pad(t, (0, 0, 0, spare)) for t in (k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 @contextmanager
@@ -206,7 +182,8 @@ class Packed:
 
     @staticmethod
     def plus(x: Tensor, change: Tensor) -> Tensor:
-        """The residual connection, (S, D) each; `change` may be written to."""
+        """The residual connection, (S, D) each, in the dtype of `x`; `change` may be written to."""
+        change = change.to(x.dtype)
         return x + change if torch.is_grad_enabled() else change.add_(x)
 
     def norm(self, name: str, x: Tensor) -> Tensor:
@@ -233,7 +210,7 @@ class Packed:
         whole = joined([self._frozen(name) for name in names])
         if whole is None:
             return [self.linear(name, x) for name in names]
-        outputs = frozen_linear(x, *whole).split([len(self._frozen(name).weight) for name in names], dim=-1)
+        outputs = columns(frozen_linear(x, *whole), [len(self._frozen(name).weight) for name in names])
         return [self._own_linear(name, x, y) for name, y in zip(names, outputs, strict=True)]
 
     def attention(self, q: Tensor, keys: Attended) -> Tensor:
@@ -245,8 +222,8 @@ class Packed:
         for run in _runs(sizes):
             rows, (queries, among, _) = [self.shapes[i][0] for i in run], sizes[run[0]]
             stop, key_stop = first + sum(rows) * queries, key + sum(rows) * among
-            q_run = q[first:stop].unflatten(0, (sum(rows), queries))
-            k_run, v_run = (t[key:key_stop].unflatten(0, (sum(rows), among)) for t in keys[:2])
+            q_run = _rows(q, first, stop).unflatten(0, (sum(rows), queries))
+            k_run, v_run = (_rows(t, key, key_stop).unflatten(0, (sum(rows), among)) for t in keys[:2])
             outputs.append(self._attend(q_run, k_run, v_run, rows, [extra[i] for i in run]))
             first, key = stop, key_stop
         return pack(outputs)
@@ -331,6 +308,11 @@ def _runs(sizes: Sequence[Hashable]) -> list[list[int]]:
         else:
             runs.append([place])
     return runs
+
+
+def _rows(t: Tensor, first: int, stop: int) -> Tensor:
+    """Some rows of (S, X); backwards a slice of all of them would be a copy."""
+    return t if first == 0 and stop == len(t) else t[first:stop]
 
 
 def _stacked(tokens: Sequence[Tensor], like: Tensor) -> Tensor:

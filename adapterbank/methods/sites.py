@@ -106,9 +106,9 @@ class Sites:
         linear: hooks `(input, output, frozen) -> output` per frozen linear, applied in order, before an own bias; with
             a half-precision base input and output are of its dtype.
         rewrite: one change of the whole sequence before the block, ahead of `tokens`; (R, N, D) -> (R, any, D).
-        beside_attention, beside_mlp: parallel adapters on the normalised input; their outputs are added. The input is
-            fp32, or under autocast of its dtype where the base has that too.
-        after_attention, after_mlp: one sequential adapter on the sublayer's output, inside the residual.
+        beside_attention, beside_mlp: parallel adapters on the normalised input; their outputs are added.
+        after_attention, after_mlp: one sequential adapter on the sublayer's output, inside the residual. The input of
+            these four is fp32, or under autocast of its dtype where the base has that too.
     """
 
     tokens: tuple[Tensor, ...] = ()

@@ -13,7 +13,7 @@ from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.backbone.linear import FrozenLinear, adjoin, adjoining, frozen_linear, frozen_linear_gelu, joined
 from adapterbank.methods.sites import NOTHING, Affine, Sites
 
-onednn = pytest.mark.skipif(not linear._by_onednn("cpu", torch.bfloat16), reason="a CPU without bf16 products")
+onednn = pytest.mark.skipif(not linear.by_onednn("cpu", torch.bfloat16), reason="a CPU without bf16 products")
 
 
 def operands(rows: int = 20, *, seed: int = 0, trained: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -33,8 +33,8 @@ def maker(request, monkeypatch) -> bool:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shape of each matrix that oneDNN is given from now on."""
     seen: list[tuple[int, ...]] = []
-    real = linear._onednn
-    monkeypatch.setattr(linear, "_onednn", lambda x, w, *more: seen.append(tuple(w.shape)) or real(x, w, *more))
+    real = linear.onednn
+    monkeypatch.setattr(linear, "onednn", lambda x, w, *more: seen.append(tuple(w.shape)) or real(x, w, *more))
     return seen
 
 
@@ -108,13 +108,13 @@ def test_without_gradients_the_gelu_is_made_with_the_product_and_not_under_a_hoo
     monkeypatch, small_backbone, small_geometry
 ):
     made: list[str] = []
-    real = linear._onednn
+    real = linear.onednn
 
     def watched(x: Tensor, weight: Tensor, bias: Tensor, then: str = "none") -> Tensor:
         made.append(then)
         return real(x, weight, bias, then)
 
-    monkeypatch.setattr(linear, "_onednn", watched)
+    monkeypatch.setattr(linear, "onednn", watched)
     weights, x = small_backbone.to(dtype=torch.bfloat16).weights.blocks[0], torch.randn(2, 7, 48)
     hooked = Sites(linear={"fc1": (lambda x, y, frozen: y,)})
     outputs = {}
