@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -31,9 +31,10 @@ LANES = 16  # fp32 numbers of an AVX-512 register
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention, (R, H, N, d) x (R, H, K, d) -> (R, H, N, d).
 
-    Written out in half precision on the CPU, if gradients are kept for short sequences only, in bf16 without gradients
-    for all; elsewhere `scaled_dot_product_attention`. With gradients scores are rounded to half precision, without they
-    are fp32 as in torch's kernel: logits of one bf16 task with and without gradients differ by ~8e-3.
+    It is written out in two cases, both on the CPU: with gradients, for short sequences in half precision; without
+    gradients, for all in bf16. Everywhere else it is `scaled_dot_product_attention`. With gradients scores are rounded
+    to half precision, without they are fp32 as in torch's kernel: logits of one bf16 task with and without gradients
+    differ by ~8e-3.
     """
     half = q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16)
     compiling = torch.compiler.is_compiling()  # a compiler traces neither loops over clips nor derivatives of ours
@@ -73,33 +74,31 @@ def _plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _without_gradients(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Scores are fp32 products of the bf16 queries and keys; weights are bf16, as in torch's kernel."""
     rows, heads, tokens, width = q.shape
-    scores, scale = tokens * k.shape[2], width**-0.5
+    of_head, scale = tokens * k.shape[2], width**-0.5
     out = q.new_empty(rows, tokens, heads, width).transpose(1, 2)
-    with torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext():
-        if heads * scores <= 2 * CACHED_SCORES:
-            at_once = max(1, CACHED_SCORES // (heads * scores))
-            for qs, ks, vs, there in zip(*(t.split(at_once) for t in (q, k, v, out)), strict=True):
-                wide, keys = (_batched(t).float() for t in (qs, ks))
-                found = _scaled(wide, keys.transpose(1, 2), scale)
-                weights = torch.softmax(found, dim=-1, out=found).to(q.dtype)
-                there.copy_(torch.bmm(weights, _batched(vs)).view_as(there))
-            return out
-        at_once = max(1, HEAD_SCORES // k.shape[2])
-        for row, head in itertools.product(range(rows), range(heads)):
-            keys, values = k[row, head].float(), v[row, head].contiguous()
-            for qs, there in zip(q[row, head].split(at_once), out[row, head].split(at_once), strict=True):
-                found = onednn(qs.float() * scale, keys, None)
-                there.copy_(torch.softmax(found, dim=-1, out=found).to(q.dtype) @ values)
+    if heads * of_head <= 2 * CACHED_SCORES:
+        at_once = max(1, CACHED_SCORES // (heads * of_head))
+        for qs, ks, vs, place in zip(*(t.split(at_once) for t in (q, k, v, out)), strict=True):
+            scores = _scaled(_batched(qs).float(), _batched(ks).float().transpose(1, 2), scale)
+            weights = torch.softmax(scores, dim=-1, out=scores).to(q.dtype)
+            place.copy_(torch.bmm(weights, _batched(vs)).view_as(place))
+        return out
+    at_once = max(1, HEAD_SCORES // k.shape[2])
+    for row, head in itertools.product(range(rows), range(heads)):
+        keys, values = k[row, head].float(), v[row, head].contiguous()
+        for qs, place in zip(q[row, head].split(at_once), out[row, head].split(at_once), strict=True):
+            scores = onednn(qs.float() * scale, keys, None)
+            place.copy_(torch.softmax(scores, dim=-1, out=scores).to(q.dtype) @ values)
     return out
 
 
 def _batched(t: Tensor) -> Tensor:
-    """(R, H, N, d) -> (R H, N, d), contiguous."""
-    return t.reshape(-1, *t.shape[2:])
+    """One matrix per head, contiguous: a strided one is copied anew by each product."""
+    return rearrange(t, "r h n d -> (r h) n d").contiguous()
 
 
 def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """`scale * a @ b`, rounded once."""
+    """`scale * a @ b` of batches of matrices, rounded once; in place, since autocast casts what `baddbmm` is given."""
     return a.new_empty(len(a), a.shape[1], b.shape[2]).baddbmm_(a, b, beta=0, alpha=scale)
 
 
@@ -122,30 +121,30 @@ class _WrittenOut(torch.autograd.Function):
         return out.copy_(torch.bmm(weights, values).view_as(out))
 
     @staticmethod
-    @once_differentiable  # as torch's kernel
+    @once_differentiable  # torch's kernel has no second derivative either
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         queries, keys, values, weights = ctx.saved_tensors
         of_queries, of_keys = ctx.sizes
         grad, scale = _batched(grads[0]), queries.shape[-1] ** -0.5
         to_scores = torch.bmm(grad, values.transpose(1, 2))
         to_scores = torch._softmax_backward_data(to_scores, weights, -1, to_scores.dtype)
-        found = (
+        gradients = (
             _scaled(to_scores, keys, scale),
             _scaled(to_scores.transpose(1, 2), queries, scale),
             torch.bmm(weights.transpose(1, 2), grad),
         )
-        together = [of_keys] * 3 if of_queries == of_keys else [of_keys] * 2
-        places = _side_by_side(grad, together)
-        if len(together) == 2:
-            places = [*_side_by_side(grad, [of_queries]), *places]
-        return tuple(place.copy_(part.view(place.shape)) for place, part in zip(places, found, strict=True))
+        if of_queries == of_keys:
+            places = _side_by_side(grad, of_keys, 3)
+        else:
+            places = [*_side_by_side(grad, of_queries, 1), *_side_by_side(grad, of_keys, 2)]
+        return tuple(place.copy_(found.view(place.shape)) for place, found in zip(places, gradients, strict=True))
 
 
-def _side_by_side(like: Tensor, sizes: Sequence[torch.Size]) -> list[Tensor]:
-    """Tensors (R, H, N, d) of one size, as columns of one (R, N, sum of H d)."""
-    rows, heads, tokens, width = sizes[0]
-    whole = like.new_empty(rows, tokens, len(sizes), heads, width)
-    return [part.transpose(1, 2) for part in whole.unbind(2)]
+def _side_by_side(like: Tensor, size: torch.Size, count: int) -> list[Tensor]:
+    """Tensors of `size`, (R, H, N, d), as columns of one (R N, count H d)."""
+    rows, heads, tokens, width = size
+    whole = like.new_empty(rows, tokens, count, heads, width)
+    return list(rearrange(whole, "r n count h d -> count r h n d"))
 
 
 class _Columns(torch.autograd.Function):
@@ -162,16 +161,15 @@ class _Columns(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         width = sum(grad.shape[-1] for grad in grads)
-        if torch.is_grad_enabled() or not _adjoin(grads, width):
+        if torch.is_grad_enabled() or not _are_columns(grads, width):
             return torch.cat(grads, dim=-1), None
         return grads[0].as_strided((len(grads[0]), width), (width, 1)), None
 
 
-def _adjoin(parts: Iterable[Tensor], width: int) -> bool:
+def _are_columns(parts: Sequence[Tensor], width: int) -> bool:
     """Whether (S, X) tensors are the columns of one contiguous (S, width), from the first to the last."""
-    first, *others = parts
-    storage, place = first.untyped_storage().data_ptr(), first.storage_offset()
-    for part in (first, *others):
+    storage, place = parts[0].untyped_storage().data_ptr(), parts[0].storage_offset()
+    for part in parts:
         if part.untyped_storage().data_ptr() != storage or part.storage_offset() != place:
             return False
         if part.stride() != (width, 1):

@@ -65,11 +65,11 @@ def numbered(keys: Iterable[Hashable]) -> list[int]:
     return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
-def alike(*columns: Sequence[object]) -> list[int]:
-    """A number per place: the same one where all columns hold the same objects, counted by first appearance."""
-    if len(columns[0]) == 1:
+def alike(*lists: Sequence[object]) -> list[int]:
+    """A number per place: the same one where all lists hold the same objects, counted by first appearance."""
+    if len(lists[0]) == 1:
         return [0]  # torch.compile, which sees one task at a time, traces no id() of a tensor
-    return numbered(tuple(id(entry) for entry in place) for place in zip(*columns, strict=True))
+    return numbered(tuple(id(entry) for entry in place) for place in zip(*lists, strict=True))
 
 
 def pack(parts: Sequence[Tensor]) -> Tensor:
@@ -183,8 +183,8 @@ class Packed:
     @staticmethod
     def plus(x: Tensor, change: Tensor) -> Tensor:
         """The residual connection, (S, D) each, in the dtype of `x`; `change` may be written to."""
-        change = change.to(x.dtype)
-        return x + change if torch.is_grad_enabled() else change.add_(x)
+        own = change.to(x.dtype)
+        return x + change if own is change and torch.is_grad_enabled() else own.add_(x)
 
     def norm(self, name: str, x: Tensor) -> Tensor:
         """LayerNorm; a part with its own gain or bias is normalised with those instead."""

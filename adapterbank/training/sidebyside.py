@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
 from adapterbank.backbone.frontend import SAMPLE_RATE
 from adapterbank.bank import AUDIOSET, AdapterBank, default_device
@@ -118,6 +118,7 @@ def matmul_operations(step: Step) -> int:
     formulas = {  # operators of the CPU that torch's own table leaves out
         (aten, "_scaled_dot_product_flash_attention_for_cpu"): _attention,
         (aten, "_scaled_dot_product_flash_attention_for_cpu_backward"): _attention_backward,
+        (aten, "baddbmm_"): _batched_product,
         (mkldnn, "_linear_pointwise"): _linear,
     }
     known = {getattr(space, name): of for (space, name), of in formulas.items() if hasattr(space, name)}
@@ -132,6 +133,10 @@ def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
 
 def _attention_backward(gradient: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     return sdpa_backward_flop_count(gradient, q, k, v)
+
+
+def _batched_product(added: Any, a: Any, b: Any, *_: Any, **__: Any) -> int:
+    return baddbmm_flop(added, a, b)
 
 
 def _linear(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:

@@ -154,6 +154,36 @@ def test_gradients_of_a_packed_block_equal_those_of_its_segments(all_sites, weig
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("read", [None, 2])
+@pytest.mark.parametrize("kind", ["none", "lora", "prefix", "long prompt", "beside", "biases"])
+def test_gradients_of_a_block_in_bf16_are_near_those_in_fp32(
+    kind, read, rows, all_sites, small_backbone, small_geometry
+):
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        weights = small_backbone.to(dtype=torch.bfloat16).to(dtype=dtype).weights.blocks[1]
+        x = torch.randn(rows, 9, 48, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            (out,) = block([x], weights, [all_sites[kind]], small_geometry, [read])
+        given = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        found.append(torch.autograd.grad(out, x, given)[0])
+    near = 2e-2 * float(found[1].abs().max())
+    torch.testing.assert_close(*found, rtol=0, atol=near)
+
+
+def test_a_block_in_bf16_joins_and_slices_no_gradients_of_q_k_and_v(small_backbone, small_geometry):
+    weights = small_backbone.to(dtype=torch.bfloat16).weights.blocks[1]
+    (out,) = block([torch.randn(2, 9, 48, requires_grad=True)], weights, [NOTHING], small_geometry)
+    names, nodes = set(), [out.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        names.add(type(node).__name__)
+        nodes += [following for following, _ in node.next_functions if following is not None]
+    assert "_ColumnsBackward" in names
+    assert not {"SplitBackward0", "SplitWithSizesBackward0", "SliceBackward0"} & names
+
+
 @pytest.mark.parametrize("kind", ["beside", "norms and beside"])
 def test_what_the_backward_pass_makes_anew_gives_the_same_gradients_twice(
     kind, all_sites, weights, small_geometry, monkeypatch
@@ -194,20 +224,24 @@ def test_what_adapters_beside_read_is_kept_as_a_place_and_not_as_numbers(
     assert not [t for t in kept if isinstance(t, Tensor) and t.shape[-1] == 48 and t.shape[0] == 10]
 
 
-def test_under_autocast_adapters_beside_read_what_the_linears_read_and_it_is_made_anew(
+def test_under_autocast_adapters_read_the_linears_dtype_and_what_those_beside_read_is_made_anew(
     small_backbone, small_geometry, monkeypatch
 ):
     weights = small_backbone.to(dtype=torch.bfloat16).weights.blocks[1]
     adapter = nn.Sequential(nn.Linear(48, 12), nn.GELU(), nn.Linear(12, 48))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 5, 48, generator=generator).requires_grad_()
-    read, kept, gradients, real = [], [], [], torch.autograd.graph.saved_tensors_hooks
+    read, after, kept, gradients = [], [], [], []
+    real = torch.autograd.graph.saved_tensors_hooks
     monkeypatch.setattr(
         torch.autograd.graph,
         "saved_tensors_hooks",
         lambda keep, get: real(lambda t: kept.append(keep(t)) or kept[-1], get),
     )
-    sites = Sites(beside_mlp=(lambda h: read.append(h.dtype) or adapter(h),))
+    sites = Sites(
+        beside_mlp=(lambda h: read.append(h.dtype) or adapter(h),),
+        after_attention=lambda a: after.append(a.dtype) or 2 * a,
+    )
     for way in (packed.recomputed, lambda *_: nullcontext()):
         monkeypatch.setattr(packed, "recomputed", way)
         with torch.autocast("cpu", torch.bfloat16):
@@ -219,8 +253,12 @@ def test_under_autocast_adapters_beside_read_what_the_linears_read_and_it_is_mad
     assert not [t for t in kept if isinstance(t, Tensor) and t.dtype == torch.bfloat16 and t.shape == (10, 48)]
     for one, reference in zip(*gradients, strict=True):
         torch.testing.assert_close(one, reference, rtol=1e-5, atol=1e-5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        (same,) = block([x], weights, [sites], small_geometry)
+    assert same.dtype == torch.float32
+    torch.testing.assert_close(same, out, rtol=0, atol=5e-2)
     block([x], weights, [sites], small_geometry)
-    assert read[-1] == torch.float32
+    assert read == after == [torch.bfloat16] * 3 + [torch.float32]
 
 
 def test_neighbours_with_equal_tokens_and_keys_share_one_attention_call(

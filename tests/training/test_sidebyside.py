@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from adapterbank import AdapterBank
+from adapterbank.backbone import attention as attention_module
 from adapterbank.training.sidebyside import (
     MEASURED,
     Bench,
@@ -80,6 +81,16 @@ def test_operations_are_those_of_the_formula_forwards_and_backwards(dtype):
     assert matmul_operations(lambda: F.scaled_dot_product_attention(*[q.detach()] * 3)) == forward
     both = matmul_operations(lambda: F.scaled_dot_product_attention(q, q, q).sum().backward())
     assert both == 3.5 * forward  # backwards four products, and the scores once more
+
+
+@pytest.mark.parametrize("written_out", [True, False])
+def test_operations_of_attention_are_counted_on_every_path(written_out, monkeypatch):
+    monkeypatch.setattr(attention_module, "_by_products", lambda dtype: written_out)
+    q = torch.randn(2, 3, 16, 4, dtype=torch.bfloat16, requires_grad=True)
+    forward = 2 * 3 * 2 * (2 * 16 * 16 * 4)  # rows, heads, two products
+    with torch.no_grad():
+        assert matmul_operations(lambda: attention_module.attention(q, q, q)) == forward
+    assert matmul_operations(lambda: attention_module.attention(q, q, q).sum().backward()) == 3 * forward
 
 
 def test_a_settled_step_runs_once_before_it_is_timed():
