@@ -20,7 +20,7 @@ from torch import Tensor
 
 from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.backbone.linear import FrozenLinear as FrozenLinear  # part of what a method sees
-from adapterbank.backbone.linear import adjoin, autocast_dtype, frozen_linear, product_dtype
+from adapterbank.backbone.linear import Transposes, adjoin, autocast_dtype, frozen_linear, product_dtype
 from adapterbank.backbone.packed import Attended, Packed, alike
 from adapterbank.errors import BackboneError
 
@@ -106,11 +106,12 @@ class NormWeights(NamedTuple):
 
 
 class ASTWeights(NamedTuple):
-    """All tensors of an AST body."""
+    """All tensors of an AST body; in training also the transposes of its frozen matrices, as they are needed."""
 
     embed: EmbedWeights
     blocks: tuple[BlockWeights, ...]
     norm: NormWeights
+    transposes: Transposes | None = None
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """(canonical name, tensor): `embed.cls`, `blocks.3.fc1_weight`, `norm.bias`."""
@@ -208,13 +209,18 @@ def encode(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry
         One (R, N, D) tensor per segment, after the final LayerNorm; of a segment that reads its first tokens only, N
         may be their number.
     """
+    # No name for what enters the first block: it would keep that until the last has run.
+    xs = run_layers(_embedded(spectrograms, segments, geometry), segments, 0, geometry.layers, geometry)
+    return final_norm(xs, segments, geometry)
+
+
+def _embedded(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry) -> list[Tensor]:
     embedded: list[Tensor] = []
     numbers = alike(spectrograms, [s.weights.embed for s in segments])
     for mel, segment, number in zip(spectrograms, segments, numbers, strict=True):
         if number == len(embedded):
             embedded.append(embed(mel, segment.weights.embed, geometry))
-    xs = run_layers([embedded[number] for number in numbers], segments, 0, geometry.layers, geometry)
-    return final_norm(xs, segments, geometry)
+    return [embedded[number] for number in numbers]
 
 
 def run_layers(
@@ -298,7 +304,8 @@ def run_layer(xs: list[Tensor], segments: Sequence[Segment], layer: int, geometr
     for members in by_weights.values():
         weights = segments[members[0]].weights.blocks[layer]
         read = [segments[i].read_of(layer) for i in members]
-        outputs = block([xs[i] for i in members], weights, [sites[i] for i in members], geometry, read)
+        transposes = segments[members[0]].weights.transposes
+        outputs = block([xs[i] for i in members], weights, [sites[i] for i in members], geometry, read, transposes)
         done.update(zip(members, outputs, strict=True))
     return [done[i] for i in range(len(segments))]
 
@@ -313,6 +320,7 @@ def block(
     sites: Sequence[Sites],
     geometry: Geometry,
     read: Sequence[int | None] | None = None,
+    transposes: Transposes | None = None,
 ) -> list[Tensor]:
     """One pre-norm transformer block with its sites; `xs`, `sites` and `read` go segment by segment.
 
@@ -321,16 +329,23 @@ def block(
 
     Args:
         read: the number of first tokens that are wanted of a segment, None for all. The others are keys and values.
+        transposes: of the frozen matrices, for a backward pass.
 
     Shapes: list of (R, N, D) -> list of (R, N or read, D).
     """
-    run = Packed(xs, weights, sites, geometry)
+    run = Packed(xs, weights, sites, geometry, transposes)
+    half = product_dtype(weights.q_weight)
+    # Between the frozen linears and the residual stream: under autocast adapters would cast what they read themselves.
+    inside = half if autocast_dtype(run.x.device.type) == half else run.x.dtype
+    x = _attention_sublayer(run, half, inside, read or [None] * len(xs))
+    return run.outputs(_mlp_sublayer(run, x, inside))
 
+
+def _attention_sublayer(run: Packed, half: torch.dtype, inside: torch.dtype, wanted: Sequence[int | None]) -> Tensor:
+    """From the block's input to the stream after the attention, (S, D) packed."""
     (x,) = run.fork(_change_attention, run.x)
-    h = run.norm("ln1", x)
-    low = h.to(product_dtype(weights.q_weight))  # cast once for the three linears
-    casts = autocast_dtype(x.device.type) == low.dtype  # then adapters read it too: they would cast `h` themselves
-    wanted = read or [None] * len(xs)
+    x, h = run.norm("ln1", x, inside)
+    low = h.to(half)  # cast once for the three linears
     if any(wanted):  # fewer queries than keys
         k, v = run.linears(("k", "v"), low)
         keys, (x, h, low) = run.cut(wanted, Attended(k, v, run.shapes), x, h, low)
@@ -338,20 +353,20 @@ def block(
     else:
         q, k, v = run.linears(("q", "k", "v"), low)
         keys = Attended(k, v, run.shapes)
-    inside = low.dtype if casts else x.dtype  # between the frozen linears and the residual stream
     a = run.linear("proj", run.attention(q, keys)).to(inside)
-    x, h, a = run.fork(lambda s: s.after_attention or s.beside_attention, x, low if casts else h, a)
+    x, h, a = run.fork(lambda s: s.after_attention or s.beside_attention, x, h, a)
     a = run.change(a, [s.after_attention for s in run.sites])
-    x = run.plus(x, run.add_beside(a, "ln1", x, h, [s.beside_attention for s in run.sites]))
+    return run.plus(x, run.add_beside(a, "ln1", x, h, [s.beside_attention for s in run.sites]))
 
+
+def _mlp_sublayer(run: Packed, x: Tensor, inside: torch.dtype) -> Tensor:
+    """From the stream after the attention to the block's output, (S, D) packed."""
     (x,) = run.fork(_change_mlp, x)
-    h = run.norm("ln2", x)
-    h = h.to(low.dtype) if casts else h
-    m = run.linear("fc2", run.hidden(h)).to(inside)
+    x, h = run.norm("ln2", x, inside)
+    m = run.mlp(h).to(inside)
     x, h, m = run.fork(lambda s: s.after_mlp or s.beside_mlp, x, h, m)
     m = run.change(m, [s.after_mlp for s in run.sites])
-    x = run.plus(x, run.add_beside(m, "ln2", x, h, [s.beside_mlp for s in run.sites]))
-    return run.outputs(x)
+    return run.plus(x, run.add_beside(m, "ln2", x, h, [s.beside_mlp for s in run.sites]))
 
 
 def _change_attention(sites: Sites) -> bool:

@@ -32,12 +32,39 @@ def product_dtype(weight: Tensor) -> torch.dtype:
     return (autocast_dtype(weight.device.type) if weight.requires_grad else None) or weight.dtype
 
 
-def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+class Transposes:
+    """Frozen matrices as the gradients of what they read need them: transposed, packed by oneDNN, each once.
+
+    oneDNN packs a matrix anew for each product, 4 to 7 % of its time. For as long as this lives it holds the memory of
+    all matrices that gradients passed through once more.
+    """
+
+    def __init__(self) -> None:
+        self._packed: dict[tuple[int, torch.Size], tuple[Tensor, Tensor]] = {}
+
+    @staticmethod
+    def helps(device: str, dtype: torch.dtype) -> bool:
+        """Whether it is worth its memory: for bf16 on CPUs without a matrix unit."""
+        return dtype == torch.bfloat16 and by_onednn(device, dtype) and not has_matrix_unit()
+
+    def product(self, grad: Tensor, weight: Tensor) -> Tensor:
+        """`grad @ weight`, without a derivative. (..., out) x (out, in) -> (..., in)."""
+        place = weight.data_ptr(), weight.shape
+        if place not in self._packed:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), grad.numel() // len(weight))
+            self._packed[place] = weight, packed  # the matrix too: nothing else gets its address
+        return onednn(grad, self._packed[place][1], None)
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposes: Transposes | None = None) -> Tensor:
     """`x @ weight.T + bias` in `product_dtype`: the only place where the fp32 stream is cast.
 
     In bf16 on the CPU torch's own linear writes the bias to all rows first and adds the product to them, which takes a
     fifth of its time; oneDNN's adds the bias while it makes the rows. In fp32 torch's own is MKL's, which is slower
     than oneDNN's on the processors that MKL is not made for.
+
+    Args:
+        transposes: of frozen matrices, for the gradient of `x`.
     """
     dtype = product_dtype(weight)
     x = x.to(dtype)
@@ -45,17 +72,17 @@ def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return weight.product(x, bias)
     if bias is not None and x.numel() and by_onednn(x.device.type, dtype):
         read = x, weight.to(dtype), bias.to(dtype)
-        product: Tensor = _Product.apply(*read) if torch.is_grad_enabled() else onednn(*read)
+        product: Tensor = _Product.apply(*read, transposes) if torch.is_grad_enabled() else onednn(*read)
         return product
     return F.linear(x, weight, bias)
 
 
-def frozen_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def frozen_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None, transposes: Transposes | None = None) -> Tensor:
     """GELU of `frozen_linear`; oneDNN makes it, if no gradients are kept, of the rows before they are rounded."""
     dtype = product_dtype(weight)
     plain = torch.is_grad_enabled() or isinstance(weight, Int8Matrix) or not x.numel()
     if plain or bias is None or not by_onednn(x.device.type, dtype):
-        return gelu(frozen_linear(x, weight, bias))
+        return gelu(frozen_linear(x, weight, bias, transposes))
     return onednn(x.to(dtype), weight.to(dtype), bias.to(dtype), "gelu")
 
 
@@ -137,22 +164,32 @@ class _Product(torch.autograd.Function):
     """oneDNN's linear, which has no derivative of its own."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, transposes: Transposes | None) -> Tensor:
         return onednn(x, weight, bias)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        x, weight, _ = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.transposes = inputs
         ctx.save_for_backward(x if weight.requires_grad else None, weight)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        grad, (to_x, to_weight, to_bias) = grads[0], ctx.needs_input_grad
+        grad, (to_x, to_weight, to_bias, _) = grads[0], ctx.needs_input_grad
         rows = grad.flatten(0, -2)
-        fp32 = grad.dtype == torch.float32  # where torch's own product is MKL's too
         return (
-            (_Product.apply(grad, weight.T, None) if fp32 else grad @ weight) if to_x else None,
+            through(grad, weight, None if to_weight else ctx.transposes) if to_x else None,
             rows.T @ x.flatten(0, -2) if to_weight else None,
             rows.sum(0) if to_bias else None,
+            None,
         )
+
+
+def through(grad: Tensor, weight: Tensor, transposes: Transposes | None) -> Tensor:
+    """`grad @ weight`."""
+    if transposes is not None and not torch.is_grad_enabled() and Transposes.helps(grad.device.type, grad.dtype):
+        return transposes.product(grad, weight)
+    if grad.dtype == torch.float32:  # where torch's own product is MKL's
+        product: Tensor = _Product.apply(grad, weight.T, None, None)
+        return product
+    return grad @ weight

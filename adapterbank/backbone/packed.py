@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -20,7 +19,17 @@ from einops import rearrange
 from torch import Tensor
 
 from adapterbank.backbone.attention import attention, columns
-from adapterbank.backbone.linear import FrozenLinear, adjoining, frozen_linear, frozen_linear_gelu, gelu, joined
+from adapterbank.backbone.linear import (
+    FrozenLinear,
+    Transposes,
+    adjoining,
+    frozen_linear,
+    frozen_linear_gelu,
+    gelu,
+    joined,
+)
+from adapterbank.backbone.mlp import frozen_mlp
+from adapterbank.backbone.norm import stream_and_norm
 
 if TYPE_CHECKING:
     from adapterbank.backbone.ast import BlockWeights, Geometry
@@ -91,12 +100,18 @@ class Packed:
     Args:
         xs: (R, N, D) per segment.
         segments: the sites of each.
+        transposes: of the frozen matrices, in training.
     """
 
     def __init__(
-        self, xs: Sequence[Tensor], weights: BlockWeights, segments: Sequence[Sites], geometry: Geometry
+        self,
+        xs: Sequence[Tensor],
+        weights: BlockWeights,
+        segments: Sequence[Sites],
+        geometry: Geometry,
+        transposes: Transposes | None = None,
     ) -> None:
-        self.weights, self.geometry, self.segments = weights, geometry, segments
+        self.weights, self.geometry, self.segments, self.transposes = weights, geometry, segments, transposes
         self._lay_out(alike(xs), [x.shape[:2] for x in xs])
         self.x = pack([xs[i] for i in self._first])
 
@@ -163,17 +178,17 @@ class Packed:
         return self._put(packed, ((i, f(parts[i])) for i, f in enumerate(changes) if f is not None))
 
     def add_beside(self, packed: Tensor, name: str, x: Tensor, h: Tensor, beside: Sequence[Beside]) -> Tensor:
-        """Adds the outputs of parallel adapters, which read `h`, the LayerNorm `name` of `x`, in whatever dtype.
+        """Adds the outputs of parallel adapters, which read `h`, the LayerNorm `name` of `x`.
 
-        `packed` may be written to. The backward pass makes `h` anew: `x` is kept for the LayerNorm anyway.
+        `packed` may be written to. The backward pass makes `h` anew where `x` is kept as it is: in the same dtype.
         """
         if not any(beside):
             return packed
         parts = list(zip(self.split(packed), self.split(h), beside, strict=True))
         if torch.is_grad_enabled():
-            plain = not any(name in sites.affine for sites in self.sites)
+            plain = h.dtype == x.dtype and not any(name in sites.affine for sites in self.sites)
             again = plain and not torch.compiler.is_compiling()  # a compiler chooses by itself what to make anew
-            with recomputed(h, x, partial(self._normed, name, h.dtype)) if again else nullcontext():
+            with recomputed(h, x, lambda rows: self._norm(name, rows, None)) if again else nullcontext():
                 return pack([sum((f(hp) for f in fs), p).to(p.dtype) for p, hp, fs in parts])
         for part, hp, fs in parts:
             for f in fs:
@@ -186,31 +201,34 @@ class Packed:
         own = change.to(x.dtype)
         return x + change if own is change and torch.is_grad_enabled() else own.add_(x)
 
-    def norm(self, name: str, x: Tensor) -> Tensor:
-        """LayerNorm; a part with its own gain or bias is normalised with those instead."""
-        normed = self._norm(name, x, None)
+    def norm(self, name: str, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """`x`, to be read on instead, and its LayerNorm in `dtype`; a part with its own gain or bias is normalised
+        with those."""
+        x, normed = stream_and_norm(x, *self._gain_and_bias(name, None), self.geometry.eps, dtype)
         owners = [s.affine.get(name) for s in self.sites]
         if not any(owners):
-            return normed
+            return x, normed
         parts = self.split(x)
-        return self._put(normed, ((i, self._norm(name, parts[i], own)) for i, own in enumerate(owners) if own))
+        return x, self._put(normed, ((i, self._norm(name, parts[i], own)) for i, own in enumerate(owners) if own))
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         """One frozen matmul for all parts, then each one's own bias and hooks. (S, in) -> (S, out)."""
-        return self._own_linear(name, x, frozen_linear(x, *self._frozen(name)))
+        return self._own_linear(name, x, frozen_linear(x, *self._frozen(name), self.transposes))
 
-    def hidden(self, h: Tensor) -> Tensor:
-        """The hidden units of the MLP, after GELU. (S, D) -> (S, M)."""
+    def mlp(self, h: Tensor) -> Tensor:
+        """The MLP; GELU is between its linears. (S, D) -> (S, D)."""
         if any("fc1" in s.linear or "fc1" in s.affine for s in self.sites):
-            return gelu(self.linear("fc1", h))
-        return frozen_linear_gelu(h, *self._frozen("fc1"))
+            return self.linear("fc2", gelu(self.linear("fc1", h)))
+        if any("fc2" in s.linear or "fc2" in s.affine for s in self.sites):
+            return self.linear("fc2", frozen_linear_gelu(h, *self._frozen("fc1"), self.transposes))
+        return frozen_mlp(h, self._frozen("fc1"), self._frozen("fc2"), self.transposes)
 
     def linears(self, names: Sequence[str], x: Tensor) -> list[Tensor]:
         """`linear` for each of these, in one matmul where their matrices adjoin in memory."""
         whole = joined([self._frozen(name) for name in names])
         if whole is None:
             return [self.linear(name, x) for name in names]
-        outputs = columns(frozen_linear(x, *whole), [len(self._frozen(name).weight) for name in names])
+        outputs = columns(frozen_linear(x, *whole, self.transposes), [len(self._frozen(name).weight) for name in names])
         return [self._own_linear(name, x, y) for name, y in zip(names, outputs, strict=True)]
 
     def attention(self, q: Tensor, keys: Attended) -> Tensor:
@@ -242,15 +260,14 @@ class Packed:
             parts[i].copy_(part)
         return packed
 
-    def _normed(self, name: str, dtype: torch.dtype, x: Tensor) -> Tensor:
-        return self._norm(name, x, None).to(dtype)
-
     def _norm(self, name: str, x: Tensor, own: Affine | None) -> Tensor:
+        return F.layer_norm(x, (self.geometry.width,), *self._gain_and_bias(name, own), self.geometry.eps)
+
+    def _gain_and_bias(self, name: str, own: Affine | None) -> tuple[Tensor, Tensor]:
         gain, bias = getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias")
-        if own is not None:
-            gain = gain if own.gain is None else own.gain
-            bias = bias if own.bias is None else own.bias
-        return F.layer_norm(x, (self.geometry.width,), gain, bias, self.geometry.eps)
+        if own is None:
+            return gain, bias
+        return gain if own.gain is None else own.gain, bias if own.bias is None else own.bias
 
     def _frozen(self, name: str) -> FrozenLinear:
         return FrozenLinear(getattr(self.weights, f"{name}_weight"), getattr(self.weights, f"{name}_bias"))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapterbank.backbone.ast import ASTWeights, FrozenLinear, Geometry
+from adapterbank.backbone.mlp import trained_mlp
 from adapterbank.errors import ConfigError
 from adapterbank.methods import init, register
 from adapterbank.methods.gate import gated
@@ -51,15 +52,20 @@ class BottleneckAdapter(nn.Module):
         self.up = init.zero_linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.drop(F.gelu(self.down(x))))
+        if isinstance(self.drop, nn.Dropout):
+            return self.up(self.drop(F.gelu(self.down(x))))
+        return trained_mlp(x, *self._linears())
 
     def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
         """As hidden units of a wider MLP."""
-        return FrozenLinear(self.down.weight, self.down.bias), FrozenLinear(self.up.weight, self.up.bias)
+        return self._linears()
 
     def per_token(self) -> bool:
         """Always."""
         return True
+
+    def _linears(self) -> tuple[FrozenLinear, FrozenLinear]:
+        return FrozenLinear(self.down.weight, self.down.bias), FrozenLinear(self.up.weight, self.up.bias)
 
 
 class SpatialAdapter(BottleneckAdapter):

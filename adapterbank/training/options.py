@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from adapterbank.backbone.checkpoints import Backbone
+from adapterbank.backbone.linear import Transposes
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.training.augment import check_masks
 
@@ -111,12 +112,16 @@ class Options:
 
 
 def in_precision(backbone: Backbone, precision: str) -> Backbone:
-    """The backbone that a training in this precision runs on: the same object if its tensors need no cast.
+    """The backbone that a training in this precision runs on: the same tensors if they need no cast.
 
-    Autocast would cast the frozen weights anew on every call: they are cast once instead.
+    Autocast would cast the frozen weights anew on every call: they are cast once instead, and packed once for gradients
+    where that helps.
     """
     dtype = PRECISIONS[precision]
-    return backbone if dtype in (torch.float32, backbone.dtype) else backbone.to(dtype=dtype)
+    cast = backbone if dtype in (torch.float32, backbone.dtype) else backbone.to(dtype=dtype)
+    if cast.weights.transposes is not None or not Transposes.helps(cast.device.type, dtype):
+        return cast
+    return replace(cast, weights=cast.weights._replace(transposes=Transposes()))
 
 
 def _default_precision(device: torch.device) -> str:
