@@ -126,8 +126,7 @@ ROWS = {3: adapters_or_full, 10: cached_epochs, 13: trained_together}
 
 
 def run(cfg: DictConfig) -> None:
-    if cfg.row == 13:
-        keep_freed_memory()  # as pretrain_mini.py: each training allocates anew, and would wait for the kernel's pages
+    keep_freed_memory()  # as pretrain_mini.py: steps allocate anew, and would wait for the kernel's pages by chance
     bench = Bench.of(cfg.device, cfg.threads, cfg.pairs, cfg.matrix, cfg.batch)
     keep(Path(cfg.out), cfg.row, ROWS[cfg.row](cfg, bench), OmegaConf.to_container(cfg.configuration, resolve=True))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from adapterbank import methods, routing
-from adapterbank.backbone import ast, linear, packed
+from adapterbank.backbone import ast, linear, mlp, packed
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, UnknownNameError, WaveformError
 from adapterbank.routing import chunks, plan, run
@@ -137,12 +137,13 @@ def test_tasks_that_are_asked_together_share_all_below_their_first_sites(
     for module, product in (
         (ast, linear.frozen_linear),
         (packed, linear.frozen_linear),
-        (packed, linear.frozen_linear_gelu),
+        (mlp, linear.frozen_linear),
+        (mlp, linear.frozen_linear_gelu),
     ):
 
-        def counted(x, weight, bias, product=product):
+        def counted(x, weight, *more, product=product):
             rows[names.get(id(weight), "own")] += x.shape[:-1].numel()
-            return product(x, weight, bias)
+            return product(x, weight, *more)
 
         monkeypatch.setattr(module, product.__name__, counted)
     answers = bank.ask(clips[:1] * 2, list(bank.tasks))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from adapterbank.backbone.int8 import Int8Matrix
@@ -41,17 +41,20 @@ def frozen_mlp(x: Tensor, fc1: FrozenLinear, fc2: FrozenLinear, transposes: Tran
     return made
 
 
-def trained_mlp(x: Tensor, fc1: FrozenLinear, fc2: FrozenLinear) -> Tensor:
-    """`fc2(gelu(fc1(x)))` of an adapter, (..., D) -> (..., D), in the dtype of autocast; M is much less than D.
+def trained_mlp(x: Tensor, down: nn.Linear, up: nn.Linear) -> Tensor:
+    """`up(gelu(down(x)))` of an adapter, (..., D) -> (..., D), in the dtype of autocast; M is much less than D.
 
-    With gradients in bf16 on the CPU hidden units are made anew in the backward pass, and it is differentiable once.
+    With gradients in bf16 on the CPU hidden units are made anew in the backward pass, it is differentiable once, and
+    hooks of the two modules are not called.
     """
+    fc1, fc2 = FrozenLinear(down.weight, down.bias), FrozenLinear(up.weight, up.bias)
     dtype = autocast_dtype(x.device.type)
     if dtype is None or not _by_hand(x, fc1, fc2, dtype):
-        return F.linear(F.gelu(F.linear(x, *fc1)), *fc2)
+        made: Tensor = up(F.gelu(down(x)))
+        return made
     read = x.flatten(0, -2).to(dtype)
-    made: Tensor = _Mlp.apply(read, *(t.to(dtype) for t in (*fc1, *fc2) if t is not None), None)
-    return made.unflatten(0, x.shape[:-1])
+    packed: Tensor = _Mlp.apply(read, *(t.to(dtype) for t in (*fc1, *fc2) if t is not None), None)
+    return packed.unflatten(0, x.shape[:-1])
 
 
 def _by_hand(x: Tensor, fc1: FrozenLinear, fc2: FrozenLinear, dtype: torch.dtype) -> bool:

@@ -1,7 +1,4 @@
-"""LayerNorm of the residual stream into half precision, in parts that stay in the processor's caches.
-
-The stream is fp32, and what the sublayers read and send back is not: written as torch writes it, LayerNorm, its
-derivative, the casts around both and the addition of the residual's gradient are passes of their own through memory.
+"""LayerNorm of the fp32 residual stream for sublayers that read another dtype.
 
 Symbols: S rows, D width.
 """
@@ -19,12 +16,12 @@ from torch.autograd.function import once_differentiable
 def stream_and_norm(x: Tensor, gain: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`x`, (S, D), to be read on in place of what was given, and its LayerNorm in `dtype`.
 
-    With a gain and a bias that are not trained, the backward pass of a norm in half precision keeps `x` in that too,
-    and adds the gradients of both results. It is differentiable once.
+    Where gain and bias are frozen, the backward pass of a norm in half precision keeps `x` in that too, half of what
+    autograd would keep, and adds up the gradients of both results itself. It is differentiable once then.
     """
-    if dtype == x.dtype or torch.compiler.is_compiling() or gain.requires_grad or bias.requires_grad:
-        return x, F.layer_norm(x, gain.shape, gain, bias, eps).to(dtype)
-    if torch.is_grad_enabled() and x.requires_grad:
+    trained = gain.requires_grad or bias.requires_grad
+    half = dtype != x.dtype and not trained and not torch.compiler.is_compiling()
+    if half and x.requires_grad and torch.is_grad_enabled():
         both: tuple[Tensor, Tensor] = _StreamAndNorm.apply(x, gain, bias, eps, dtype)
         return both
     return x, F.layer_norm(x, gain.shape, gain, bias, eps).to(dtype)
@@ -44,12 +41,14 @@ class _StreamAndNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         of_stream, of_norm = grads
-        nothing = (None, None, None, None)
         if of_norm is None:
-            return of_stream, *nothing
+            return of_stream, None, None, None, None
         x, mean, rstd, gain, bias = ctx.saved_tensors
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+            # Only the CPU's kernel reads half precision beside an fp32 gain, and fp16 has no room for what it returns.
+            of_norm, x = of_norm.to(mean.dtype), x.to(mean.dtype)
         found, _, _ = torch.ops.aten.native_layer_norm_backward(
             of_norm, x, gain.shape, mean, rstd, gain, bias, [True, False, False]
         )
         found = found.to(mean.dtype)
-        return found if of_stream is None else found.add_(of_stream), *nothing
+        return found if of_stream is None else found.add_(of_stream), None, None, None, None

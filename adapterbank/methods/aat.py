@@ -54,18 +54,15 @@ class BottleneckAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.drop, nn.Dropout):
             return self.up(self.drop(F.gelu(self.down(x))))
-        return trained_mlp(x, *self._linears())
+        return trained_mlp(x, self.down, self.up)
 
     def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
         """As hidden units of a wider MLP."""
-        return self._linears()
+        return FrozenLinear(self.down.weight, self.down.bias), FrozenLinear(self.up.weight, self.up.bias)
 
     def per_token(self) -> bool:
         """Always."""
         return True
-
-    def _linears(self) -> tuple[FrozenLinear, FrozenLinear]:
-        return FrozenLinear(self.down.weight, self.down.bias), FrozenLinear(self.up.weight, self.up.bias)
 
 
 class SpatialAdapter(BottleneckAdapter):

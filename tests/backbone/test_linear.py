@@ -10,7 +10,15 @@ from torch import Tensor
 from adapterbank.backbone import linear
 from adapterbank.backbone.ast import block
 from adapterbank.backbone.int8 import Int8Matrix
-from adapterbank.backbone.linear import FrozenLinear, adjoin, adjoining, frozen_linear, frozen_linear_gelu, joined
+from adapterbank.backbone.linear import (
+    FrozenLinear,
+    Transposes,
+    adjoin,
+    adjoining,
+    frozen_linear,
+    frozen_linear_gelu,
+    joined,
+)
 from adapterbank.methods.sites import NOTHING, Affine, Sites
 
 onednn = pytest.mark.skipif(not linear.by_onednn("cpu", torch.bfloat16), reason="a CPU without bf16 products")
@@ -173,6 +181,68 @@ def test_the_backward_pass_of_a_frozen_matrix_keeps_nothing_of_what_it_read():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
         frozen_linear(x, weight.bfloat16(), bias.bfloat16())
     assert kept == [(24, 48)]
+
+
+@pytest.fixture
+def packing(monkeypatch) -> list[tuple[int, ...]]:
+    """Matrices are packed for gradients whatever the CPU; the shape of each one that is, from now on."""
+    monkeypatch.setattr(linear, "has_matrix_unit", lambda: False)
+    packed: list[tuple[int, ...]] = []
+    real = torch.ops.mkldnn._reorder_linear_weight
+    monkeypatch.setattr(
+        torch.ops.mkldnn, "_reorder_linear_weight", lambda w, rows: packed.append(tuple(w.shape)) or real(w, rows)
+    )
+    return packed
+
+
+@onednn
+def test_a_matrix_is_transposed_and_packed_once_for_all_gradients(packing):
+    x, weight, bias = operands()
+    low, transposes = (weight.bfloat16(), bias.bfloat16()), Transposes()
+    for seed in range(3):
+        given = torch.randn(2, 20, 24, generator=torch.Generator().manual_seed(seed)).bfloat16()
+        ours, plain = (torch.autograd.grad(frozen_linear(x, *low, *more), x, given)[0] for more in ((transposes,), ()))
+        torch.testing.assert_close(ours, plain, rtol=2e-2, atol=2e-2)
+    few = torch.randn(1, 48, requires_grad=True)  # another number of rows than it was packed for
+    torch.testing.assert_close(
+        *(torch.autograd.grad(frozen_linear(few, *low, *more).sum(), few)[0] for more in ((transposes,), ())),
+        rtol=2e-2,
+        atol=2e-2,
+    )
+    assert packing == [(48, 24)]
+
+
+@onednn
+def test_matrices_are_told_apart_by_place_and_size(packing):
+    transposes = Transposes()
+    matrices = adjoin([torch.randn(24, 48).bfloat16() for _ in range(3)])
+    whole = joined([FrozenLinear(matrix, None) for matrix in matrices]).weight
+    for matrix in (*matrices, whole, matrices[0], whole):
+        grad = torch.randn(5, len(matrix)).bfloat16()
+        torch.testing.assert_close(transposes.product(grad, matrix), grad @ matrix, rtol=2e-2, atol=5e-2)
+    assert packing == [(48, 24)] * 3 + [(48, 72)]
+
+
+@onednn
+def test_what_is_trained_or_fp32_is_not_packed_nor_anything_on_a_matrix_unit(packing, monkeypatch):
+    x, weight, bias = operands()
+    transposes = Transposes()
+    trained = weight.bfloat16().detach().requires_grad_()
+    frozen_linear(x, trained, bias.bfloat16(), transposes).sum().backward()
+    frozen_linear(x, weight, bias, transposes).sum().backward()
+    monkeypatch.setattr(linear, "has_matrix_unit", lambda: True)
+    frozen_linear(x, weight.bfloat16(), bias.bfloat16(), transposes).sum().backward()
+    assert packing == []
+
+
+def test_second_derivatives_are_the_same_with_packed_matrices(packing):
+    x, weight, bias = operands()
+    found = []
+    for more in ((Transposes(),), ()):
+        y = frozen_linear(x, weight.bfloat16(), bias.bfloat16(), *more)
+        (first,) = torch.autograd.grad(y.float().pow(3).sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), x)[0])
+    torch.testing.assert_close(*found)
 
 
 def test_a_compiler_sees_torchs_own_linear(monkeypatch):
