@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapterbank.backbone.int8 import Int8Matrix
+
+PATIENCE = 2  # gradients that pass through a matrix before it is packed: packing takes what it saves in three or four
 
 
 class FrozenLinear(NamedTuple):
@@ -36,10 +39,11 @@ class Transposes:
     """Frozen matrices as the gradients of what they read need them: transposed, packed by oneDNN, each once.
 
     oneDNN packs a matrix anew for each product, 4 to 7 % of its time. For as long as this lives it holds the memory of
-    all matrices that gradients passed through once more.
+    all matrices that gradients passed through often enough once more.
     """
 
     def __init__(self) -> None:
+        self._met: Counter[tuple[int, torch.Size]] = Counter()
         self._packed: dict[tuple[int, torch.Size], tuple[Tensor, Tensor]] = {}
 
     @staticmethod
@@ -47,13 +51,14 @@ class Transposes:
         """Whether it is worth its memory: for bf16 on CPUs without a matrix unit."""
         return dtype == torch.bfloat16 and by_onednn(device, dtype) and not has_matrix_unit()
 
-    def product(self, grad: Tensor, weight: Tensor) -> Tensor:
-        """`grad @ weight`, without a derivative. (..., out) x (out, in) -> (..., in)."""
+    def of(self, weight: Tensor, rows: int) -> Tensor | None:
+        """The transpose of a matrix (out, in) for products of about so many rows; None the first times it is met."""
         place = weight.data_ptr(), weight.shape
-        if place not in self._packed:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), grad.numel() // len(weight))
+        self._met[place] += 1
+        if place not in self._packed and self._met[place] > PATIENCE:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
             self._packed[place] = weight, packed  # the matrix too: nothing else gets its address
-        return onednn(grad, self._packed[place][1], None)
+        return self._packed[place][1] if place in self._packed else None
 
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposes: Transposes | None = None) -> Tensor:
@@ -186,9 +191,11 @@ class _Product(torch.autograd.Function):
 
 
 def through(grad: Tensor, weight: Tensor, transposes: Transposes | None) -> Tensor:
-    """`grad @ weight`."""
+    """`grad @ weight`, (..., out) x (out, in) -> (..., in): a gradient on its way back through a linear."""
     if transposes is not None and not torch.is_grad_enabled() and Transposes.helps(grad.device.type, grad.dtype):
-        return transposes.product(grad, weight)
+        packed = transposes.of(weight, grad.shape[:-1].numel())
+        if packed is not None:
+            return onednn(grad, packed, None)
     if grad.dtype == torch.float32:  # where torch's own product is MKL's
         product: Tensor = _Product.apply(grad, weight.T, None, None)
         return product

@@ -89,7 +89,7 @@ def step_memory(
     base_dtype: torch.dtype | None = None,
     **batch: Any,
 ) -> float:
-    """MB at the peak of two training steps of a method in a process of its own, without Python and its libraries.
+    """MB at the peak of the first training steps of a method in a process of its own, without Python and its libraries.
 
     Args:
         options: of `add_task`, "method" among them.
@@ -108,7 +108,7 @@ def step_tensors(
     base_dtype: torch.dtype | None = None,
     **batch: Any,
 ) -> float:
-    """MB of all tensors at the peak of two training steps: of the base, the task, its gradients, what autograd keeps.
+    """MB of all tensors at the peak of the first training steps: of the base, the task, its gradients, what autograd keeps.
 
     `step_memory` is more by what the CPU's heap holds besides.
 

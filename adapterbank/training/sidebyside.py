@@ -27,7 +27,7 @@ from adapterbank.storage import MANIFEST
 from adapterbank.training.meter import Meter
 from adapterbank.training.protocol import RunLog
 
-WARM_UP = 2  # of each way: the first runs allocate, and build what the backend keeps
+WARM_UP = 3  # of each way: the first runs allocate, and build what the backend keeps; the third packs matrices
 LIBRARIES = ("torch", "transformers", "peft")
 MEASURED = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Step = Callable[[], Any]
