@@ -108,7 +108,7 @@ def step_tensors(
     base_dtype: torch.dtype | None = None,
     **batch: Any,
 ) -> float:
-    """MB of all tensors at the peak of the first training steps: of the base, the task, its gradients, what autograd keeps.
+    """MB of all tensors at the peak of the first training steps: base, task, gradients and what autograd keeps.
 
     `step_memory` is more by what the CPU's heap holds besides.
 
