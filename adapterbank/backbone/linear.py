@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -40,11 +40,15 @@ class Transposes:
 
     oneDNN packs a matrix anew for each product, 4 to 7 % of its time. For as long as this lives it holds the memory of
     all matrices that gradients passed through often enough once more.
+
+    Args:
+        frozen: tensors that stay as they are and where they are; other matrices are not packed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, frozen: Iterable[Tensor]) -> None:
+        self._storages = {t.untyped_storage().data_ptr() for t in frozen if not isinstance(t, Int8Matrix)}
         self._met: Counter[tuple[int, torch.Size]] = Counter()
-        self._packed: dict[tuple[int, torch.Size], tuple[Tensor, Tensor]] = {}
+        self._packed: dict[tuple[int, torch.Size], Tensor] = {}
 
     @staticmethod
     def helps(device: str, dtype: torch.dtype) -> bool:
@@ -54,11 +58,14 @@ class Transposes:
     def of(self, weight: Tensor, rows: int) -> Tensor | None:
         """The transpose of a matrix (out, in) for products of about so many rows; None the first times it is met."""
         place = weight.data_ptr(), weight.shape
+        if place in self._packed:
+            return self._packed[place]
+        if weight.untyped_storage().data_ptr() not in self._storages:
+            return None
         self._met[place] += 1
-        if place not in self._packed and self._met[place] > PATIENCE:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
-            self._packed[place] = weight, packed  # the matrix too: nothing else gets its address
-        return self._packed[place][1] if place in self._packed else None
+        if self._met[place] > PATIENCE:
+            self._packed[place] = torch.ops.mkldnn._reorder_linear_weight(weight.T.contiguous(), rows)
+        return self._packed.get(place)
 
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposes: Transposes | None = None) -> Tensor:

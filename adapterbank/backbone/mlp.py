@@ -1,6 +1,6 @@
-"""Linear, GELU, linear: that of a block, and that of an adapter. In training it keeps no hidden units.
+"""Linear, GELU, linear: that of a block, and that of an adapter. Of hidden units a training keeps what GELU reads.
 
-Symbols: S rows, D width, M hidden units.
+Symbols: R rows, N tokens, S = R x N, D width.
 """
 
 from __future__ import annotations
@@ -33,34 +33,40 @@ def frozen_mlp(x: Tensor, fc1: FrozenLinear, fc2: FrozenLinear, transposes: Tran
     Args:
         transposes: of frozen matrices, for the gradient of `x`.
     """
-    weights = fc1.weight, fc2.weight
-    plain = any(isinstance(w, Int8Matrix) or w.requires_grad for w in weights) or not x.requires_grad
-    if plain or not _by_hand(x, fc1, fc2, fc2.weight.dtype):
+    dtype = fc1.weight.dtype
+    frozen = not any(isinstance(w, Int8Matrix) or w.requires_grad for w in (fc1.weight, fc2.weight))
+    if fc1.bias is None or fc2.bias is None or not frozen or not x.requires_grad or not _by_hand(x, dtype):
         return frozen_linear(frozen_linear_gelu(x, *fc1, transposes), *fc2, transposes)
-    made: Tensor = _Mlp.apply(x.to(fc1.weight.dtype), *fc1, *fc2, transposes)
+    biases = fc1.bias.to(dtype), fc2.bias.to(dtype)
+    made: Tensor = _Mlp.apply(x.to(dtype), fc1.weight, biases[0], fc2.weight, biases[1], transposes)
     return made
 
 
-def trained_mlp(x: Tensor, down: nn.Linear, up: nn.Linear) -> Tensor:
-    """`up(gelu(down(x)))` of an adapter, (..., D) -> (..., D), in the dtype of autocast; M is much less than D.
+def trained_mlp(x: Tensor, down: nn.Module, drop: nn.Module, up: nn.Module) -> Tensor:
+    """`up(drop(gelu(down(x))))` of an adapter, (R, N, D) -> (R, N, D); it has much fewer hidden units than D.
 
-    With gradients in bf16 on the CPU hidden units are made anew in the backward pass, it is differentiable once, and
-    hooks of the two modules are not called.
+    With gradients in bf16 on the CPU the backward pass makes the output of GELU anew, and it is differentiable once,
+    unless one of the modules is anything else than a plain `Linear` or `Identity`, or has hooks.
     """
-    fc1, fc2 = FrozenLinear(down.weight, down.bias), FrozenLinear(up.weight, up.bias)
     dtype = autocast_dtype(x.device.type)
-    if dtype is None or not _by_hand(x, fc1, fc2, dtype):
-        made: Tensor = up(F.gelu(down(x)))
+    plain = _is(down, nn.Linear) and _is(drop, nn.Identity) and _is(up, nn.Linear)
+    if dtype is None or not plain or not _by_hand(x, dtype) or down.bias is None or up.bias is None:
+        made: Tensor = up(drop(F.gelu(down(x))))
         return made
-    read = x.flatten(0, -2).to(dtype)
-    packed: Tensor = _Mlp.apply(read, *(t.to(dtype) for t in (*fc1, *fc2) if t is not None), None)
-    return packed.unflatten(0, x.shape[:-1])
+    own = (t.to(dtype) for t in (down.weight, down.bias, up.weight, up.bias))
+    rows: Tensor = _Mlp.apply(x.flatten(0, -2).to(dtype), *own, None)
+    return rows.unflatten(0, x.shape[:-1])
 
 
-def _by_hand(x: Tensor, fc1: FrozenLinear, fc2: FrozenLinear, dtype: torch.dtype) -> bool:
+def _is(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a module does what its class does and nothing else."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is kind and not any(hooks)
+
+
+def _by_hand(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether autograd is told the derivative."""
-    whole = fc1.bias is not None and fc2.bias is not None and x.numel() > 0
-    return whole and torch.is_grad_enabled() and dtype == torch.bfloat16 and by_onednn(x.device.type, dtype)
+    return bool(x.numel()) and torch.is_grad_enabled() and dtype == torch.bfloat16 and by_onednn(x.device.type, dtype)
 
 
 class _Mlp(torch.autograd.Function):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from adapterbank.backbone.linear import (
     joined,
 )
 from adapterbank.backbone.mlp import frozen_mlp
-from adapterbank.backbone.norm import stream_and_norm
+from adapterbank.backbone.norm import keeps_half, stream_and_norm
 
 if TYPE_CHECKING:
     from adapterbank.backbone.ast import BlockWeights, Geometry
@@ -180,15 +181,16 @@ class Packed:
     def add_beside(self, packed: Tensor, name: str, x: Tensor, h: Tensor, beside: Sequence[Beside]) -> Tensor:
         """Adds the outputs of parallel adapters, which read `h`, the LayerNorm `name` of `x`.
 
-        `packed` may be written to. The backward pass makes `h` anew where `x` is kept as it is: in the same dtype.
+        `packed` may be written to. The backward pass makes `h` anew where the LayerNorm keeps `x` as it is.
         """
         if not any(beside):
             return packed
         parts = list(zip(self.split(packed), self.split(h), beside, strict=True))
         if torch.is_grad_enabled():
-            plain = h.dtype == x.dtype and not any(name in sites.affine for sites in self.sites)
-            again = plain and not torch.compiler.is_compiling()  # a compiler chooses by itself what to make anew
-            with recomputed(h, x, lambda rows: self._norm(name, rows, None)) if again else nullcontext():
+            plain = not any(name in sites.affine for sites in self.sites)
+            exact = not keeps_half(x, *self._gain_and_bias(name, None), h.dtype)
+            again = plain and exact and not torch.compiler.is_compiling()  # a compiler chooses by itself what to do so
+            with recomputed(h, x, partial(self._normed, name, h.dtype)) if again else nullcontext():
                 return pack([sum((f(hp) for f in fs), p).to(p.dtype) for p, hp, fs in parts])
         for part, hp, fs in parts:
             for f in fs:
@@ -204,11 +206,10 @@ class Packed:
     def norm(self, name: str, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """`x`, to be read on instead, and its LayerNorm in `dtype`; a part with its own gain or bias is normalised
         with those."""
-        x, normed = stream_and_norm(x, *self._gain_and_bias(name, None), self.geometry.eps, dtype)
         owners = [s.affine.get(name) for s in self.sites]
         if not any(owners):
-            return x, normed
-        parts = self.split(x)
+            return stream_and_norm(x, *self._gain_and_bias(name, None), self.geometry.eps, dtype)
+        normed, parts = self._normed(name, dtype, x), self.split(x)
         return x, self._put(normed, ((i, self._norm(name, parts[i], own)) for i, own in enumerate(owners) if own))
 
     def linear(self, name: str, x: Tensor) -> Tensor:
@@ -259,6 +260,9 @@ class Packed:
         for i, part in own:
             parts[i].copy_(part)
         return packed
+
+    def _normed(self, name: str, dtype: torch.dtype, x: Tensor) -> Tensor:
+        return self._norm(name, x, None).to(dtype)
 
     def _norm(self, name: str, x: Tensor, own: Affine | None) -> Tensor:
         return F.layer_norm(x, (self.geometry.width,), *self._gain_and_bias(name, own), self.geometry.eps)

@@ -13,7 +13,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adapterbank.backbone.ast import ASTWeights, FrozenLinear, Geometry
@@ -52,9 +51,7 @@ class BottleneckAdapter(nn.Module):
         self.up = init.zero_linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.drop, nn.Dropout):
-            return self.up(self.drop(F.gelu(self.down(x))))
-        return trained_mlp(x, self.down, self.up)
+        return trained_mlp(x, self.down, self.drop, self.up)
 
     def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
         """As hidden units of a wider MLP."""

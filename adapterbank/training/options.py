@@ -27,7 +27,8 @@ class Options:
         lr: peak learning rate of AdamW.
         schedule: after `warmup` (share of all steps, linear): "cosine" to 0; "multistep": times `gamma` at the start of
             each epoch in `milestones` (counted from 0); "constant".
-        precision: "fp32", "bf16", "fp16" (with loss scaling) or "auto": what the device does well.
+        precision: "fp32", "bf16", "fp16" (with loss scaling) or "auto": what the device does well. A training in bf16 on a CPU
+            without a matrix unit holds the frozen matrices twice.
         crop_seconds: train on random crops of this length; evaluation always hears whole clips.
         freq_mask, time_mask: SpecAugment; None: 24 bins and 20 % of the frames if the method trains inside the
             backbone, nothing for `head` or where `cache` is asked for: kept activations are computed once.
@@ -121,7 +122,8 @@ def in_precision(backbone: Backbone, precision: str) -> Backbone:
     cast = backbone if dtype in (torch.float32, backbone.dtype) else backbone.to(dtype=dtype)
     if cast.weights.transposes is not None or not Transposes.helps(cast.device.type, dtype):
         return cast
-    return replace(cast, weights=cast.weights._replace(transposes=Transposes()))
+    frozen = (tensor for _, tensor in cast.weights.named())
+    return replace(cast, weights=cast.weights._replace(transposes=Transposes(frozen)))
 
 
 def _default_precision(device: torch.device) -> str:

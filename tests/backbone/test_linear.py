@@ -198,7 +198,8 @@ def packing(monkeypatch) -> list[tuple[int, ...]]:
 @onednn
 def test_a_matrix_that_gradients_keep_passing_is_transposed_and_packed_once(packing):
     x, weight, bias = operands()
-    low, transposes = (weight.bfloat16(), bias.bfloat16()), Transposes()
+    low = weight.bfloat16(), bias.bfloat16()
+    transposes = Transposes(low)
     for seed in range(6):
         assert packing == ([(48, 24)] if seed > linear.PATIENCE else [])
         given = torch.randn(2, 20, 24, generator=torch.Generator().manual_seed(seed)).bfloat16()
@@ -216,8 +217,8 @@ def test_a_matrix_that_gradients_keep_passing_is_transposed_and_packed_once(pack
 @onednn
 def test_matrices_are_told_apart_by_place_and_size(packing, monkeypatch):
     monkeypatch.setattr(linear, "PATIENCE", 0)
-    transposes = Transposes()
     matrices = adjoin([torch.randn(24, 48).bfloat16() for _ in range(3)])
+    transposes = Transposes(matrices)
     whole = joined([FrozenLinear(matrix, None) for matrix in matrices]).weight
     for matrix in (*matrices, whole, matrices[0], whole):
         grad = torch.randn(5, len(matrix)).bfloat16()
@@ -228,24 +229,55 @@ def test_matrices_are_told_apart_by_place_and_size(packing, monkeypatch):
 
 
 @onednn
-def test_what_is_trained_or_fp32_is_not_packed_nor_anything_on_a_matrix_unit(packing, monkeypatch):
+def test_what_is_trained_fp32_or_not_the_bases_is_not_packed_nor_anything_on_a_matrix_unit(packing, monkeypatch):
     monkeypatch.setattr(linear, "PATIENCE", 0)
     x, weight, bias = operands()
-    transposes = Transposes()
-    trained = weight.bfloat16().detach().requires_grad_()
+    trained, low = weight.bfloat16().detach().requires_grad_(), weight.bfloat16()
+    transposes = Transposes([weight, trained, low])
     frozen_linear(x, trained, bias.bfloat16(), transposes).sum().backward()
     frozen_linear(x, weight, bias, transposes).sum().backward()
-    monkeypatch.setattr(linear, "has_matrix_unit", lambda: True)
-    frozen_linear(x, weight.bfloat16(), bias.bfloat16(), transposes).sum().backward()
+    frozen_linear(x, low.clone(), bias.bfloat16(), transposes).sum().backward()
+    with monkeypatch.context() as there:
+        there.setattr(linear, "has_matrix_unit", lambda: True)
+        frozen_linear(x, low, bias.bfloat16(), transposes).sum().backward()
     assert packing == []
+    frozen_linear(x, low, bias.bfloat16(), transposes).sum().backward()
+    assert packing == [(48, 24)]
 
 
+@onednn
+@pytest.mark.parametrize("kind", ["none", "lora on the MLP", "beside"])
+@pytest.mark.parametrize("read", [None, 2])
+def test_gradients_of_blocks_are_the_same_with_packed_matrices(kind, read, packing, small_backbone, small_geometry):
+    weights = small_backbone.to(dtype=torch.bfloat16).weights.blocks[1]
+    hook = lambda x, y, frozen: 1.5 * y  # noqa: E731
+    sites = {
+        "none": NOTHING,
+        "lora on the MLP": Sites(linear={"fc1": (hook,), "fc2": (hook,)}),
+        "beside": Sites(beside_mlp=(lambda h: h * h,)),
+    }[kind]
+    found = []
+    for transposes in (Transposes(t for t in weights if t is not None), None):
+        for _ in range(linear.PATIENCE + 1):
+            generator = torch.Generator().manual_seed(0)
+            xs = [torch.randn(rows, 9, 48, generator=generator).requires_grad_() for rows in (2, 3)]
+            with torch.autocast("cpu", torch.bfloat16):
+                outputs = block(xs, weights, [sites, NOTHING], small_geometry, [read, read], transposes)
+            grads = torch.autograd.grad(sum(out.square().sum() for out in outputs), xs)
+        found.append(grads)
+    for one, reference in zip(*found, strict=True):
+        torch.testing.assert_close(one, reference, rtol=0, atol=2e-2 * float(reference.abs().max()))
+    assert len(packing) == (4 if read is None else 5)  # q, k and v are one; where fewer queries are read, k and v
+
+
+@onednn
 def test_second_derivatives_are_the_same_with_packed_matrices(packing, monkeypatch):
     monkeypatch.setattr(linear, "PATIENCE", 0)
     x, weight, bias = operands()
     found = []
-    for more in ((Transposes(),), ()):
-        y = frozen_linear(x, weight.bfloat16(), bias.bfloat16(), *more)
+    low = weight.bfloat16()
+    for more in ((Transposes([low]),), ()):
+        y = frozen_linear(x, low, bias.bfloat16(), *more)
         (first,) = torch.autograd.grad(y.float().pow(3).sum(), x, create_graph=True)
         found.append(torch.autograd.grad(first.square().sum(), x)[0])
     torch.testing.assert_close(*found)

@@ -56,6 +56,17 @@ def test_of_a_frozen_norm_in_half_precision_rows_are_kept_in_that_only(dtype, tr
     assert rows == ({torch.bfloat16} if dtype == torch.bfloat16 and not trained else {torch.float32})
 
 
+def test_rows_far_from_zero_lose_no_more_of_their_gradient_than_their_rounding():
+    x, gain, bias = operands()
+    far = (x.detach() / x.std() + 20).requires_grad_()
+    given = torch.randn(6, 48, generator=torch.Generator().manual_seed(1)).bfloat16()
+    ours, exact = (
+        torch.autograd.grad(way(far, gain, bias, EPS, torch.bfloat16)[1], far, given)[0]
+        for way in (stream_and_norm, by_torch)
+    )
+    assert float((ours - exact).norm() / exact.norm()) < 20 * 2**-8
+
+
 def test_a_trained_gain_and_bias_get_torchs_gradients():
     x, gain, bias = operands()
     trained = [x, gain.requires_grad_(), bias.requires_grad_()]

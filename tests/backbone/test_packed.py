@@ -264,6 +264,18 @@ def test_under_autocast_adapters_read_the_linears_dtype_and_no_norm_keeps_fp32_r
     assert read == after == [torch.bfloat16] * 3 + [torch.float32]
 
 
+def test_a_norm_of_which_a_task_owns_the_gain_keeps_its_rows_once(small_backbone, small_geometry):
+    weights = small_backbone.to(dtype=torch.bfloat16).weights.blocks[1]
+    own = Sites(affine={name: Affine(gain=torch.randn(48)) for name in ("ln1", "ln2")})
+    kept: list[Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t)
+    with torch.autocast("cpu", torch.bfloat16), hooks:
+        block([torch.randn(2, 5, 48, requires_grad=True)], weights, [own], small_geometry)
+    rows = [t for t in kept if t.shape[-1] == 48 and t.numel() == 480]
+    assert len({t.data_ptr() for t in rows if t.dtype == torch.float32}) == 2
+    assert not [t for t in rows if t.dtype == torch.bfloat16]
+
+
 def test_neighbours_with_equal_tokens_and_keys_share_one_attention_call(
     all_sites, weights, small_geometry, monkeypatch
 ):
