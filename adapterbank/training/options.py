@@ -27,8 +27,8 @@ class Options:
         lr: peak learning rate of AdamW.
         schedule: after `warmup` (share of all steps, linear): "cosine" to 0; "multistep": times `gamma` at the start of
             each epoch in `milestones` (counted from 0); "constant".
-        precision: "fp32", "bf16", "fp16" (with loss scaling) or "auto": what the device does well. A training in bf16 on a CPU
-            without a matrix unit holds the frozen matrices twice.
+        precision: "fp32", "bf16", "fp16" (with loss scaling) or "auto": what the device does well. A training in bf16
+            on a CPU without a matrix unit holds the frozen matrices twice.
         crop_seconds: train on random crops of this length; evaluation always hears whole clips.
         freq_mask, time_mask: SpecAugment; None: 24 bins and 20 % of the frames if the method trains inside the
             backbone, nothing for `head` or where `cache` is asked for: kept activations are computed once.
