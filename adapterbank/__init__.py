@@ -5,13 +5,12 @@ bank.add_task("speechcommands", method="aat_ms")
 fit(bank, "speechcommands", train, val)
 """
 
-from adapterbank import methods
 from adapterbank.bank import AdapterBank
-from adapterbank.compiled import CompiledTask
 from adapterbank.data import load_folder, read_audio, standard_splits
 from adapterbank.errors import AdapterBankError
 from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
-from adapterbank.task import Prediction
+from adapterbank.serving.compiled import CompiledTask
+from adapterbank.task.task import Prediction
 from adapterbank.training.fit import History, fit
 from adapterbank.training.many import fit_many
 

@@ -11,24 +11,28 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from adapterbank import methods, storage
-from adapterbank.backbone.ast import Segment
-from adapterbank.backbone.checkpoints import Backbone, load_backbone
-from adapterbank.backbone.frontend import SAMPLE_RATE
-from adapterbank.compiled import CompiledTask
-from adapterbank.compose import compose
+from adapterbank import methods
+from adapterbank.audio.mel import SAMPLE_RATE
+from adapterbank.backbone.backbone import Backbone
+from adapterbank.backbone.checkpoints.opening import load_backbone
+from adapterbank.backbone.encode import Segment
+from adapterbank.backbone.sites import NOTHING
 from adapterbank.data import catalog
 from adapterbank.errors import ConfigError, NameTakenError, UnknownNameError
-from adapterbank.export import export
-from adapterbank.importing import load_any
-from adapterbank.methods.head import POOLINGS
-from adapterbank.methods.layers import resolve
-from adapterbank.methods.sites import NOTHING
-from adapterbank.routing import TaskModule, ask, embed_mels, mels_of, run
-from adapterbank.shelf import Shelf
-from adapterbank.task import Prediction, Task, TaskSpec, check_name, overview
-from adapterbank.task_file import SavedTask
-from adapterbank.training.metrics import evaluate_task
+from adapterbank.evaluation import evaluate_task
+from adapterbank.exchange.peft_read import load_any
+from adapterbank.exchange.peft_write import export
+from adapterbank.methods.parts.layers import resolve
+from adapterbank.routing.module import TaskModule
+from adapterbank.routing.run import ask, embed_mels, mels_of, run_rows
+from adapterbank.serving.compiled import CompiledTask
+from adapterbank.storage import manifest as storage
+from adapterbank.storage.shelf import Shelf
+from adapterbank.storage.task_file import SavedTask
+from adapterbank.task.compose import compose
+from adapterbank.task.head import POOLINGS
+from adapterbank.task.overview import overview
+from adapterbank.task.task import Prediction, Task, TaskSpec, check_name
 
 if TYPE_CHECKING:
     from adapterbank.inspection import LayerImportance
@@ -325,7 +329,7 @@ class AdapterBank:
             WaveformError, UnknownNameError, ConfigError (a list of another length).
         """
         mels = mels_of(self._backbone, x, sample_rate)
-        logits = run(self._backbone, self._tasks.by_row(task, len(mels)), mels)
+        logits = run_rows(self._backbone, self._tasks.by_row(task, len(mels)), mels)
         return torch.stack(logits) if isinstance(task, str) else logits
 
     @torch.no_grad()
@@ -369,7 +373,7 @@ class AdapterBank:
         """Class names and probabilities, one `Prediction` per clip. Arguments and errors as in calling the bank."""
         mels = mels_of(self._backbone, x, sample_rate)
         tasks = self._tasks.by_row(task, len(mels))
-        return [owner.prediction(row) for owner, row in zip(tasks, run(self._backbone, tasks, mels), strict=True)]
+        return [owner.prediction(row) for owner, row in zip(tasks, run_rows(self._backbone, tasks, mels), strict=True)]
 
     def evaluate(self, task: str, data: Any, *, batch_size: int = 32) -> dict[str, float]:
         """Metrics of a task on data that yields (waveform at 16 kHz, label); kept for `summary()`.

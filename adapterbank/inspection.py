@@ -21,16 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterbank.backbone.ast import ASTWeights
-from adapterbank.backbone.frontend import SAMPLE_RATE
+from adapterbank.audio.mel import SAMPLE_RATE
+from adapterbank.backbone.sites import NOTHING, Sites, Transform
+from adapterbank.backbone.weights import ASTWeights
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, DatasetError, UnknownNameError
-from adapterbank.methods.gate import Gated
-from adapterbank.methods.layers import top
-from adapterbank.methods.sites import NOTHING, Adapters, Sites, Transform
-from adapterbank.routing import mels_of, run
-from adapterbank.task import Task
-from adapterbank.training.metrics import batches, evaluate_task, loss_function
+from adapterbank.evaluation import batches, evaluate_task, loss_function
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts.gate import Gated
+from adapterbank.methods.parts.layers import top
+from adapterbank.routing.run import mels_of, run_rows
+from adapterbank.task.task import Task
 
 KINDS = ("ablation", "gradient")
 
@@ -123,7 +124,7 @@ def token_gates(
     found = []
     for mel in mels_of(bank.backbone, x, sample_rate):
         listener = _Listening(owner.adapters)
-        run(bank.backbone, [_variant(owner, listener)], [mel])
+        run_rows(bank.backbone, [_variant(owner, listener)], [mel])
         length = max(len(answer) for answers in listener.heard.values() for answer in answers)
         gates = torch.full((length, bank.backbone.geometry.layers), math.nan)
         for layer, answers in listener.heard.items():
@@ -203,7 +204,7 @@ def _gradients(
             total, count = 0.0, 1
             for waveforms, labels in chosen:
                 mels = mels_of(bank.backbone, waveforms)
-                logits = torch.stack(run(bank.backbone, [alone] * len(mels), mels))
+                logits = torch.stack(run_rows(bank.backbone, [alone] * len(mels), mels))
                 loss = loss_function(task, logits, task.targets(labels).to(logits.device))
                 gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 found = [g for g in gradients if g is not None]

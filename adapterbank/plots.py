@@ -20,19 +20,34 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from adapterbank.backbone.ast import PREFIX_TOKENS
+from adapterbank.backbone.weights import PREFIX_TOKENS
 from adapterbank.errors import ConfigError
 
 if TYPE_CHECKING:
     from adapterbank.inspection import LayerImportance
 
+
 DPI = 120
+
+
 COUNTED_CLASSES = 20  # more classes leave no room for numbers in the cells of a confusion matrix
+
+
 INK, MUTED, BLUE, ORANGE = "#1f2933", "#7b8794", "#2563a8", "#d9730d"
+
+
 _STOPS = [(0.0, "#f4f8fc"), (0.12, "#cfe2f2"), (0.5, "#4f93cc"), (1.0, "#0b2e59")]  # a stray clip must be seen
+
+
 _AROUND_ONE = LinearSegmentedColormap.from_list("gates", [ORANGE, "#f6f5f3", BLUE]).with_extremes(bad="#c3c9d1")
+
+
 _BLUES = LinearSegmentedColormap.from_list("adapterbank", _STOPS)
+
+
 _HUES = (_BLUES, colormaps["Oranges"], colormaps["Greys"], colormaps["Greens"])  # of families of bars
+
+
 Matrix = Sequence[Sequence[float | None]]
 
 

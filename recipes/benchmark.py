@@ -28,7 +28,7 @@ from rich.console import Console
 
 from adapterbank import plots_speed
 from adapterbank.errors import UnknownNameError, exit_on_error
-from adapterbank.training.sidebyside import Claim, latest, log_in, markdown
+from adapterbank.experiments.sidebyside import Claim, latest, log_in, markdown
 
 HERE = Path(__file__).resolve().parent
 PAGES = {"transformers": (1, 2, 11), "peft": (4, 5, 8), "training": (3, 10, 13), "routing": (6, 7, 9), "disk": (12,)}

@@ -29,7 +29,7 @@ from torch import Tensor
 from adapterbank import load_folder, plots
 from adapterbank.data import demo_tasks
 from adapterbank.errors import DatasetError, exit_on_error
-from adapterbank.training.overlap import (
+from adapterbank.pretraining.overlap import (
     POOL_HOP,
     QUERY_HOP,
     STEP_SECONDS,
@@ -39,7 +39,7 @@ from adapterbank.training.overlap import (
     sketch,
     wave_correlation,
 )
-from adapterbank.training.views import Pool
+from adapterbank.pretraining.views import Pool
 
 console = Console()
 

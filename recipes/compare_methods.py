@@ -27,8 +27,8 @@ from rich.console import Console
 
 from adapterbank import AdapterBank, load_folder, plots, standard_splits
 from adapterbank.errors import exit_on_error
-from adapterbank.training.cost import Cost, step_costs
-from adapterbank.training.protocol import Run, RunLog, gain, train_and_test
+from adapterbank.experiments.cost import Cost, step_costs
+from adapterbank.experiments.protocol import Run, RunLog, gain, train_and_test
 
 console = Console()
 

@@ -27,13 +27,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from adapterbank import AdapterBank, load_folder, plots, standard_splits
-from adapterbank.backbone.checkpoints import load_backbone, random_backbone
+from adapterbank.backbone.checkpoints.opening import load_backbone, random_backbone
 from adapterbank.data import FolderDataset
 from adapterbank.errors import UnknownNameError, exit_on_error
-from adapterbank.methods import parse
-from adapterbank.routing import mels_of
-from adapterbank.training import probe, teachers
-from adapterbank.training.protocol import RunLog, Splits, dtype_of, train_and_test
+from adapterbank.experiments import probe
+from adapterbank.experiments.protocol import RunLog, Splits, dtype_of, train_and_test
+from adapterbank.methods.grammar import parse
+from adapterbank.pretraining import teachers
+from adapterbank.routing.run import mels_of
 
 OWN = ("random", "backbone")  # probes of the backbone's geometry
 PROBES = ("mean log-mel", *OWN)

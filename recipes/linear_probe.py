@@ -17,11 +17,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from adapterbank import AdapterBank, load_folder
-from adapterbank.backbone.checkpoints import random_backbone
+from adapterbank.backbone.checkpoints.opening import random_backbone
 from adapterbank.data import demo_tasks
 from adapterbank.errors import ConfigError, exit_on_error
-from adapterbank.training import probe
-from adapterbank.training.protocol import dtype_of
+from adapterbank.experiments import probe
+from adapterbank.experiments.protocol import dtype_of
 
 
 def open_bank(name: str, like: str, seed: int, precision: str) -> AdapterBank:

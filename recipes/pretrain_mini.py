@@ -28,12 +28,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from adapterbank.errors import ConfigError, exit_on_error
-from adapterbank.tracking import Tracker
-from adapterbank.training import teachers
-from adapterbank.training.distill import Distiller, DistillOptions, read_checkpoint
+from adapterbank.pretraining import teachers
+from adapterbank.pretraining.distill import Distiller, DistillOptions, read_checkpoint
+from adapterbank.pretraining.student import MINI, export_backbone
+from adapterbank.pretraining.views import JoinedViews, Pool, Views, ViewStore, draw_views, prepare
+from adapterbank.tracking.mlflow import Tracker
 from adapterbank.training.memory import keep_freed_memory
-from adapterbank.training.student import MINI, export_backbone
-from adapterbank.training.views import JoinedViews, Pool, Views, ViewStore, draw_views, prepare
 
 MEASURED_STEPS = 20  # after as many that warm up, to see how many fit into `minutes`
 console = Console()

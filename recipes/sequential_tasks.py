@@ -25,16 +25,9 @@ from rich.console import Console
 from adapterbank import AdapterBank, load_folder, plots, standard_splits
 from adapterbank.data import demo_tasks
 from adapterbank.errors import ConfigError, exit_on_error
-from adapterbank.storage import MANIFEST
-from adapterbank.tracking import Tracker
-from adapterbank.training.sequence import (
-    DEFINITIONS,
-    Stage,
-    comparison_table,
-    matrix_table,
-    train_naive,
-    train_sequence,
-)
+from adapterbank.sequence import DEFINITIONS, Stage, comparison_table, matrix_table, train_naive, train_sequence
+from adapterbank.storage.manifest import MANIFEST
+from adapterbank.tracking.mlflow import Tracker
 
 STRATEGIES = {"bank": ("bank",), "naive": ("naive",), "both": ("bank", "naive")}
 console = Console()
@@ -93,7 +86,7 @@ def run(cfg: DictConfig) -> None:
         "tasks": ", ".join(stage.name for stage in stages),
         "seed": cfg.seed,
         "backbone": backbone.source,
-        "base_parameters": backbone.parameters(),
+        "base_parameters": backbone.num_parameters(),
         "out": out,
     }
     results = []
@@ -101,7 +94,7 @@ def run(cfg: DictConfig) -> None:
         name = f"{strategy}: {len(stages)} tasks"
         with tracker.sequence(name, params=params, tags={"strategy": strategy, "backbone": cfg.backbone}) as parent:
             if bank is not None and strategy == "bank":
-                console.rule(f"bank: {backbone.parameters():,} frozen parameters, each task trains its own")
+                console.rule(f"bank: {backbone.num_parameters():,} frozen parameters, each task trains its own")
                 result = train_sequence(bank, stages, folder=out / "bank", resume=cfg.resume, tracker=parent)
                 bank.summary()
                 console.print("after every training the logits of all earlier tasks were the same bits as before")

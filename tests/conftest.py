@@ -17,11 +17,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from adapterbank.backbone.ast import ASTWeights, Geometry
-from adapterbank.backbone.checkpoints import Backbone, expected_shapes, fingerprint, load_backbone
+from adapterbank.backbone.backbone import Backbone
+from adapterbank.backbone.checkpoints.fingerprint import fingerprint
+from adapterbank.backbone.checkpoints.opening import load_backbone
+from adapterbank.backbone.weights import ASTWeights, Geometry, expected_shapes
 from adapterbank.bank import AdapterBank
 from adapterbank.data import demo_tasks, load_folder
-from adapterbank.routing import mels_of
+from adapterbank.routing.run import mels_of
 
 ROOT = Path(__file__).resolve().parent.parent
 

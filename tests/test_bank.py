@@ -66,9 +66,9 @@ def test_other_sample_rates_are_resampled(small_bank, clips):
 
 
 def test_embeddings_know_no_task_and_are_cls_and_dist_after_the_final_norm(small_bank, clips):
-    from adapterbank.backbone.ast import Segment, encode
-    from adapterbank.backbone.frontend import log_mel
-    from adapterbank.methods.sites import NOTHING
+    from adapterbank.audio.mel import log_mel
+    from adapterbank.backbone.encode import Segment, encode
+    from adapterbank.backbone.sites import NOTHING
 
     features = small_bank.embed(clips)
     assert features.shape == (6, 48)
@@ -85,9 +85,9 @@ def test_embeddings_know_no_task_and_are_cls_and_dist_after_the_final_norm(small
 
 
 def test_mean_embeddings_are_the_mean_over_all_tokens(small_bank, clips):
-    from adapterbank.backbone.ast import Segment, encode
-    from adapterbank.methods.sites import NOTHING
-    from adapterbank.routing import mels_of
+    from adapterbank.backbone.encode import Segment, encode
+    from adapterbank.backbone.sites import NOTHING
+    from adapterbank.routing.run import mels_of
 
     backbone = small_bank.backbone
     (mel,) = mels_of(backbone, clips[:1])
@@ -127,7 +127,7 @@ def test_a_prediction_has_the_labels_of_the_task_that_ran(small_bank, clips, mon
         small_bank.add_task("tones", "head", labels=["w", "x", "y", "z"])
         return rows
 
-    monkeypatch.setattr(bank_module, "run", replaced_meanwhile)
+    monkeypatch.setattr(bank_module, "run_rows", replaced_meanwhile)
     assert small_bank.predict(clips, "tones") == expected
 
 
@@ -310,7 +310,7 @@ def test_the_summary_shows_every_task_its_size_and_its_metric(small_bank, labell
     monkeypatch.setattr("adapterbank.bank.Console", lambda: Console(file=printed, width=160))
     small_bank.summary()
     lines = printed.getvalue().splitlines()
-    base = small_bank.backbone.parameters()
+    base = small_bank.backbone.num_parameters()
     for name, task in small_bank.tasks.items():
         line = next(line for line in lines if f" {name} " in line)
         count = sum(p.numel() for p in task.parameters())

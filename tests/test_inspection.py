@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from adapterbank.backbone.frontend import frame_count
+from adapterbank.audio.mel import frame_count
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, DatasetError, UnknownNameError
+from adapterbank.evaluation import evaluate_task
 from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
 from adapterbank.training.fit import fit
-from adapterbank.training.metrics import evaluate_task
 
 LABELS = ["bass", "brass", "organ"]
 

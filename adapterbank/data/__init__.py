@@ -1,7 +1,7 @@
 """Labelled audio: files to waveforms, folders to datasets, and the datasets known by name."""
 
-from adapterbank.backbone.frontend import SAMPLE_RATE
-from adapterbank.data.audio import read_audio
+from adapterbank.audio.mel import SAMPLE_RATE
+from adapterbank.audio.read import read_audio
 from adapterbank.data.catalog import DatasetInfo, lookup, names
 from adapterbank.data.folder import FolderDataset, demo_tasks, load_folder, standard_splits
 

@@ -11,9 +11,9 @@ from typing import TypeAlias
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from adapterbank.backbone.frontend import SAMPLE_RATE
-from adapterbank.data.audio import read_audio
-from adapterbank.data.scan import Clip, scan
+from adapterbank.audio.mel import SAMPLE_RATE
+from adapterbank.audio.read import read_audio
+from adapterbank.data.listing import Clip, scan
 from adapterbank.data.splits import split_groups
 from adapterbank.errors import ConfigError, DatasetError, UnknownNameError
 

@@ -1,5 +1,5 @@
 """`python -m adapterbank.methods` prints the README's table of methods."""
 
-from adapterbank.methods import overview
+from adapterbank.methods.table import overview
 
 print(overview().markdown())

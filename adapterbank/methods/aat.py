@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterbank.backbone.ast import ASTWeights, FrozenLinear, Geometry
-from adapterbank.backbone.mlp import trained_mlp
+from adapterbank.backbone.kernels.mlp import trained_mlp
+from adapterbank.backbone.sites import Sites
+from adapterbank.backbone.weights import ASTWeights, FrozenLinear, Geometry
 from adapterbank.errors import ConfigError
-from adapterbank.methods import init, register
-from adapterbank.methods.gate import gated
-from adapterbank.methods.layers import ByLayer, Layers, chosen
-from adapterbank.methods.sites import Adapters, Sites
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts import init
+from adapterbank.methods.parts.gate import gated
+from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
+from adapterbank.methods.registry import register
 
 PAPER = "AAT, 2024"
 RATIO = 0.25  # 768 -> 192: the bottleneck that gives the paper's 3.567 M and 7.118 M

@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from adapterbank.backbone.ast import LINEAR_NAMES, ASTWeights, Geometry
-from adapterbank.methods import register
-from adapterbank.methods.layers import ByLayer, Layers, chosen
-from adapterbank.methods.sites import Adapters, Affine, Sites
+from adapterbank.backbone.sites import Affine, Sites
+from adapterbank.backbone.weights import LINEAR_NAMES, ASTWeights, Geometry
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
+from adapterbank.methods.registry import register
 
 NAMES = (*LINEAR_NAMES, "ln1", "ln2")
 

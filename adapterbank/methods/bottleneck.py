@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapterbank.backbone.ast import ASTWeights, FrozenLinear, Geometry
+from adapterbank.backbone.weights import ASTWeights, FrozenLinear, Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
-from adapterbank.methods import init, register
-from adapterbank.methods.placed import Placed
-from adapterbank.methods.sites import Adapters
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts import init
+from adapterbank.methods.parts.placed import Placed
+from adapterbank.methods.registry import register
 
 REDUCTION = 64  # PETL_AST: 768 -> 12
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}

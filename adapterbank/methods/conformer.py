@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.backbone.sites import Affine, Sites
+from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
-from adapterbank.methods import init, register
-from adapterbank.methods.layers import ByLayer
-from adapterbank.methods.placed import Placed
-from adapterbank.methods.sites import Adapters, Affine, Sites
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts import init
+from adapterbank.methods.parts.layers import ByLayer
+from adapterbank.methods.parts.placed import Placed
+from adapterbank.methods.registry import register
 
 REDUCTION = 96  # r = 8 at width 768
 KERNEL = 8  # for audio; PETL_AST uses 31 for speech

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from adapterbank.backbone.ast import ASTWeights, Geometry
-from adapterbank.methods import register
-from adapterbank.methods.sites import Adapters
+from adapterbank.backbone.weights import ASTWeights, Geometry
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.registry import register
 
 
 @register("linear", paper="PETL_AST, 2024 (baselines)", parameters="0", defaults={"head": "linear", "pooling": "mean"})

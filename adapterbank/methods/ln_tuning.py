@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from adapterbank.backbone.ast import ASTWeights, Geometry, NormWeights
-from adapterbank.methods import register
-from adapterbank.methods.layers import ByLayer, Layers, chosen
-from adapterbank.methods.sites import Adapters, Affine, Sites
+from adapterbank.backbone.sites import Affine, Sites
+from adapterbank.backbone.weights import ASTWeights, Geometry, NormWeights
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
+from adapterbank.methods.registry import register
 
 TENSORS = ("ln1_weight", "ln1_bias", "ln2_weight", "ln2_bias")
 

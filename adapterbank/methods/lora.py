@@ -17,11 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapterbank.backbone.ast import LINEAR_NAMES, ASTWeights, FrozenLinear, Geometry
+from adapterbank.backbone.sites import Sites
+from adapterbank.backbone.weights import LINEAR_NAMES, ASTWeights, FrozenLinear, Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
-from adapterbank.methods import init, register
-from adapterbank.methods.layers import ByLayer, Layers, chosen
-from adapterbank.methods.sites import Adapters, Sites
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts import init
+from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
+from adapterbank.methods.registry import register
 
 RANK = 6  # on q and v: 221,184 on AST-base (PETL_AST)
 SCALE = 8.0  # alpha / rank unless told otherwise (PETL_AST)

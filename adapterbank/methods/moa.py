@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
-from adapterbank.methods import init, register
-from adapterbank.methods.layers import Layers
-from adapterbank.methods.placed import Placed
-from adapterbank.methods.sites import Adapters
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts import init
+from adapterbank.methods.parts.layers import Layers
+from adapterbank.methods.parts.placed import Placed
+from adapterbank.methods.registry import register
 
 EXPERTS, SLOTS, REDUCTION = 4, 1, 64
 KINDS = ("soft", "dense")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.backbone.sites import Sites
+from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.errors import ConfigError
-from adapterbank.methods import register
-from adapterbank.methods.layers import ByLayer, Layers, chosen
-from adapterbank.methods.sites import Adapters, Sites
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
+from adapterbank.methods.registry import register
 
 TOKENS = 12  # keys, and as many values, per block: PETL_AST's 24
 STD = 0.02

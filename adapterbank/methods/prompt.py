@@ -14,11 +14,13 @@ import math
 import torch
 from torch import Tensor
 
-from adapterbank.backbone.ast import PREFIX_TOKENS, ASTWeights, Geometry
+from adapterbank.backbone.sites import Sites
+from adapterbank.backbone.weights import PREFIX_TOKENS, ASTWeights, Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
-from adapterbank.methods import init, register
-from adapterbank.methods.layers import Layers, chosen
-from adapterbank.methods.sites import Adapters, Sites
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts import init
+from adapterbank.methods.parts.layers import Layers, chosen
+from adapterbank.methods.registry import register
 
 TOKENS = 12  # per layer, AAT section 3.1.3
 MODES = ("discard", "petl", "overwrite")

@@ -9,10 +9,12 @@ import math
 
 import torch
 
-from adapterbank.backbone.ast import ASTWeights, Geometry
+from adapterbank.backbone.sites import Sites
+from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.errors import ConfigError
-from adapterbank.methods import init, register
-from adapterbank.methods.sites import Adapters, Sites
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts import init
+from adapterbank.methods.registry import register
 
 TOKENS = 300  # PETL_AST
 

@@ -5,15 +5,44 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from adapterbank.backbone.weights import ASTWeights, Geometry
+from adapterbank.methods.base import Adapters
+
 if TYPE_CHECKING:
-    from adapterbank.methods import Method
+    from adapterbank.methods.registry import Method
+from adapterbank.methods.grammar import build, count, parse
+from adapterbank.methods.registry import _REGISTRY, ALIASES, Method
+
+
+def overview() -> Overview:
+    """All methods and aliases with options, parameters and paper: a tuple of `Method` that prints as a table."""
+    known = [_REGISTRY[name] for name in sorted(_REGISTRY)]
+    return Overview([*known, *(_as_method(name, ALIASES[name]) for name in sorted(ALIASES))], count)
+
+
+def _as_method(name: str, expression: str) -> Method:
+    """An alias as a row of the overview."""
+
+    def builder(geometry: Geometry, base: ASTWeights, generator: torch.Generator, **options: Any) -> Adapters:
+        return build(expression, geometry, base, generator, options)
+
+    parts = parse(expression)
+    builder.__doc__ = f"{expression} in one forward pass."
+    options = {key: value for part in parts for key, value in part.options.items()}
+    formulas = [part.parameters.partition(", ") for part in parts]
+    total = " + ".join(formula for formula, _, _ in formulas)
+    definitions = dict.fromkeys(rest for _, _, rest in formulas if rest)
+    papers = dict.fromkeys(paper for part in parts for paper in part.paper.split("; "))
+    return Method(name, builder, options, "; ".join(papers), ", ".join((total, *definitions)))
+
 
 SYMBOLS = "AST-base: 12 x 768, without a head. L blocks, D width, M MLP width, N tokens, P patch side."
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterbank.backbone.ast import ASTWeights, BlockWeights, EmbedWeights, Geometry, NormWeights
+from adapterbank.backbone.weights import ASTWeights, BlockWeights, EmbedWeights, Geometry, NormWeights
 from adapterbank.errors import ConfigError
-from adapterbank.methods import register
-from adapterbank.methods.sites import Adapters
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.registry import register
 
 PAPER = "AAT, 2024 (baselines)"
 BLOCK = "(4 D D + 2 D M + 9 D + M)"  # of one block

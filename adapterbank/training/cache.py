@@ -24,14 +24,14 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-import adapterbank
-from adapterbank.backbone.checkpoints import Backbone
-from adapterbank.backbone.frontend import as_waveforms, frame_count
+from adapterbank._version import __version__
+from adapterbank.audio.mel import as_waveforms, frame_count
+from adapterbank.backbone.backbone import Backbone
 from adapterbank.errors import ConfigError, StorageError
-from adapterbank.routing import mels_of, run
-from adapterbank.task import Task, seeded
-from adapterbank.task_file import write_atomically
-from adapterbank.training.below import first_block, tokens_below
+from adapterbank.files import write_atomically
+from adapterbank.routing.below import first_block, tokens_below
+from adapterbank.routing.run import mels_of, run_rows
+from adapterbank.task.task import Task, seeded
 
 FORMAT = 1  # to be raised when the front end or the AST computes other values
 MEMORY_BYTES = 4 * 2**30
@@ -261,7 +261,7 @@ class Activations:
         # Nothing here has a gradient; whether gradients are on decides which attention kernel runs.
         with torch.set_grad_enabled(training), self.autocast:
             if self.block is None:
-                return run(self.backbone, [self.task] * len(mels), mels, pooled=True)
+                return run_rows(self.backbone, [self.task] * len(mels), mels, pooled=True)
             seconds = self.task.spec.clip_seconds
             return tokens_below(self.backbone, self.task, mels, [self.block], seconds)[self.block]
 
@@ -300,7 +300,7 @@ class Activations:
             kept["adapters"] = _digest(dict(task.adapters.state_dict()))  # frozen ones, as `compose` makes them
         return {
             "format": FORMAT,
-            "adapterbank": adapterbank.__version__,
+            "adapterbank": __version__,
             "torch": torch.__version__,
             "device": backbone.device.type,
             "backbone": backbone.fingerprint,

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from adapterbank.backbone.checkpoints import Backbone
-from adapterbank.backbone.frontend import SAMPLE_RATE
+from adapterbank.audio.mel import SAMPLE_RATE
+from adapterbank.backbone.backbone import Backbone
 from adapterbank.errors import DatasetError
-from adapterbank.routing import mels_of
-from adapterbank.task import Task, seeded
+from adapterbank.evaluation import map_style
+from adapterbank.routing.run import mels_of
+from adapterbank.task.task import Task, seeded
 from adapterbank.training.augment import random_crop, spec_augment
 from adapterbank.training.cache import Kept, collate
-from adapterbank.training.metrics import map_style
 from adapterbank.training.options import Options
 
 

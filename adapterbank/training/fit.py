@@ -13,17 +13,17 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from adapterbank.backbone.checkpoints import Backbone
+from adapterbank.backbone.backbone import Backbone
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import DatasetError, TrainingDivergedError, UnknownNameError
-from adapterbank.routing import run
-from adapterbank.task import Task, seeded
+from adapterbank.evaluation import evaluate_task, loss_function, map_style, score
+from adapterbank.routing.below import logits_above
+from adapterbank.routing.run import run_rows
+from adapterbank.task.task import Task, seeded
 from adapterbank.training.augment import MAX_TIME_SHARE
-from adapterbank.training.below import logits_above
 from adapterbank.training.cache import FOLDER_BYTES, MEMORY_BYTES, Activations, Kept, Stores, reads_alike
 from adapterbank.training.feed import Batch, Feed, as_dataset
 from adapterbank.training.meter import Meter
-from adapterbank.training.metrics import evaluate_task, loss_function, map_style, score
 from adapterbank.training.options import PRECISIONS, Options, in_precision
 
 FREQ_MASK = 24  # mel bins; ESC-50 and UrbanSound8K in AAT
@@ -223,7 +223,7 @@ class Trainer:
     def logits(self, rows: list[Tensor]) -> Tensor:
         """Log-mels (F, M), or what is kept of B clips -> (B, C)."""
         if self.activations is None:
-            return torch.stack(run(self.backbone, [self.task] * len(rows), rows, [self.clip_seconds] * len(rows)))
+            return torch.stack(run_rows(self.backbone, [self.task] * len(rows), rows, [self.clip_seconds] * len(rows)))
         rows = [row.to(self.device) for row in rows]
         if self.activations.block is None:
             return self.task.head(torch.stack(rows))

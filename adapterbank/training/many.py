@@ -16,19 +16,19 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from adapterbank.backbone.checkpoints import Backbone
+from adapterbank.backbone.backbone import Backbone
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, TrainingDivergedError
-from adapterbank.training.below import first_block, logits_above, tokens_below
+from adapterbank.evaluation import map_style
+from adapterbank.routing.below import first_block, logits_above, tokens_below
 from adapterbank.training.cache import Stores
 from adapterbank.training.feed import Batch, Feed, as_dataset
 from adapterbank.training.fit import History, TaskState, Trainer, leave_training, options_of_fit, progress_bar
 from adapterbank.training.meter import Meter
-from adapterbank.training.metrics import map_style
 from adapterbank.training.options import Options, in_precision
 
 if TYPE_CHECKING:
-    from adapterbank.tracking import SequenceRun, TaskRun
+    from adapterbank.tracking.mlflow import SequenceRun, TaskRun
 
 PACKED_TOKENS = 4096  # rows of one matmul: more are no faster, and their activations would all be held at once
 ManyHook = Callable[[str, int, dict[str, float]], None]

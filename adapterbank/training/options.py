@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from adapterbank.backbone.checkpoints import Backbone
-from adapterbank.backbone.linear import Transposes
+from adapterbank.backbone.backbone import Backbone
+from adapterbank.backbone.kernels.linear import Transposes
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.training.augment import check_masks
 

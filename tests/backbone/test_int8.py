@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from adapterbank.backbone.ast import LINEAR_NAMES
 from adapterbank.backbone.int8 import Int8Matrix
-from adapterbank.backbone.packed import frozen_linear
+from adapterbank.backbone.kernels.linear import frozen_linear
+from adapterbank.backbone.weights import LINEAR_NAMES
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import BackboneError
 from adapterbank.training.fit import fit

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from adapterbank import methods
-from adapterbank.backbone.ast import Geometry, Segment, embed, run_layer
-from adapterbank.backbone.checkpoints import load_backbone
+from adapterbank.backbone.checkpoints.opening import load_backbone
+from adapterbank.backbone.embedding import embed
+from adapterbank.backbone.encode import Segment, run_layer
+from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError
-from adapterbank.task import seeded
+from adapterbank.task.task import seeded
 
 
 def built(method, backbone, **options):

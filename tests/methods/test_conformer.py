@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from adapterbank import methods
-from adapterbank.backbone.ast import Segment, embed, run_layer
-from adapterbank.backbone.checkpoints import load_backbone
-from adapterbank.task import seeded
+from adapterbank.backbone.checkpoints.opening import load_backbone
+from adapterbank.backbone.embedding import embed
+from adapterbank.backbone.encode import Segment, run_layer
+from adapterbank.task.task import seeded
 
 
 def formula_2(width, hidden, kernel, tensors, prefix):
@@ -84,7 +85,7 @@ def test_batch_statistics_are_those_of_torch(small_backbone):
 @pytest.mark.parametrize("tokens", [64, 590, 1214, 3590])
 def test_bf16_on_sdpa_gives_no_nan_at_any_length(tokens, random_backbone):
     """The failure that seed 002 reports; its likely cause, adapters made inside the loading, cannot happen here."""
-    from adapterbank.backbone.ast import Geometry
+    from adapterbank.backbone.weights import Geometry
     from adapterbank.bank import AdapterBank
 
     geometry = Geometry(layers=2, width=48, heads=3, mlp_width=96, max_frames=1024, eps=1e-6)

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from adapterbank import methods
-from adapterbank.backbone.ast import PREFIX_TOKENS, Segment
+from adapterbank.backbone.encode import Segment
+from adapterbank.backbone.weights import PREFIX_TOKENS
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import CompositionError, ConfigError, UnknownNameError
-from adapterbank.methods.gate import Gated
-from adapterbank.routing import mels_of
+from adapterbank.methods.parts.gate import Gated
+from adapterbank.routing.run import mels_of
 from adapterbank.training.fit import fit
 
 SMALL = {"reduction": 8}
@@ -251,7 +252,7 @@ def test_a_signal_gate_follows_the_sound_and_a_scalar_gate_does_not(small_backbo
 
 
 def test_petl_prompts_replace_each_other_and_the_last_ones_stay(small_backbone, clips):
-    from adapterbank.backbone.ast import encode
+    from adapterbank.backbone.encode import encode
 
     bank = AdapterBank(small_backbone)
     task = bank.add_task("p", "prompt", num_classes=2, mode="petl", tokens=3, pooling="mean")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapterbank.backbone.checkpoints import load_backbone
+from adapterbank.backbone.checkpoints.opening import load_backbone
 from adapterbank.bank import AdapterBank
-from adapterbank.routing import mels_of
+from adapterbank.routing.run import mels_of
 
 # peft 0.21 asks transformers 5.23 for a deprecated property.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

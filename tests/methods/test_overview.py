@@ -12,10 +12,11 @@ import pytest
 import adapterbank
 import adapterbank.methods
 from adapterbank import methods
-from adapterbank.backbone.ast import Geometry
+from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
-from adapterbank.methods import register
-from adapterbank.methods.sites import Adapters
+from adapterbank.methods import registry
+from adapterbank.methods.base import Adapters
+from adapterbank.methods.registry import register
 
 # At width 48 the reductions of 64 and 96 leave nothing.
 NARROW = {
@@ -79,7 +80,7 @@ def test_every_row_says_what_is_trained_how_much_and_where_it_was_published():
 
 
 def test_what_an_alias_builds_is_what_its_parts_build(small_backbone):
-    from adapterbank.task import seeded
+    from adapterbank.task.task import seeded
 
     row = next(row for row in methods.overview() if row.name == "joint")
     built = row.build(small_backbone.geometry, small_backbone.weights, seeded(0), tokens=3)
@@ -115,7 +116,7 @@ def test_the_command_prints_the_table_of_the_readme():
 
 
 def test_a_method_is_forgotten_when_asked_and_can_then_be_registered_anew(monkeypatch):
-    monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     for _ in range(2):
         register("mine", paper="none", parameters="0")(lambda geometry, base, generator: Adapters())
         with pytest.raises(ConfigError, match=r"methods\.unregister\('mine'\)"):
@@ -126,7 +127,7 @@ def test_a_method_is_forgotten_when_asked_and_can_then_be_registered_anew(monkey
 
 
 def test_a_builders_own_default_goes_before_that_of_what_it_passes_to(monkeypatch):
-    monkeypatch.setattr(methods, "_REGISTRY", dict(methods._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
     def inner(*, gate="static", layers="all"):
         return Adapters()

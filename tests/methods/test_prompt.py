@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from adapterbank import methods
-from adapterbank.backbone.ast import Geometry, Segment, embed, encode
-from adapterbank.backbone.checkpoints import load_backbone
+from adapterbank.backbone.checkpoints.opening import load_backbone
+from adapterbank.backbone.embedding import embed
+from adapterbank.backbone.encode import Segment, encode
+from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError
-from adapterbank.task import seeded
+from adapterbank.task.task import seeded
 
 
 def built(backbone, **options):

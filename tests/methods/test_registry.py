@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from adapterbank import methods
-from adapterbank.backbone.ast import ASTWeights, Geometry
-from adapterbank.backbone.checkpoints import Backbone, expected_shapes
+from adapterbank.backbone.backbone import Backbone
+from adapterbank.backbone.weights import ASTWeights, Geometry, expected_shapes
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import AdapterBankError, CompositionError, ConfigError, UnknownNameError
-from adapterbank.methods.sites import Adapters
-from adapterbank.task import seeded
+from adapterbank.methods.base import Adapters
+from adapterbank.task.task import seeded
 
 METHODS = ("aat_m", "aat_ms", "aat_s", "full", "head", "partial", "prompt")
 BARE = {"head": "linear", "pooling": "mean"}  # 768 x classes + classes

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from adapterbank import AdapterBank, fit, methods
-from adapterbank.backbone.ast import Geometry
+from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import UnknownNameError
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import torch
 from adapterbank import methods
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import CompositionError, ConfigError
-from adapterbank.task import seeded
+from adapterbank.task.task import seeded
 
 
 def built(method, backbone, **options):
@@ -22,7 +22,7 @@ def test_full_owns_a_copy_of_every_tensor(small_backbone):
         assert torch.equal(copies[name], tensor)
         assert copies[name].data_ptr() != tensor.data_ptr()
         assert copies[name].requires_grad
-    assert sum(p.numel() for p in own.parameters()) == small_backbone.parameters()
+    assert sum(p.numel() for p in own.parameters()) == small_backbone.num_parameters()
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -10,7 +10,7 @@ import torch
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
-from adapterbank.training.sidebyside import Bench
+from adapterbank.experiments.sidebyside import Bench
 
 RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
 TINY = ["geometry=tiny", "bank_geometry=tiny", "pairs=1", "batch=0.1", "peer_batch=10", "matrix=64"]

@@ -9,8 +9,8 @@ import soundfile
 import torch
 from mlflow import MlflowClient
 
-from adapterbank.backbone.checkpoints import load_backbone
-from adapterbank.training.student import MINI
+from adapterbank.backbone.checkpoints.opening import load_backbone
+from adapterbank.pretraining.student import MINI
 
 STEPS = 55  # the losses are logged at step 50
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from adapterbank import methods
 from adapterbank.bank import AdapterBank
 from adapterbank.data import demo_tasks
-from adapterbank.methods import ALIASES
+from adapterbank.methods.registry import ALIASES
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIGS = sorted((ROOT / "recipes" / "conf").glob("*.yaml"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adapterbank.bank import AdapterBank
-from adapterbank.task import Task
+from adapterbank.task.task import Task
 from adapterbank.training import cache, feed
 from adapterbank.training import fit as module
 from adapterbank.training.fit import History, fit

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adapterbank.backbone import linear
-from adapterbank.backbone.linear import Transposes
+from adapterbank.backbone.kernels import linear
+from adapterbank.backbone.kernels.linear import Transposes
 from adapterbank.training.options import in_precision
 
 onednn = pytest.mark.skipif(not linear.by_onednn("cpu", torch.bfloat16), reason="a CPU without bf16 products")

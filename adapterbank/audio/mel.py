@@ -1,0 +1,204 @@
+"""Waveforms of any sample rate and length -> log-mel spectrograms, equal to Kaldi's fbank (Povey et al., 2011).
+
+All clips of a call stand one behind the other in one signal, of which a few hundred frames are transformed at a time:
+mixed lengths cost no padding, and what a frame becomes on the way stays in the processor's cache.
+Symbols: B clips, T samples, F frames, M mel bins.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchaudio.functional
+from torch import Tensor
+from torchaudio.compliance.kaldi import get_mel_banks
+
+from adapterbank.errors import ConfigError, WaveformError
+
+SAMPLE_RATE = 16_000  # Hz
+
+
+WINDOW = 400  # samples: 25 ms
+
+
+HOP = 160  # samples: 10 ms
+
+
+FFT = 512  # the next power of two after WINDOW
+
+
+PREEMPHASIS = 0.97
+
+
+LOWEST_HZ, HIGHEST_HZ = 20.0, 0.0  # Kaldi: 0 means the Nyquist frequency
+
+
+LOG_FLOOR = torch.finfo(torch.float32).eps
+
+
+BLOCK = 80  # samples: HOP and WINDOW are whole numbers of it
+
+
+GAP = 2  # hops between a clip's last frame and the next clip's first, beyond the usual one: they hold its window
+
+
+CHUNK = 512  # frames at a time on a CPU: 2 MB of samples and spectra
+
+
+GROUPS = 4  # of mel filters: neighbours, which cover few of the bins
+
+
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # of AudioSet's log-mels (Gong et al., 2021)
+
+
+def frame_count(samples: int) -> int:
+    """Frames of a clip of `samples` at 16 kHz; a clip shorter than one window is padded to one."""
+    return 1 + max(0, samples - WINDOW) // HOP
+
+
+def as_waveforms(x: Any) -> list[Tensor]:
+    """Checks what a user passed as audio, and returns B one-dimensional fp32 tensors.
+
+    Args:
+        x: (B, T) floating-point tensor or array, or a sequence of 1-D ones of any lengths.
+
+    Raises:
+        WaveformError: wrong rank or type, an empty clip, NaN or Inf.
+    """
+    if isinstance(x, (Tensor, np.ndarray)):
+        if x.ndim != 2:
+            how = " For one clip pass waveform[None]." if x.ndim == 1 else ""
+            raise WaveformError(f"got waveforms of shape {tuple(x.shape)}, expected (B, T) or a list of 1-D.{how}")
+    elif not isinstance(x, Sequence) or isinstance(x, (str, bytes)):
+        raise WaveformError(
+            f"got {type(x).__name__} as waveforms, expected a (B, T) tensor or a list of 1-D tensors. "
+            "Read files with adapterbank.read_audio(path)."
+        )
+    if not len(x):
+        raise WaveformError("got no waveform, expected at least one.")
+    return [_as_waveform(clip, row) for row, clip in enumerate(x)]
+
+
+def _as_waveform(clip: Any, row: int) -> Tensor:
+    if not isinstance(clip, (Tensor, np.ndarray)):
+        raise WaveformError(f"waveform {row} is a {type(clip).__name__}, expected a 1-D float tensor or array.")
+    if clip.ndim != 1:
+        raise WaveformError(f"waveform {row} has shape {tuple(clip.shape)}, expected (T,); average its channels first.")
+    if not (clip.dtype.kind == "f" if isinstance(clip, np.ndarray) else clip.is_floating_point()):
+        raise WaveformError(
+            f"waveform {row} has type {clip.dtype}, expected floating point in [-1, 1]; divide int16 by 32768."
+        )
+    if isinstance(
+        clip, np.ndarray
+    ):  # copied: torch takes no reversed or byte-swapped array, and warns of a read-only one
+        clip = torch.from_numpy(clip.astype(np.float32))
+    if not clip.numel():
+        raise WaveformError(f"waveform {row} is empty, expected at least one sample.")
+    clip = clip.detach().to(torch.float32)
+    if not clip.sum().isfinite():  # one pass: NaN and Inf survive a sum
+        raise WaveformError(f"waveform {row} holds NaN or Inf, expected finite samples; look at how it was read.")
+    return clip
+
+
+def log_mel(waveforms: Sequence[Tensor], mel_bins: int, sample_rate: int | Sequence[int] = SAMPLE_RATE) -> list[Tensor]:
+    """Kaldi log-mel filter banks: 25 ms Hanning windows every 10 ms, no dither, no energy.
+
+    Args:
+        waveforms: B one-dimensional fp32 tensors in [-1, 1], on one device.
+        sample_rate: in Hz, one for all or one per clip; resampled to 16 kHz.
+
+    Returns:
+        B tensors (F, M), natural logarithm, before any normalisation.
+    """
+    waveforms = resample(waveforms, sample_rate)
+    counts = [frame_count(len(w)) for w in waveforms]
+    hops = [count + GAP for count in counts]  # what starts in a gap is a frame too, but nobody's
+    signal = waveforms[0].new_zeros(sum(hops) * HOP + FFT + 1 - HOP)
+    for place, clip, count in zip(_split(signal, [n * HOP for n in hops]), waveforms, counts, strict=True):
+        used = clip[: (count - 1) * HOP + WINDOW]
+        place[: len(used)] = used
+    mel = signal.new_empty(sum(hops), mel_bins)
+    step = CHUNK if signal.device.type == "cpu" else len(mel)
+    for first in range(0, len(mel), step):
+        _transform(signal[first * HOP :], mel[first : first + step])
+    return [part[:count] for part, count in zip(_split(mel, hops), counts, strict=True)]
+
+
+def _split(x: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """Views of `sizes` entries each, from the start."""
+    return x[: sum(sizes)].split(list(sizes))
+
+
+def _transform(signal: Tensor, mel: Tensor) -> None:
+    """Writes the log-mels of the first F frames of `signal`, (F HOP + FFT + 1 - HOP,) or more, into `mel`, (F, M).
+
+    Kaldi takes each frame's mean off it, then 0.97 of the sample before from each sample. Both are linear, so here the
+    second is done once for all frames, and what is left of the mean is a number per frame. The first sample of a
+    frame, which has none before it, has no weight in the window: frames begin with the second, which shifts phases
+    and leaves the power as it is.
+    """
+    frames = len(mel)
+    signal = signal[: (frames - 1) * HOP + FFT + 1]
+    sums = signal[: (frames - 1) * HOP + WINDOW].view(-1, BLOCK).sum(dim=1)
+    offset = sums.unfold(0, WINDOW // BLOCK, HOP // BLOCK).sum(dim=1, keepdim=True) * ((1 - PREEMPHASIS) / WINDOW)
+    emphasised = torch.sub(signal[1:], signal[:-1], alpha=PREEMPHASIS)
+    shaped = (emphasised.unfold(0, FFT, HOP) - offset).mul_(_window().to(signal.device))
+    parts = torch.view_as_real(torch.fft.rfft(shaped)).flatten(1).square_()  # (F, FFT + 2): real, imaginary, ...
+    first = 0
+    for bins, weights in _mel_filters(mel.shape[1]):
+        last = first + weights.shape[1]
+        torch.mm(parts[:, bins], weights.to(signal.device), out=mel[:, first:last])  # adds up squares on the way
+        first = last
+    mel.clamp_min_(LOG_FLOOR).log_()
+
+
+@functools.lru_cache(maxsize=1)
+def _window() -> Tensor:
+    """(FFT,): Hanning's from its second value on, then zeros."""
+    return F.pad(torch.hann_window(WINDOW, periodic=False)[1:], (0, FFT - WINDOW + 1))
+
+
+@functools.lru_cache(maxsize=8)
+def _mel_filters(mel_bins: int) -> list[tuple[slice, Tensor]]:
+    """Triangular filters on Kaldi's mel scale, in groups: columns of (F, FFT + 2) that have weight, (columns, m)."""
+    filters, _ = get_mel_banks(mel_bins, FFT, SAMPLE_RATE, LOWEST_HZ, HIGHEST_HZ, 100.0, -500.0, 1.0)
+    groups = []
+    for group in filters.tensor_split(min(GROUPS, mel_bins)):
+        used = group.any(dim=0).nonzero()
+        first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
+        weights = group[:, first:last].repeat_interleave(2, dim=1).T.contiguous()
+        groups.append((slice(2 * first, 2 * last), weights))
+    return groups
+
+
+def resample(waveforms: Sequence[Tensor], sample_rate: int | Sequence[int]) -> list[Tensor]:
+    """Each clip at 16 kHz.
+
+    Raises:
+        ConfigError: a rate is not a positive integer, or there is another number of them than of clips.
+    """
+    rates = list(sample_rate) if isinstance(sample_rate, Sequence) else [sample_rate] * len(waveforms)
+    if len(rates) != len(waveforms):
+        raise ConfigError(f"got {len(rates)} sample rates for {len(waveforms)} clips, expected one, or one per clip.")
+    for rate in rates:
+        if not isinstance(rate, int) or rate <= 0:
+            raise ConfigError(f"got sample_rate={rate!r}, expected a positive integer in Hz, such as 44100.")
+    return [
+        w if rate == SAMPLE_RATE else torchaudio.functional.resample(w, rate, SAMPLE_RATE)
+        for w, rate in zip(waveforms, rates, strict=True)
+    ]
+
+
+def pad_frames(mel: Tensor, frames: int) -> Tensor:
+    """(F, M) -> (frames, M): zeros at the end, in log-mel and before normalisation, as ASTFeatureExtractor does."""
+    return F.pad(mel, (0, 0, 0, frames - len(mel)))
+
+
+def normalise(mel: Tensor, mean: float, std: float) -> Tensor:
+    """`(mel - mean) / (2 std)`: AST's scale, with half the usual variance."""
+    return (mel - mean) / (2 * std)

@@ -1,0 +1,165 @@
+"""Backbones from disk or hub: ast-mini, any Hugging Face AST by either naming scheme, original `.pth` files.
+
+Every checkpoint is brought to the canonical names of `ASTWeights.named`; the fingerprint is taken there, so that old
+and new Hugging Face names, and a base cast to bf16, are the same backbone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor
+
+from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD
+from adapterbank.backbone.backbone import Backbone, Classifier
+from adapterbank.backbone.checkpoints.embedded import EMBEDDED, EMBEDDED_SHA256
+from adapterbank.backbone.checkpoints.fingerprint import _assemble
+from adapterbank.backbone.checkpoints.names import CLASSIFIER, PREFIX, canonical
+from adapterbank.backbone.weights import Geometry
+from adapterbank.errors import BackboneError
+from adapterbank.files import check_digest, read_json, read_tensors
+
+AUDIOSET_CLASSES = 527
+
+
+MODEL_TYPE = "audio-spectrogram-transformer"
+
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def _from_folder(name: str) -> Backbone:
+    """An embedded backbone, or a Hugging Face AST."""
+    folder = _find(name)
+    if name in EMBEDDED:
+        check_digest(folder / WEIGHT_FILES[0], EMBEDDED_SHA256[name])
+    config = read_json(folder / "config.json")
+    geometry = _geometry(config, folder)
+    body, head = _canonical(_read_weights(folder), folder)
+    qkv_bias = bool(config.get("qkv_bias", True))
+    backbone = _assemble(geometry, body, folder, *_normalisation(folder), qkv_bias=qkv_bias)
+    return replace(backbone, classifier=_classifier(head, config, geometry, folder))
+
+
+def _find(name: str) -> Path:
+    if name in EMBEDDED:
+        return EMBEDDED[name]
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise BackboneError(
+                f"{folder} has neither config.json (a backbone) nor manifest.json (a bank). "
+                f"Put config.json and {WEIGHT_FILES[0]} there, as save_pretrained writes them."
+            )
+        return folder
+    wanted = ["config.json", "preprocessor_config.json", *WEIGHT_FILES]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise BackboneError(
+            f"no backbone {name!r}: not embedded ({', '.join(EMBEDDED)}), no such folder, and the Hugging Face hub "
+            f"gave {type(error).__name__}. Without internet, put config.json, preprocessor_config.json and "
+            f"{WEIGHT_FILES[0]} of that model into a folder and pass its path."
+        ) from error
+
+
+def _geometry(config: Mapping[str, Any], folder: Path) -> Geometry:
+    if config.get("model_type") != MODEL_TYPE:
+        raise BackboneError(f"{folder} is a {config.get('model_type')!r} model, expected {MODEL_TYPE!r}.")
+    if (activation := config.get("hidden_act", "gelu")) != "gelu":
+        raise BackboneError(f"{folder} has the activation {activation!r}, expected 'gelu' as in every published AST.")
+    patch = config.get("patch_size", 16)
+    if isinstance(patch, list):
+        if len(set(patch)) != 1:
+            raise BackboneError(f"{folder} has patches of {patch}, expected square ones.")
+        patch = patch[0]
+    default = Geometry()
+    return Geometry(
+        layers=config.get("num_hidden_layers", default.layers),
+        width=config.get("hidden_size", default.width),
+        heads=config.get("num_attention_heads", default.heads),
+        mlp_width=config.get("intermediate_size", default.mlp_width),
+        mel_bins=config.get("num_mel_bins", default.mel_bins),
+        max_frames=config.get("max_length", default.max_frames),
+        patch=patch,
+        frequency_stride=config.get("frequency_stride", default.frequency_stride),
+        time_stride=config.get("time_stride", default.time_stride),
+        eps=config.get("layer_norm_eps", default.eps),
+    )
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise BackboneError(f"{folder} has no weights, expected {' or '.join(WEIGHT_FILES)} beside config.json.")
+    return read_tensors(path)
+
+
+def _canonical(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    body: dict[str, Tensor] = {}
+    head: dict[str, Tensor] = {}
+    unknown = []
+    for original, tensor in tensors.items():
+        if (name := canonical(original)) is not None:
+            body[name] = tensor.to(torch.float32)
+        elif (name := original.removeprefix(PREFIX)) in CLASSIFIER:
+            head[CLASSIFIER[name]] = tensor.to(torch.float32)
+        else:
+            unknown.append(original)
+    if unknown:
+        raise BackboneError(f"{folder} has tensors that no AST has: {', '.join(unknown[:5])}.")
+    return body, head
+
+
+def _normalisation(folder: Path) -> tuple[float, float]:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return AUDIOSET_MEAN, AUDIOSET_STD
+    config = read_json(path)
+    if config.get("do_normalize", True) is False:
+        return 0.0, 0.5  # (mel - 0) / (2 * 0.5): as it is
+    mean, std = config.get("mean", AUDIOSET_MEAN), config.get("std", AUDIOSET_STD)
+    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in (mean, std)) or std <= 0:
+        raise BackboneError(f"{path} has mean {mean!r} and std {std!r}, expected finite numbers and a positive std.")
+    return float(mean), float(std)
+
+
+def normalisation_in(folder: Path) -> tuple[float, float] | None:
+    """(mean, std) of the feature extractor whose preprocessor_config.json lies in a folder; None without one."""
+    return _normalisation(folder) if (folder / "preprocessor_config.json").is_file() else None
+
+
+def _classifier(
+    head: Mapping[str, Tensor], config: Mapping[str, Any], geometry: Geometry, folder: Path
+) -> Classifier | None:
+    if not head:
+        return None
+    missing = sorted(set(CLASSIFIER.values()) - head.keys())
+    if missing:
+        raise BackboneError(f"{folder} has an incomplete classifier: missing {', '.join(missing)}.")
+    classes = head["linear.bias"].numel()
+    expected = {
+        "norm.weight": (geometry.width,),
+        "norm.bias": (geometry.width,),
+        "linear.weight": (classes, geometry.width),
+        "linear.bias": (classes,),
+    }
+    for name, shape in expected.items():
+        if (got := tuple(head[name].shape)) != shape:
+            raise BackboneError(f"{folder}: {name} of the classifier has shape {got}, expected {shape}.")
+        if not torch.isfinite(head[name]).all():
+            raise BackboneError(f"{folder}: {name} of the classifier holds NaN or Inf. Fetch the file again.")
+    names = config.get("id2label") or {}
+    labels = tuple(str(names.get(str(i), i)) for i in range(classes))
+    if len(set(labels)) != classes:
+        labels = tuple(f"{i}:{label}" for i, label in enumerate(labels))
+    multilabel = config.get("problem_type") == "multi_label_classification" or classes == AUDIOSET_CLASSES
+    own = {name: tensor.clone() for name, tensor in head.items()}  # views would keep the whole mapped file in memory
+    return Classifier(own, labels, multilabel)

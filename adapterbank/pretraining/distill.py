@@ -1,0 +1,372 @@
+"""Pretrains a small AST from frozen teachers or from masked patches: a training loop that resumes to the bit.
+
+The student's two global tokens learn what the teachers say about the whole view; the mean of each patch column learns
+what they say about that moment. Each target has linear projection heads of its own, thrown away afterwards. Without
+teachers the student guesses hidden patches (`masked.py`).
+
+Symbols: R rows of a batch, F frames, M mel bins, t patch columns, N tokens, D width, S rows of a target, E its width.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, normalise
+from adapterbank.backbone.weights import Geometry
+from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError, UnknownNameError
+from adapterbank.pretraining.distill_losses import distill_loss, init_heads, target_statistics
+from adapterbank.pretraining.masked import MaskedPatches
+from adapterbank.pretraining.student import MINI, Tensors, init_student, student_tokens
+from adapterbank.pretraining.views import Views
+
+PROGRESS = (
+    TextColumn("distilling"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[loss]}"),
+)
+
+
+OBJECTIVES = ("teachers", "masked_patch")
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """How to train.
+
+    Attributes:
+        objective: "teachers", or "masked_patch", which asks no teacher and draws no SpecAugment masks.
+        hidden_share: of the patches that "masked_patch" hides.
+        masked_weight: of the masked-patch loss beside the teachers', a second forward pass; 0 leaves it out.
+        steps: optimiser steps in all; the cosine ends there.
+        batch_tokens: patch columns x 8 and the two global tokens, over the rows of one micro-batch of one length.
+        accumulate: micro-batches (each of another length) per step.
+        probability_weight: of the cross-entropy, summed over classes, beside the mean squared errors.
+        row_weight: of the column-wise losses beside those of the global tokens.
+        head_width: hidden width of the projection heads; 0 makes them linear.
+        mask_frequency, mask_time: widest SpecAugment masks, in mel bins and as a share of the frames.
+        keep_rows: of the student's patch rows, drawn per clip, until the share `keep_until` of the steps; then all.
+        gain: random offset in dB of the student's input only; teachers differ in how they take loudness.
+    """
+
+    steps: int
+    batch_tokens: int = 4096
+    accumulate: int = 2
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    clip: float = 1.0
+    ema: float = 0.999
+    probability_weight: float = 0.1
+    row_weight: float = 1.0
+    head_width: int = 0
+    mask_frequency: int = 16
+    mask_time: float = 0.2
+    keep_rows: int = 5
+    keep_until: float = 0.8
+    gain: float = 4.0
+    seed: int = 0
+    objective: str = "teachers"
+    hidden_share: float = 0.6
+    masked_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise UnknownNameError("objective", self.objective, OBJECTIVES)
+        if self.steps < 1 or self.accumulate < 1:
+            raise ConfigError(f"got steps={self.steps}, accumulate={self.accumulate}; both are at least 1.")
+
+
+def spec_augment(mel: Tensor, options: DistillOptions, generator: torch.Generator) -> Tensor:
+    """One frequency and one time mask per clip, filled with 0 (about the mean of normalised log-mels)."""
+    rows, frames, bins = mel.shape
+    for axis, size, widest in ((1, frames, int(options.mask_time * frames)), (2, bins, options.mask_frequency)):
+        width = torch.rand(rows, generator=generator) * (widest + 1)
+        start = torch.rand(rows, generator=generator) * (size - width)
+        index = torch.arange(size)
+        masked = (index >= start.floor()[:, None]) & (index < (start.floor() + width.floor())[:, None])
+        mel = mel.masked_fill(masked[:, :, None] if axis == 1 else masked[:, None, :], 0.0)
+    return mel
+
+
+def random_gain(mel: Tensor, options: DistillOptions, generator: torch.Generator) -> Tensor:
+    """Normalised log-mels of clips that are up to `gain` dB louder or softer."""
+    decibel = (torch.rand(len(mel), 1, 1, generator=generator) * 2 - 1) * options.gain
+    return mel + decibel * (math.log(10) / 10) / (2 * AUDIOSET_STD)
+
+
+# --- loop ------------------------------------------------------------------------------------------------------------
+
+
+def epoch_batches(columns: np.ndarray, options: DistillOptions, geometry: Geometry, epoch: int) -> list[np.ndarray]:
+    """All views once: micro-batches of one length, shuffled by (seed, epoch)."""
+    rng = np.random.default_rng((options.seed, epoch))
+    batches = []
+    for length in np.unique(columns):
+        members = rng.permutation(np.flatnonzero(columns == length))
+        rows = max(1, round(options.batch_tokens / (2 + geometry.rows * int(length))))
+        batches += np.array_split(members, max(1, round(len(members) / rows)))
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def _steps(columns: np.ndarray, options: DistillOptions, geometry: Geometry, first: int) -> Iterator[list[np.ndarray]]:
+    """The micro-batches of step `first`, `first` + 1, ..."""
+    epoch, passed = 0, 0
+    while True:
+        batches = epoch_batches(columns, options, geometry, epoch)
+        steps = max(1, len(batches) // options.accumulate)
+        for step in range(max(0, first - passed), steps):
+            yield batches[step * options.accumulate : (step + 1) * options.accumulate]
+        passed, epoch = passed + steps, epoch + 1
+
+
+def learning_rate(step: int, options: DistillOptions) -> float:
+    """Linear warm-up, then cosine to 1 % of the peak."""
+    warm = max(1, round(options.warmup * options.steps))
+    if step < warm:
+        return options.lr * (step + 1) / warm
+    progress = (step - warm) / max(1, options.steps - warm)
+    return options.lr * (0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
+
+
+class Distiller:
+    """Student, heads, EMA and optimiser: all that a checkpoint holds.
+
+    Batches, masks and learning rate are functions of (seed, step), so that the state has no generator in it.
+    """
+
+    def __init__(
+        self, store: Views, options: DistillOptions, geometry: Geometry = MINI, dtype: torch.dtype = torch.bfloat16
+    ):
+        self.store, self.options, self.geometry, self.dtype = store, options, geometry, dtype
+        self.columns = store.columns[: store.done]
+        self.student = init_student(geometry, options.seed)
+        self.taught = options.objective == "teachers"
+        if self.taught and not store.targets:
+            raise ConfigError("no teacher has answered for these views; name one, or set objective=masked_patch.")
+        hides = not self.taught or options.masked_weight > 0
+        self.masked = MaskedPatches(geometry, options.hidden_share) if hides else None
+        self.statistics: Tensors = target_statistics(store, options.seed) if self.taught else {}
+        self.heads: Tensors = self.masked.init_heads(options.seed) if self.masked is not None else {}
+        if self.taught:
+            width = (geometry.width, options.head_width)
+            self.heads |= init_heads(store.targets, self.statistics, *width, options.seed)
+        self.ema = {name: tensor.clone() for name, tensor in self.student.items()}
+        self.step = 0
+        self.seconds = 0.0
+        every = [*self.student.values(), *self.heads.values()]
+        for tensor in every:
+            tensor.requires_grad_(True)
+        decayed = [t for t in every if t.ndim > 1]
+        rest = [t for t in every if t.ndim < 2]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+            lr=options.lr, betas=(0.9, 0.98), fused=True,
+        )  # fmt: skip
+        self._every = every
+        # One thread per micro-batch: threads inside operations of this size mostly wait for each other.
+        self._pool = ThreadPoolExecutor(max_workers=options.accumulate)
+
+    def loss(self, views: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """Of one micro-batch of views of one length."""
+        clean = normalise(self.store.batch("mel", views), AUDIOSET_MEAN, AUDIOSET_STD)
+        total = torch.zeros(())
+        parts: dict[str, float] = {}
+        if self.taught:
+            total, parts = self._taught_loss(views, clean, generator)
+        if self.masked is not None:
+            weight = self.options.masked_weight if self.taught else 1.0
+            mel = random_gain(clean, self.options, generator)
+            guessed, found = self.masked.loss(self.student, self.heads, mel, self.dtype, generator)
+            total, parts = total + weight * guessed, {**parts, **found}
+        return total, parts
+
+    def _taught_loss(
+        self, views: np.ndarray, mel: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        mel = random_gain(spec_augment(mel, self.options, generator), self.options, generator)
+        answers = {target.name: self.store.batch(target.name, views) for target in self.store.targets}
+        kept = None
+        if self.step < self.options.keep_until * self.options.steps:
+            draws = torch.rand(len(views), self.geometry.rows, generator=generator)
+            kept = draws.argsort(1)[:, : self.options.keep_rows].sort(1).values
+        tokens = student_tokens(self.student, mel, self.geometry, self.dtype, kept)
+        columns = int(self.columns[views[0]])
+        weights = (self.options.row_weight, self.options.probability_weight)
+        return distill_loss(tokens, answers, self.store.targets, self.heads, self.statistics, columns, *weights)
+
+    def _gradients(self, views: np.ndarray, index: int) -> tuple[tuple[Tensor, ...], dict[str, float]]:
+        torch.set_num_threads(1)
+        seed = (self.options.seed * 1_000_003 + self.step) * 64 + index
+        loss, parts = self.loss(views, torch.Generator().manual_seed(seed))
+        gradients = torch.autograd.grad(loss, self._every, materialize_grads=True)
+        return gradients, {"loss": float(loss.detach()), **parts}
+
+    def train_step(self, batches: list[np.ndarray]) -> dict[str, float]:
+        """One optimiser step.
+
+        Micro-batches count by the root of their rows: between every clip alike, where a hundred short clips drown ten
+        long ones, and every token alike, where short clips hardly count.
+        """
+        total = sum(len(b) ** 0.5 for b in batches)
+        means: dict[str, float] = {}
+        jobs = [self._pool.submit(self._gradients, views, index) for index, views in enumerate(batches)]
+        for views, job in zip(batches, jobs, strict=True):  # always added in this order: same bits every time
+            gradients, parts = job.result()
+            share = len(views) ** 0.5 / total
+            for tensor, gradient in zip(self._every, gradients, strict=True):
+                tensor.grad = gradient * share if tensor.grad is None else tensor.grad.add_(gradient, alpha=share)
+            for name, value in parts.items():
+                means[name] = means.get(name, 0.0) + share * value
+        norm = torch.nn.utils.clip_grad_norm_(self._every, self.options.clip)
+        if not math.isfinite(means["loss"]) or not torch.isfinite(norm):
+            raise TrainingDivergedError(f"loss {means['loss']} at step {self.step}; lower lr={self.options.lr}.")
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.step, self.options)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        decay = min(self.options.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.values()), list(self.student.values()), 1 - decay)
+        self.step += 1
+        return means
+
+    def run(
+        self,
+        checkpoint: str | Path | None = None,
+        *,
+        save_every: float = 120.0,
+        log_every: int = 50,
+        until: int | None = None,
+        on_log: Callable[[int, dict[str, float]], None] | None = None,
+        on_save: Callable[[Distiller], None] | None = None,
+    ) -> None:
+        """Trains to `options.steps`, or to step `until`.
+
+        Args:
+            checkpoint: where the state goes every `save_every` seconds and at the end; resumed from if it exists.
+            on_log: receives the step and the mean losses since it was called last, or since this call began.
+        """
+        if checkpoint is not None and Path(checkpoint).is_file():
+            self.load(checkpoint)
+
+        def keep() -> None:
+            if checkpoint is not None:
+                self.save(checkpoint)
+            if on_save is not None:
+                on_save(self)
+
+        stop = min(self.options.steps, until or self.options.steps)
+        saved = time.monotonic()
+        sums: dict[str, float] = {}
+        summed = 0
+        with Progress(*PROGRESS) as progress:
+            bar = progress.add_task("", total=stop, completed=self.step, loss="")
+            for batches in _steps(self.columns, self.options, self.geometry, self.step):
+                if self.step >= stop:
+                    break
+                began = time.monotonic()
+                means = self.train_step(batches)
+                self.seconds += time.monotonic() - began
+                sums = {name: sums.get(name, 0.0) + value for name, value in means.items()}
+                summed += 1
+                progress.update(bar, completed=self.step, loss=f"loss {means['loss']:.3f}")
+                if self.step % log_every == 0:
+                    if on_log is not None:
+                        found = {name: value / summed for name, value in sums.items()}
+                        on_log(self.step, {**found, "seconds": self.seconds})
+                    sums, summed = {}, 0
+                if checkpoint is not None and time.monotonic() - saved > save_every:
+                    keep()
+                    saved = time.monotonic()
+        keep()
+
+    def save(self, path: str | Path) -> None:
+        """Writes the whole state, atomically."""
+        state: dict[str, Any] = {
+            "options": asdict(self.options),
+            "geometry": asdict(self.geometry),
+            "views": len(self.columns),
+            "step": self.step,
+            "seconds": self.seconds,
+            "student": self.student,
+            "heads": self.heads,
+            "ema": self.ema,
+            "statistics": self.statistics,
+            "optimiser": self.optimiser.state_dict(),
+        }
+        temporary = f"{path}.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def start_from(self, path: str | Path) -> None:
+        """Begins with the averaged student of an earlier run, and with its heads as far as the targets are the same.
+
+        Raises:
+            StorageError: not a checkpoint, or one of another geometry.
+        """
+        state = read_checkpoint(path)
+        if state["geometry"] != asdict(self.geometry):
+            raise StorageError(f"{path} is of geometry {state['geometry']}, expected {asdict(self.geometry)}.")
+        with torch.no_grad():
+            for name, tensor in self.student.items():
+                tensor.copy_(state["ema"][name])
+                self.ema[name].copy_(tensor)
+            for name, tensor in self.heads.items():
+                if name in state["heads"] and state["heads"][name].shape == tensor.shape:
+                    tensor.copy_(state["heads"][name])
+
+    def load(self, path: str | Path) -> None:
+        """Goes on from `save`. Only `steps` may differ, and there may be more views: a run may be prolonged.
+
+        Raises:
+            StorageError: not a checkpoint, or one of other options, geometry or views.
+        """
+        state = read_checkpoint(path)
+        defaults = {name: entry.default for name, entry in DistillOptions.__dataclass_fields__.items()}
+        found = (
+            {**defaults, **state["options"], "steps": 0},
+            state["geometry"],
+            min(state["views"], len(self.columns)),
+        )
+        expected = ({**asdict(self.options), "steps": 0}, asdict(self.geometry), state["views"])
+        for what, got, wanted in zip(("options", "geometry", "views"), found, expected, strict=True):
+            if got != wanted:
+                raise StorageError(f"{path} was made with {what} {got}, now they are {wanted}; choose another out=.")
+        with torch.no_grad():
+            for mine, theirs in ((self.student, "student"), (self.heads, "heads"), (self.ema, "ema")):
+                for name, tensor in mine.items():
+                    tensor.copy_(state[theirs][name])
+        self.statistics = state["statistics"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The state that `Distiller.save` wrote.
+
+    Raises:
+        StorageError: not a checkpoint.
+    """
+    try:
+        state = torch.load(path, weights_only=True)
+        missing = {"options", "geometry", "views", "student", "heads", "ema"} - state.keys()
+    except (RuntimeError, OSError, EOFError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+        raise StorageError(f"{path} is not a checkpoint of a distillation: {error}.") from error
+    if missing:
+        raise StorageError(f"{path} is not a checkpoint of a distillation: {', '.join(sorted(missing))} missing.")
+    return state

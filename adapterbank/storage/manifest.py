@@ -1,0 +1,198 @@
+"""A bank on disk: `manifest.json` and one safetensors file per task. Atomic to write, verified to read.
+
+A task file is named by its content (`tasks/<name>.<sha>.safetensors`) and never overwritten; the manifest, replaced
+last in one step, decides which files count. A save that dies at any moment leaves the bank as it was before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adapterbank.backbone.backbone import Backbone
+from adapterbank.backbone.checkpoints.opening import load_backbone
+from adapterbank.errors import AdapterBankError, BackboneError, StorageError
+from adapterbank.files import write_atomically
+from adapterbank.storage.skeleton import Skeletons
+from adapterbank.storage.task_file import FORMAT_VERSION, SavedTask, call_of, check_fingerprint, read_bytes, task_bytes
+from adapterbank.task.task import Task, check_name
+
+FORMAT = "adapterbank"
+
+
+MANIFEST = "manifest.json"
+
+
+_WRITTEN = re.compile(r"[a-z0-9][a-z0-9._-]*\.[0-9a-f]{12}\.safetensors")  # a name of ours: never delete others' files
+
+
+_FILE = re.compile(r"tasks/[a-z0-9][a-z0-9._-]*\.safetensors")
+
+
+def save_bank(
+    folder: Path,
+    backbone: Backbone,
+    tasks: Mapping[str, Task | SavedTask],
+    written: Callable[[Mapping[str, SavedTask]], None] = lambda _: None,
+) -> None:
+    """Writes all tasks, then the manifest, then removes task files that no longer count.
+
+    Args:
+        tasks: a saved one is verified and copied byte for byte; if it stays where it is, only its size is checked.
+        written: is told what the folder holds now, before files are removed.
+
+    Raises:
+        StorageError: the folder cannot be written, or holds something else than a bank; a saved task is missing, cut or
+            tampered with.
+    """
+    try:
+        (folder / "tasks").mkdir(parents=True, exist_ok=True)
+        if (folder / MANIFEST).exists():
+            read_manifest(folder)  # never write over a file that is not ours
+        kinds = Skeletons()
+        entries = {name: _write(folder, task, backbone, kinds) for name, task in tasks.items()}
+        manifest = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "backbone": _described(backbone),
+            "tasks": entries,
+        }
+        manifest["digest"] = _digest_of(manifest)
+        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+        written({name: SavedTask(folder, name, entry) for name, entry in entries.items()})
+        current = {entry["file"] for entry in entries.values()}
+        for file in (folder / "tasks").iterdir():
+            if _WRITTEN.fullmatch(file.name) and f"tasks/{file.name}" not in current:
+                file.unlink()
+    except OSError as error:
+        if isinstance(error, AdapterBankError):
+            raise
+        raise StorageError(f"cannot save the bank to {folder}: {error}. The bank there is as it was.") from error
+
+
+def _described(backbone: Backbone) -> dict[str, Any]:
+    """How to open the backbone again, and its fingerprint."""
+    described: dict[str, Any] = {"source": backbone.source, "fingerprint": backbone.fingerprint}
+    return described if backbone.stride is None else {**described, "stride": backbone.stride}
+
+
+def open_backbone(folder: Path, manifest: Mapping[str, Any], name: str | Path | None = None) -> Backbone:
+    """The backbone of a saved bank, at its stride.
+
+    Args:
+        name: where it is now, in place of where the manifest says.
+
+    Raises:
+        BackboneError: it cannot be opened.
+    """
+    source, stride = manifest["backbone"]["source"], manifest["backbone"].get("stride")
+    try:
+        return load_backbone(name or source, stride=stride)
+    except BackboneError as error:
+        if name is not None:
+            raise
+        raise BackboneError(
+            f"the bank in {folder} was made on {call_of(source, stride)}, which fails here: {error} "
+            f"If it is elsewhere now, call AdapterBank.load({str(folder)!r}, backbone=<its path, or a Backbone>)."
+        ) from error
+
+
+def _write(folder: Path, task: Task | SavedTask, backbone: Backbone, kinds: Skeletons) -> dict[str, Any]:
+    """Makes sure that a task is in the folder; its entry in the manifest."""
+    if isinstance(task, SavedTask) and task.metrics is not None:
+        task = task.open(backbone, kinds)  # they stand in the file, too
+    if isinstance(task, SavedTask):
+        task.check()
+        digest = task.entry["sha256"]
+        file = _file(task.name, digest)
+        if not ((folder / file).exists() and (folder / file).samefile(task.path)):
+            _put(folder / file, task.content(), digest)
+        return {**task.entry, "file": file}
+    content = task_bytes(task, backbone)
+    digest = hashlib.sha256(content).hexdigest()
+    file = _file(task.name, digest)
+    _put(folder / file, content, digest)
+    return {
+        "file": file,
+        "bytes": len(content),
+        "sha256": digest,
+        "parameters": task.trainable_parameters(),
+        "spec": task.spec.to_json(),
+        "metrics": task.metrics,
+    }
+
+
+def _file(name: str, digest: str) -> str:
+    return f"tasks/{name}.{digest[:12]}.safetensors"
+
+
+def _put(path: Path, content: bytes, digest: str) -> None:
+    """Writes a file unless it is there with this content."""
+    same_size = path.exists() and path.stat().st_size == len(content)
+    if not same_size or hashlib.sha256(read_bytes(path)).hexdigest() != digest:
+        write_atomically(path, content)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The verified manifest of a saved bank.
+
+    Raises:
+        StorageError: absent, damaged, changed by hand, or of a newer format.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"there is no bank at {folder}: {MANIFEST} is missing. Save one with bank.save()."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise StorageError(f"cannot read {path}: {error}. Restore the file from a copy.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise StorageError(f"{path} is no manifest of a bank (its 'format' is not {FORMAT!r}).")
+    version = manifest.get("format_version")
+    if version != FORMAT_VERSION:
+        raise StorageError(f"{path} has format version {version!r}, this release reads {FORMAT_VERSION}; upgrade.")
+    if manifest.pop("digest", None) != _digest_of(manifest):
+        raise StorageError(f"{path} was changed or damaged after it was saved: its digest does not fit.")
+    try:  # a digest can be computed anew by whoever edits the file
+        complete = (
+            all(isinstance(manifest["backbone"][key], str) for key in ("source", "fingerprint"))
+            and isinstance(manifest["backbone"].get("stride"), int | None)
+            and all(
+                isinstance(entry["file"], str) and {"bytes", "sha256"} <= entry.keys()
+                for entry in manifest["tasks"].values()
+            )
+        )
+    except (KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise StorageError(f"{path} lacks the backbone, or a task's file, bytes or sha256. Restore it from a copy.")
+    return manifest
+
+
+def saved_tasks(folder: Path, manifest: Mapping[str, Any], backbone: Backbone) -> dict[str, SavedTask]:
+    """All tasks of a manifest, none of them opened: their files are there and have the right sizes.
+
+    Raises:
+        StorageError: a file is missing or cut.
+        BackboneMismatchError: the bank belongs to another backbone.
+    """
+    made_on = call_of(manifest["backbone"]["source"], manifest["backbone"].get("stride"))
+    check_fingerprint(manifest["backbone"]["fingerprint"], backbone, f"the bank in {folder}, saved on {made_on},")
+    tasks = {}
+    folder = folder.absolute()  # opened later, when the working directory may be another
+    for name, entry in manifest["tasks"].items():
+        if not _FILE.fullmatch(entry["file"]):
+            raise StorageError(f"the manifest in {folder} names the file {entry['file']!r}, expected one in tasks/.")
+        tasks[check_name(name)] = SavedTask(folder, name, entry)
+        tasks[name].check()
+    return tasks
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

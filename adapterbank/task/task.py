@@ -1,0 +1,352 @@
+"""One task of a bank: what the manifest stores of it, and every tensor that training it may change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import operator
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from adapterbank import methods
+from adapterbank.audio.mel import normalise, pad_frames
+from adapterbank.backbone.backbone import Backbone
+from adapterbank.backbone.encode import Segment
+from adapterbank.backbone.weights import ASTWeights, NormWeights
+from adapterbank.errors import ConfigError, InvalidNameError, LabelsError, StorageError, UnknownNameError
+from adapterbank.methods.base import Adapters
+from adapterbank.task.head import HEADS, POOLINGS, Head, pool, tokens_read
+from adapterbank.task.lengths import clip_frames
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+RESERVED = ("auto", "all", "base", "unknown")
+
+
+def check_name(name: Any) -> str:
+    """A task name that is a file name everywhere.
+
+    Raises:
+        InvalidNameError: another form, or a reserved word.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InvalidNameError(
+            f"got the task name {name!r}, expected 1 to 64 of a-z, 0-9, '.', '_', '-', starting with a letter or digit."
+        )
+    if name in RESERVED:
+        raise InvalidNameError(f"the task name {name!r} is reserved ({', '.join(RESERVED)}); choose another.")
+    return name
+
+
+def seeded(seed: int, *names: str) -> torch.Generator:
+    """A CPU generator for (seed, names): the same on every machine, independent of the global random state."""
+    digest = hashlib.sha256(json.dumps([seed, *names]).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a task is, without its tensors; stored as JSON.
+
+    Attributes:
+        method: a method or composition, as in `adapterbank.methods.names()`.
+        options: of the method.
+        labels: class names in the order of the logits.
+        clip_seconds: shorter clips are padded to this length; None keeps each clip's own.
+        normalize: "backbone", or the (mean, std) of this task's log-mels.
+        frozen: parts of the method that training leaves as they are, as `compose` makes them.
+    """
+
+    name: str
+    method: str
+    labels: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    multilabel: bool = False
+    head: str = "ln_linear"
+    pooling: str = "cls_dist"
+    train_final_norm: bool = False
+    clip_seconds: float | None = None
+    normalize: str | tuple[float, float] = "backbone"
+    seed: int = 0
+    frozen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        parts = [part.name for part in methods.parse(self.method)]
+        for part in self.frozen:
+            if part not in parts:
+                raise UnknownNameError(f"part of {self.method}", part, parts)
+        _check_labels(self.labels)
+        if self.head not in HEADS:
+            raise UnknownNameError("head", self.head, HEADS)
+        if self.pooling not in POOLINGS:
+            raise UnknownNameError("pooling", self.pooling, POOLINGS)
+        if self.clip_seconds is not None and not (_is_number(self.clip_seconds) and self.clip_seconds > 0):
+            raise ConfigError(f"got clip_seconds={self.clip_seconds!r}, expected a positive number or None.")
+        if self.normalize != "backbone":
+            pair = self.normalize
+            if (
+                not isinstance(pair, Sequence)
+                or isinstance(pair, str)
+                or len(pair) != 2
+                or not all(map(_is_number, pair))
+                or not pair[1] > 0
+            ):
+                raise ConfigError(f"got normalize={pair!r}, expected 'backbone' or (mean, std) with std > 0.")
+        if not isinstance(self.seed, int):
+            raise ConfigError(f"got seed={self.seed!r}, expected an integer.")
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric by which this kind of task is compared: accuracy, or mAP where labels are many."""
+        return "map" if self.multilabel else "accuracy"
+
+    def renamed(self, name: str) -> TaskSpec:
+        return replace(self, name=name)
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, content: Any) -> TaskSpec:
+        """Raises StorageError for other than what `to_json` writes."""
+        known = {entry.name for entry in fields(cls)}
+        if not isinstance(content, dict) or not {"name", "method", "labels"} <= content.keys() <= known:
+            raise StorageError(f"got a task description {str(content)[:80]!r}, expected the fields {sorted(known)}.")
+        values = dict(content)
+        if not isinstance(values["labels"], list) or not isinstance(values.get("options", {}), dict):
+            raise StorageError(f"the labels or options of task {values['name']!r} are no list or dict; it is damaged.")
+        values["labels"] = tuple(values["labels"])
+        for key in ("normalize", "frozen"):
+            if isinstance(values.get(key), list):
+                values[key] = tuple(values[key])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a task says of one clip.
+
+    Attributes:
+        task: its name.
+        labels: all classes, the most likely first.
+        probabilities: in the order of `labels`; they sum to 1 unless the task is multi-label.
+        confidence: the highest of them.
+    """
+
+    task: str
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    confidence: float
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_labels(labels: Sequence[str]) -> None:
+    if not labels:
+        raise LabelsError("got no labels, expected at least one class.")
+    if not all(isinstance(label, str) and label for label in labels):
+        raise LabelsError(f"got labels {list(labels)[:5]}, expected non-empty strings.")
+    if len(set(labels)) != len(labels):
+        double = next(label for label in labels if list(labels).count(label) > 1)
+        raise LabelsError(f"the label {double!r} stands twice; class names must differ.")
+
+
+class Facts(NamedTuple):
+    """What is known of a task without its tensors: how many numbers it trains, and the bytes of all it has."""
+
+    spec: TaskSpec
+    parameters: int
+    bytes: int
+    metrics: Mapping[str, float]
+
+
+class Task(nn.Module):
+    """Adapters, head and, if asked for, a final LayerNorm: every tensor that training this task may change.
+
+    Args:
+        spec: what to build.
+        backbone: gives sizes and the values that `full`, `partial` and `train_final_norm` copy.
+    """
+
+    def __init__(self, spec: TaskSpec, backbone: Backbone):
+        super().__init__()
+        self.describe(spec, backbone)
+        generator = seeded(spec.seed, spec.name, "init")
+        geometry, base = backbone.geometry, backbone.weights
+        self.adapters = methods.build(spec.method, geometry, base, generator, spec.options)
+        self.registered_by = methods.foreign(spec.method)
+        self.head = Head(spec.head, geometry.width, len(spec.labels), geometry.eps, generator)
+        self.norm = nn.ParameterDict()
+        if spec.train_final_norm and self.adapters.owned(base).norm is base.norm:
+            self.norm.update({k: nn.Parameter(t.detach().float().clone()) for k, t in base.norm._asdict().items()})
+        for part in spec.frozen:
+            self.part(part).requires_grad_(False)
+        self.to(backbone.device)
+        self.eval()
+
+    @classmethod
+    def of_classifier(cls, name: str, backbone: Backbone) -> Task:
+        """The classifier that the backbone came with. Raises ConfigError: it has none."""
+        found = backbone.classifier
+        if found is None:
+            raise ConfigError(f"the backbone {backbone.source} has no classifier; add a task of your own.")
+        seconds = backbone.clip_seconds
+        task = cls(TaskSpec(name, "head", found.labels, multilabel=found.multilabel, clip_seconds=seconds), backbone)
+        task.head.load_state_dict(dict(found.tensors))
+        return task
+
+    def describe(self, spec: TaskSpec, backbone: Backbone) -> None:
+        """Takes over what a description says beside the modules it asks for; metrics start empty."""
+        self.spec = spec
+        self.metrics: dict[str, float] = {}  # of the last evaluation that its owner recorded; stored with the task
+        self._geometry = backbone.geometry
+        self._index_of = {label: index for index, label in enumerate(spec.labels)}
+        mean_std = (backbone.mean, backbone.std) if isinstance(spec.normalize, str) else spec.normalize
+        self._mean, self._std = float(mean_std[0]), float(mean_std[1])
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.spec.labels
+
+    @property
+    def method(self) -> str:
+        return self.spec.method
+
+    @property
+    def mean_std(self) -> tuple[float, float]:
+        """Of the log-mels it hears, its own or the backbone's."""
+        return self._mean, self._std
+
+    def part(self, method: str) -> Adapters:
+        """The adapters of one method of a composition; of a single method, all of them."""
+        if isinstance(self.adapters, methods.Composition):
+            return self.adapters.part(method)
+        return self.adapters
+
+    def train(self, mode: bool = True) -> Task:
+        """Training mode; what is frozen stays in eval mode, with its batch statistics."""
+        super().train(mode)
+        for part in self.spec.frozen:
+            self.part(part).eval()
+        return self
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric by which this kind of task is compared: accuracy, or mAP where labels are many."""
+        return self.spec.primary_metric
+
+    def trainable_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    def num_bytes(self) -> int:
+        """Bytes of all its tensors, in memory as on disk."""
+        return sum(t.numel() * t.element_size() for t in self.state_dict().values())
+
+    def facts(self) -> Facts:
+        """What is known of it without its tensors."""
+        return Facts(self.spec, self.trainable_parameters(), self.num_bytes(), self.metrics)
+
+    def uses_frozen_features(self) -> bool:
+        """True if nothing before the head is trained, so that one vector per clip can be kept."""
+        return not any(p.requires_grad for p in self.adapters.parameters()) and not len(self.norm)
+
+    def segment(self, base: ASTWeights) -> Segment:
+        """What the backbone needs to run this task's rows."""
+        weights = self.adapters.owned(base)
+        if len(self.norm):
+            weights = weights._replace(norm=NormWeights(self.norm["weight"], self.norm["bias"]))
+        sites = tuple(self.adapters.sites(layer) for layer in range(self._geometry.layers))
+        return Segment(sites, weights, tokens_read(self.spec.pooling) if sites[-1].per_token() else None)
+
+    def padded_frames(self, frames: int, clip_seconds: float | None) -> int:
+        """Frames that a clip of `frames` runs with: `clip_seconds` at least, and no frame beside the last patch."""
+        geometry = self._geometry
+        wanted = 0 if clip_seconds is None else clip_frames(clip_seconds, geometry)
+        return wanted if frames <= wanted else geometry.whole_frames(frames)
+
+    def prepare(self, mel: Tensor, frames: int) -> Tensor:
+        """One clip's log-mel (F, M) -> padded and normalised (frames, M)."""
+        return normalise(pad_frames(mel, frames), self._mean, self._std)
+
+    def targets(self, labels: Sequence[Any]) -> Tensor:
+        """Class names or indices of B clips -> (B,) int64; of a multi-label task, sets of them -> (B, C) of 0 and 1.
+
+        Raises:
+            LabelsError: a label that this task does not have.
+        """
+        if not self.spec.multilabel:
+            return torch.tensor([self._index(label) for label in labels])
+        rows = torch.zeros(len(labels), len(self.labels))
+        for row, names in enumerate(labels):
+            if isinstance(names, Tensor) and names.shape == rows[row].shape:
+                rows[row] = names
+                continue
+            chosen = [self._index(name) for name in ([names] if isinstance(names, (str, int)) else names)]
+            if len(set(chosen)) < len(chosen):  # a row of 0 and 1 would be read as the classes 0 and 1
+                raise LabelsError(
+                    f"got {names!r} as the labels of one clip of {self.name!r}, where one stands twice. Pass each name "
+                    f"or index once, or a tensor of {len(self.labels)} zeros and ones."
+                )
+            rows[row, chosen] = 1
+        return rows
+
+    def _index(self, label: Any) -> int:
+        if isinstance(label, str):
+            if label in self._index_of:
+                return self._index_of[label]
+        elif hasattr(label, "__index__") and 0 <= (index := operator.index(label)) < len(self.labels):
+            return index
+        known = ", ".join(self.labels[:12]) + (", …" if len(self.labels) > 12 else "")
+        raise LabelsError(
+            f"the data has the label {label!r}, which the task {self.name!r} with {len(self.labels)} classes "
+            f"does not have. Known: {known}. Pass labels=... to add_task."
+        )
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """(R, N, D) -> (R, D), what the head reads."""
+        return pool(tokens, self.spec.pooling)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """(R, N, D) -> (R, C)."""
+        return self.head(self.pooled(tokens))
+
+    def prediction(self, logits: Tensor) -> Prediction:
+        """Class names and probabilities of one clip. (C,)."""
+        probabilities = logits.sigmoid() if self.spec.multilabel else logits.softmax(dim=-1)
+        values, order = probabilities.sort(descending=True, stable=True)
+        ranked = tuple(values.tolist())
+        return Prediction(self.name, tuple(self.labels[i] for i in order.tolist()), ranked, ranked[0])
+
+    def start_from(self, source: Task) -> None:
+        """Warm start: copies what both have under one name and shape; heads only where the labels are the same.
+
+        Raises:
+            ConfigError: the two share no tensor.
+        """
+        given = source.state_dict()
+        same_head = source.labels == self.labels and source.spec.head == self.spec.head
+        copied = 0
+        with torch.no_grad():
+            for name, tensor in self.state_dict().items():
+                if name in given and given[name].shape == tensor.shape and (same_head or not name.startswith("head.")):
+                    tensor.copy_(given[name])
+                    copied += 1
+        if not copied:
+            raise ConfigError(
+                f"init_from={source.name!r} ({source.method}) shares no tensor with {self.name!r} ({self.method}); "
+                "warm starts need the same method, options and sizes."
+            )

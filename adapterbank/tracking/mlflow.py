@@ -1,0 +1,376 @@
+"""Runs in MLflow: one parent run per sequence of tasks, one nested run per task, the same metric keys in each.
+
+Everything goes through an explicit `MlflowClient`: nothing here reads or sets MLflow's global "active run", so trackers
+in several threads, or beside a user's own MLflow code, do not meet.
+
+    with Tracker().sequence("my tasks") as sequence, sequence.task(bank, "instruments") as run:
+        history = fit(bank, "instruments", train, val, on_epoch=run.log_epoch)
+        run.log_training(history)
+        run.log_test(evaluate_task(bank.backbone, bank.task("instruments"), test))
+"""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import json
+import math
+import os
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+
+from adapterbank import plots
+from adapterbank._version import __version__
+from adapterbank.bank import AdapterBank
+from adapterbank.errors import ConfigError
+from adapterbank.evaluation import Evaluation
+from adapterbank.storage.task_file import task_bytes
+from adapterbank.task.task import Task
+from adapterbank.training.fit import History
+
+if TYPE_CHECKING:
+    from adapterbank.sequence import SequenceResult
+
+
+DEFAULT_STORE = "sqlite:///mlflow.db"  # in the working folder: what `mlflow ui` opens there without arguments
+
+
+METRICS = (
+    "test/score",  # the task's primary metric: accuracy, or mAP of a multi-label task
+    "test/accuracy",
+    "val/score",
+    "val/accuracy",
+    "train/loss",
+    "trainable_parameters",
+    "percent_of_base",  # 100 x trainable / the frozen body's parameters
+    "gpu_seconds",  # by CUDA events; 0.0 without a GPU
+    "train_seconds",
+    "peak_memory_mb",
+)
+
+
+VIEW = "tasks"  # key of the saved view that a new experiment has: "Views > Tasks", or ?viewStateShareKey=tasks
+
+
+_VIEW_METRICS = {  # column -> width in pixels
+    "test/score": 90,
+    "trainable_parameters": 145,
+    "percent_of_base": 125,
+    "train_seconds": 110,
+    "gpu_seconds": 100,
+    "peak_memory_mb": 125,
+}
+
+
+_DIGITS = {"percent_of_base": 3, "train_seconds": 2, "gpu_seconds": 2, "peak_memory_mb": 1}  # else 6: what columns hold
+
+
+_SQLITE = "sqlite:///"
+
+
+class Tracker:
+    """One experiment in one MLflow store.
+
+    Args:
+        experiment: its name; made if there is none.
+        uri: of the store; None: the environment's MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`.
+
+    Attributes:
+        uri: of the store in use.
+        client: MLflow's client for it.
+
+    Raises:
+        ConfigError: the experiment was deleted in that store.
+        mlflow.exceptions.MlflowException: the store cannot be opened.
+    """
+
+    def __init__(self, experiment: str = "adapterbank", uri: str | None = None):
+        uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+        file = _sqlite_file(uri)
+        # MLflow keeps one engine per address: a relative one would follow the first working folder for ever.
+        self.uri = uri if file is None else f"{_SQLITE}{file.as_posix()}{''.join(uri.partition('?')[1:])}"
+        with _initialising(file):
+            self.client = MlflowClient(self.uri)
+            # Beside the database: opened in that folder, the UI finds both.
+            place = None if file is None else (file.parent / "mlartifacts" / experiment).as_uri()
+            self.experiment_id = _experiment(self.client, experiment, place)
+
+    @contextmanager
+    def sequence(
+        self, name: str, *, params: Mapping[str, Any] | None = None, tags: Mapping[str, Any] | None = None
+    ) -> Iterator[SequenceRun]:
+        """The parent run of a sequence; FAILED if the block raises, KILLED if it is interrupted."""
+        tags = {"kind": "sequence", **_origin(), **(tags or {})}
+        with self._run(name, params or {}, tags) as run_id:
+            yield SequenceRun(self, run_id, name)
+
+    @property
+    def view(self) -> str:
+        """Path of the saved view in the UI that `mlflow ui` starts."""
+        return f"#/experiments/{self.experiment_id}/runs?viewStateShareKey={VIEW}"
+
+    @contextmanager
+    def _run(self, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> Iterator[str]:
+        # MLflow refuses tags that are no strings.
+        run = self.client.create_run(self.experiment_id, tags=_texts(tags), run_name=name)
+        run_id: str = run.info.run_id
+        status = "FAILED"
+        try:
+            self.client.log_batch(run_id, params=[Param(key, value) for key, value in _texts(params).items()])
+            yield run_id
+            status = "FINISHED"
+        except BaseException as error:
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            self.client.set_tag(run_id, "error", f"{type(error).__name__}: {error}"[:5000])
+            raise
+        finally:
+            self.client.set_terminated(run_id, status)
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Several metrics of one run in one transaction."""
+        now = int(time.time() * 1000)
+        values = [Metric(key, round(float(v), _DIGITS.get(key, 6)), now, step) for key, v in metrics.items()]
+        self.client.log_batch(run_id, metrics=values)
+
+    def log_bytes(self, run_id: str, content: bytes, path: str) -> None:
+        """A file that exists only in memory, as the artifact `path` ("folder/name")."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / Path(path).name
+            file.write_bytes(content)
+            self.client.log_artifact(run_id, str(file), str(Path(path).parent))
+
+
+class SequenceRun:
+    """The parent run of a sequence. Made by `Tracker.sequence`."""
+
+    def __init__(self, tracker: Tracker, run_id: str, name: str):
+        self.tracker, self.run_id, self.name = tracker, run_id, name
+        self.task_runs: dict[str, str] = {}  # task -> run id
+
+    @contextmanager
+    def task(
+        self,
+        bank: AdapterBank,
+        task: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+    ) -> Iterator[TaskRun]:
+        """The nested run of one task.
+
+        Args:
+            params, tags: beside those that follow from the task itself.
+
+        Raises:
+            UnknownNameError: the bank has no such task.
+        """
+        owner = bank.task(task)
+        everything = {"mlflow.parentRunId": self.run_id, "kind": "task", **_task_tags(bank, owner), **(tags or {})}
+        name = f"{everything['strategy']}: {task} ({owner.method})" if "strategy" in everything else task
+        with self.tracker._run(name, {**_task_params(owner), **(params or {})}, everything) as run_id:
+            self.task_runs[task] = run_id
+            run = TaskRun(self.tracker, run_id, bank, owner)
+            yield run
+            run.fill()
+
+    def log_scores(self, evaluations: Mapping[str, Evaluation], bank: AdapterBank, step: int) -> None:
+        """Test metrics of the tasks so far, after the training of task number `step` (from 0), into each one's run.
+
+        What the runs table shows is the last of them: the score at the end of the sequence.
+        """
+        for task, evaluation in evaluations.items():
+            if task in self.task_runs:
+                found = _test_metrics(bank.task(task), evaluation)
+                self.tracker.log_metrics(self.task_runs[task], found, step)
+
+    def log_result(self, result: SequenceResult) -> None:
+        """Accuracy matrix as picture and JSON, and the numbers of continual learning."""
+        self.tracker.log_metrics(self.run_id, {k: v for k, v in result.numbers().items() if v is not None})
+        self.tracker.client.log_dict(self.run_id, result.to_json(), "accuracy_matrix.json")
+        self.log_figure(plots.accuracy_matrix({result.strategy: result.matrix}, result.tasks), "accuracy_matrix.png")
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        self.tracker.client.log_figure(self.run_id, figure, path)
+
+
+class TaskRun:
+    """The run of one task. Made by `SequenceRun.task`."""
+
+    def __init__(self, tracker: Tracker, run_id: str, bank: AdapterBank, task: Task):
+        self.tracker, self.run_id, self.bank, self.task = tracker, run_id, bank, task
+        self._logged: set[str] = set()
+        count = task.trainable_parameters()
+        share = 100 * count / bank.backbone.num_parameters()
+        self._log({"trainable_parameters": count, "percent_of_base": share})
+
+    def log_epoch(self, epoch: int, record: Mapping[str, float]) -> None:
+        """One record of `History.epochs`; fits `fit(on_epoch=...)`."""
+        self._log(self._epoch_metrics(record), epoch)
+
+    def log_training(self, history: History) -> None:
+        """What a training used and cost, its learning curve, and as the last point of the validation metrics those of
+        the weights that were kept, so that the runs table shows them."""
+        self._log(
+            {
+                "gpu_seconds": history.gpu_seconds,
+                "train_seconds": history.seconds,
+                "peak_memory_mb": history.peak_memory_mb,
+            }
+        )
+        if history.epochs:
+            kept = self._epoch_metrics(history.epochs[history.best_epoch])
+            self._log({k: v for k, v in kept.items() if k.startswith("val/")}, len(history.epochs))
+            title = f"{self.task.name} · {self.task.method}"
+            curve = plots.learning_curve(history.epochs, best_epoch=history.best_epoch, title=title)
+            self.tracker.client.log_figure(self.run_id, curve, "learning_curve.png")
+        used = {**history.options, "precision": history.precision, "best_epoch": history.best_epoch + 1}
+        used["steps"] = history.steps  # those that were made, in place of the limit that the options hold
+        params = [Param(key, value) for key, value in _texts(used).items()]
+        self.tracker.client.log_batch(self.run_id, params=params)
+
+    def log_test(self, evaluation: Evaluation, step: int = 0) -> None:
+        """Test metrics and the confusion matrix."""
+        found = _test_metrics(self.task, evaluation)
+        self._log(found, step)
+        counts = plots.confusion_counts(evaluation.logits, evaluation.targets)
+        title = f"{self.task.name} · {self.task.method} · test {self.task.primary_metric} {found['test/score']:.3f}"
+        figure = plots.confusion_matrix(counts, self.task.labels, title=title)
+        self.tracker.client.log_figure(self.run_id, figure, "confusion_matrix.png")
+
+    def log_adapter(self) -> None:
+        """The task's file, as a saved bank holds it: `bank.import_task` reads it."""
+        content = task_bytes(self.task, self.bank.backbone)
+        self.tracker.log_bytes(self.run_id, content, f"adapter/{self.task.name}.safetensors")
+
+    def fill(self) -> None:
+        """NaN for what was not measured: the compare page lines up runs that have the same keys."""
+        self._log({key: math.nan for key in METRICS if key not in self._logged})
+
+    def _epoch_metrics(self, record: Mapping[str, float]) -> dict[str, float]:
+        named = {**record, "val/score": record.get(f"val/{self.task.primary_metric}", math.nan)}
+        wanted = ("train/loss", "val/loss", "val/accuracy", "val/score")
+        return {key: named[key] for key in wanted if not math.isnan(named.get(key, math.nan))}
+
+    def _log(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        self._logged.update(metrics)
+        self.tracker.log_metrics(self.run_id, metrics, step)
+
+
+def _test_metrics(task: Task, evaluation: Evaluation) -> dict[str, float]:
+    found = evaluation.metrics
+    return {"test/score": found[task.primary_metric], "test/accuracy": found["accuracy"]}
+
+
+def _task_params(task: Task) -> dict[str, Any]:
+    spec = task.spec
+    return {
+        "method": spec.method,
+        "labels": len(spec.labels),
+        "head": spec.head,
+        "pooling": spec.pooling,
+        "clip_seconds": "native" if spec.clip_seconds is None else spec.clip_seconds,
+        "init_seed": spec.seed,
+        "method_options": json.dumps(dict(spec.options), sort_keys=True, default=str),
+    }
+
+
+def _task_tags(bank: AdapterBank, task: Task) -> dict[str, Any]:
+    return {
+        **_origin(),
+        "task": task.name,
+        "method": task.method,
+        "backbone": Path(bank.backbone.source).name,
+        "backbone_fingerprint": bank.backbone.fingerprint[:12],
+        "device": _device_name(bank.backbone.device),
+        "primary_metric": task.primary_metric,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _origin() -> dict[str, str]:
+    """Who and what started the run, under the keys of MLflow's own columns."""
+    tags = {
+        "adapterbank": __version__,
+        "mlflow.source.name": Path(sys.argv[0]).name or "python",
+        "mlflow.source.type": "LOCAL",
+    }
+    with suppress(OSError, KeyError, ImportError):  # a container without a name for its user
+        tags["mlflow.user"] = getpass.getuser()
+    return tags
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in values.items()}
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """The database file of `sqlite:///relative` or `sqlite:////absolute`; None for any other store."""
+    if not uri.startswith(_SQLITE):
+        return None
+    name = uri.removeprefix(_SQLITE).partition("?")[0]
+    return Path(name).absolute() if name and name != ":memory:" else None
+
+
+def _initialising(file: Path | None) -> Any:
+    """Lets one process at a time open a SQLite store: two that find it empty both run all migrations, and one dies of
+    "duplicate column name"."""
+    if file is None:
+        return nullcontext()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{file}.lock")
+
+
+def _experiment_tags() -> dict[str, str]:
+    """What the UI shows of a new experiment: model training, and a saved view with a line per task.
+
+    A saved view is a tag of the experiment, with the UI's own state in it (MLflow 3; other versions ignore it).
+    """
+    columns = [("tags", "task", 120), ("tags", "method", 80)]
+    columns += [("metrics", name, width) for name, width in _VIEW_METRICS.items()]
+    keys = {f"{kind}.`{name}`": width for kind, name, width in columns}
+    shown = {"attributes.`Run Name`": 220, **keys}
+    state = {
+        "searchFilter": "tags.kind = 'task'",
+        "orderByKey": "tags.`task`",
+        "orderByAsc": True,
+        "selectedColumns": list(keys),
+        "columnOrder": list(shown),
+        "columnWidths": shown,
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    now = int(time.time() * 1000)
+    view = {"name": "Tasks", "createdAt": now, "updatedAt": now, "state": f"deflate;{packed}"}
+    return {
+        "mlflow.experimentKind": "custom_model_development",
+        f"mlflow.sharedViewState.{VIEW}": json.dumps(view),
+    }
+
+
+def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=place, tags=_experiment_tags()))
+        except MlflowException:  # on a server another client may have been quicker
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise ConfigError(f"the MLflow experiment {name!r} was deleted; restore it in the UI, or choose another name.")
+    return str(found.experiment_id)

@@ -1,0 +1,141 @@
+"""Rows of recipes/benchmark.py on training: adapters beside `full` (3), caches (10), several tasks at once (13).
+
+    python recipes/benchmark.py row=3            # starts this with what it needs
+
+Clips are white noise of 1 s, weights are random: neither changes what a matmul costs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from adapterbank import AdapterBank, History, fit, fit_many
+from adapterbank.errors import exit_on_error
+from adapterbank.experiments.cost import step_memory, step_tensors, stepper
+from adapterbank.experiments.sidebyside import MEASURED, Bench, Claim, alternate, claim, keep, noise, timed
+from adapterbank.training.memory import keep_freed_memory
+
+LATER = 3  # epochs that are timed together in row 10
+PLAIN = {"freq_mask": 0, "time_mask": 0, "progress": False}
+Claims = Iterator[Claim]
+
+
+def adapters_or_full(cfg: DictConfig, bench: Bench) -> Claims:
+    """3: a training step of aat_ms beside one of full fine-tuning."""
+    goals = {"bf16": (0.72, 0.45), "fp32": (0.76, 0.55)}  # bf16 first: the heap that fp32 leaves would slow it
+    for precision, (time_goal, memory_goal) in goals.items():
+        bank = bench.open(cfg.base, precision)
+        batch = {"batch_size": bench.rows(32), "clip_seconds": 1.0, "classes": cfg.classes, "precision": precision}
+        ours, theirs = (stepper(bank, method, {"method": method}, **batch) for method in ("aat_ms", "full"))
+        more = {"precision": precision, "at_most": True}
+        yield bench.compare(f"step of aat_ms / full, {precision}", ours, theirs, time_goal, **more)
+        del bank, ours, theirs
+        opened = {"device": str(bench.device), "base_dtype": MEASURED[precision]}
+        for what, measure in {"tensors": step_tensors, "resident set": step_memory}.items():
+            mine, whole = (measure(cfg.base, {"method": method}, **opened, **batch) for method in ("aat_ms", "full"))
+            shown = {"megabytes": [mine, whole], "at_most": True}
+            yield claim(f"peak memory of aat_ms / full, {what}, {precision}", mine / whole, memory_goal, **shown)
+
+
+def trained(
+    bench: Bench, bank: AdapterBank, cfg: DictConfig, method: str, options: Mapping[str, Any], **fitting: Any
+) -> History:
+    """A new task after some epochs on 64 clips."""
+    waves = noise(bench.rows(64), 1.0)
+    bank.add_task("cached", method, num_classes=cfg.classes, **options)
+    data = [(wave, index % cfg.classes) for index, wave in enumerate(waves)]
+    try:
+        return fit(bank, "cached", data, batch_size=bench.rows(32), **PLAIN, **fitting)
+    finally:
+        bank.remove_task("cached")
+
+
+def later_epoch(*of: Any, **fitting: Any) -> float:
+    """Seconds of an epoch after the first."""
+    ends: list[float] = []
+    trained(*of, epochs=LATER + 1, on_epoch=lambda *_: ends.append(time.perf_counter()), **fitting)
+    return (ends[-1] - ends[0]) / LATER
+
+
+def cached_epochs(cfg: DictConfig, bench: Bench) -> Claims:
+    """10: epochs after the first, with what lies below the first adapters kept."""
+    bank = bench.open(cfg.base, "fp32")
+    layers = bank.backbone.geometry.layers
+    half = {"layers": [*range(layers // 2, layers)]}
+    for method, options, goal in (("head", {}, 200.0), ("partial", {}, 1.25), ("aat_ms", half, 1.35)):
+        what = f"cached epoch of {method}{' in the upper half' if options else ''}"
+        timing = partial(later_epoch, bench, bank, cfg, method, options, precision="bf16")
+        ours, theirs = partial(timing, cache="memory"), partial(timing, cache=None)
+        yield bench.beside(f"{what}, bf16", alternate(ours, theirs, bench.pairs, warm_up=1), goal)
+        kept, anew = (
+            trained(bench, bank, cfg, method, options, epochs=2, precision="fp32", cache=cache)
+            for cache in ("memory", None)
+        )
+        gap = max(abs(a["train/loss"] - b["train/loss"]) for a, b in zip(kept.epochs, anew.epochs, strict=True))
+        yield claim(f"{what}, fp32: largest difference of losses", gap, 1e-4, at_most=True, check=True)
+
+
+def fresh(bank: AdapterBank, cfg: DictConfig) -> list[str]:
+    """Eight new tasks."""
+    names = [f"t{number}" for number in range(8)]
+    for name in names:
+        if name in bank.tasks:
+            bank.remove_task(name)
+        bank.add_task(name, "aat_ms", num_classes=cfg.classes)
+    return names
+
+
+def one_by_one(bank: AdapterBank, names: Sequence[str], data: Any, **fitting: Any) -> dict[str, History]:
+    return {name: fit(bank, name, data, **fitting) for name in names}
+
+
+def training_seconds(
+    way: Callable[..., object], bench: Bench, bank: AdapterBank, cfg: DictConfig, data: Any, **fitting: Any
+) -> float:
+    """Of eight trainings; the tasks are new each time, and made before."""
+    return timed(partial(way, bank, fresh(bank, cfg), data, **fitting), bench.device)()
+
+
+def trained_together(cfg: DictConfig, bench: Bench) -> Claims:
+    """13: eight adapters of one method trained in one routed batch, four rows each, beside eight trainings."""
+    data = [(wave, index % cfg.classes) for index, wave in enumerate(noise(bench.rows(8), 1.0))]
+    exact, half = (bench.open(cfg.base, precision) for precision in MEASURED)
+    for order in ("task", "shared"):
+        fitting = {"epochs": 1, "batch_size": 4, "order": order, **PLAIN}
+        what = f"fit_many: 8 aat_ms tasks, order by {order}"
+        ours, theirs = (
+            partial(training_seconds, way, bench, half, cfg, data, precision="bf16", **fitting)
+            for way in (fit_many, one_by_one)
+        )
+        yield bench.beside(f"{what}, bf16", alternate(ours, theirs, bench.pairs), 1.2)
+        kept, alone = (
+            way(exact, fresh(exact, cfg), data, precision="fp32", **fitting) for way in (fit_many, one_by_one)
+        )
+        gaps = [abs(kept[name].epochs[0]["train/loss"] - alone[name].epochs[0]["train/loss"]) for name in alone]
+        yield claim(f"{what}, fp32: largest difference of losses", max(gaps), 1e-4, at_most=True, check=True)
+
+
+ROWS = {3: adapters_or_full, 10: cached_epochs, 13: trained_together}
+
+
+def run(cfg: DictConfig) -> None:
+    keep_freed_memory()  # as pretrain_mini.py: steps allocate anew, and would wait for the kernel's pages by chance
+    bench = Bench.of(cfg.device, cfg.threads, cfg.pairs, cfg.matrix, cfg.batch)
+    keep(Path(cfg.out), cfg.row, ROWS[cfg.row](cfg, bench), OmegaConf.to_container(cfg.configuration, resolve=True))
+
+
+@hydra.main(version_base=None, config_path="conf", config_name="benchmark")
+def main(cfg: DictConfig) -> None:
+    with exit_on_error():
+        run(cfg)
+
+
+if __name__ == "__main__":
+    main()

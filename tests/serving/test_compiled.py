@@ -1,0 +1,265 @@
+"""Compiled tasks answer as the bank does, are snapshots, and leave the bank as it was."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch._inductor import config
+
+from adapterbank import CompiledTask, methods
+from adapterbank.backbone.sites import Sites
+from adapterbank.bank import AdapterBank
+from adapterbank.errors import ConfigError, UnknownNameError, WaveformError
+from adapterbank.methods.base import Adapters
+from adapterbank.training.fit import fit
+
+# Options that make sense at width 48; a method that does not stand here is compiled with its defaults.
+OPTIONS = {
+    "bottleneck": {"reduction": 8},
+    "conformer": {"reduction": 8, "train_block_norms": True},
+    "moa": {"reduction": 8},
+    "shallow_prompt": {"tokens": 5, "pooling": "mean"},
+    "lora": {"rank": 2, "targets": ["q", "k", "v", "proj", "fc1", "fc2"]},
+}
+CASES = {name: (name, OPTIONS.get(name, {})) for name in methods.names()} | {
+    "rslora": ("lora", {"rank": 2, "rslora": True, "dropout": 0.1}),
+    "dora": ("lora", {"rank": 2, "dora": True, "targets": ["k", "v", "fc2"]}),
+    "prompt_petl": ("prompt", {"mode": "petl", "tokens": 3, "pooling": "mean"}),
+    "prompt_overwrite": ("prompt", {"mode": "overwrite", "tokens": 3}),
+    "signal_gate": ("aat_ms", {"gate": "signal", "dropout": 0.1}),
+    "sequential": ("bottleneck", {"reduction": 8, "placement": "houlsby", "form": "sequential"}),
+    "many": ("lora+bitfit+prompt+prefix+aat_ms", {"lora": {"rank": 2, "targets": ["q", "k", "v", "fc1"]}}),
+    "own_norm": ("aat_ms", {"train_final_norm": True, "clip_seconds": 1.0, "normalize": (-5.0, 3.0)}),
+}
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda module: pickle.loads(pickle.dumps(module))}
+
+
+@pytest.fixture
+def bank_of(small_backbone, randomise):
+    """A bank with tasks of these cases, as if trained."""
+
+    def make(*cases, **to):
+        bank = AdapterBank(small_backbone).to(**to)
+        for seed, case in enumerate(cases):
+            method, options = CASES[case]
+            randomise(bank.add_task(case, method, num_classes=3, **options), seed, scale=0.05)
+        return bank
+
+    return make
+
+
+@pytest.fixture
+def own_method():
+    """A method that computes what stands at its sites, and hands out a function that is made anew each time."""
+
+    class Computed(Adapters):
+        def __init__(self, width):
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1, width))
+
+        def sites(self, layer):
+            if layer:
+                return Sites(after_mlp=lambda x: x + self.token)
+            return Sites(tokens=(2 * self.token,))
+
+    @methods.register("computed", paper="-", parameters="D")
+    def computed(geometry, base, generator):
+        """A token."""
+        return Computed(geometry.width)
+
+    yield "computed"
+    methods.unregister("computed")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_the_banks(case, bank_of, clips):
+    bank = bank_of(case)
+    torch.testing.assert_close(bank.compile_task(case)(clips), bank(clips, case), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["aat_ms", "dora", "joint", "full", "conformer"])
+def test_with_a_bf16_base_they_are_as_far_off_as_bf16_is(case, bank_of, clips):
+    exact = bank_of(case)(clips, case)
+    bank = bank_of(case, base_dtype=torch.bfloat16)
+    error = (bank(clips, case) - exact).abs().max()
+    assert (bank.compile_task(case)(clips) - exact).abs().max() <= 3 * error + 1e-5
+
+
+def test_compiling_and_running_leaves_every_task_and_the_base_bit_identical(small_bank, clips):
+    before = {name: small_bank(clips, name) for name in small_bank.tasks}
+    tensors = {name: tensor.clone() for name, tensor in small_bank.backbone.weights.named()}
+    states = {name: {key: t.clone() for key, t in task.state_dict().items()} for name, task in small_bank.tasks.items()}
+    for name in small_bank.tasks:
+        small_bank.compile_task(name)(clips)
+    for name, task in small_bank.tasks.items():
+        assert torch.equal(small_bank(clips, name), before[name])
+        assert all(torch.equal(t, states[name][key]) for key, t in task.state_dict().items())
+        assert all(p.requires_grad for p in task.parameters())
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in small_bank.backbone.weights.named())
+
+
+@pytest.mark.parametrize("case", ["many", "full", "prompt_overwrite", "conformer", "own_norm"])
+def test_later_training_and_removal_do_not_reach_it(case, bank_of, clips, labelled_clips):
+    bank = bank_of(case)
+    module = bank.compile_task(case)
+    before, trained = module(clips), bank(clips, case)
+    data = [(waveform, ["bass", "brass", "organ"].index(label)) for waveform, label in labelled_clips]
+    fit(bank, case, data, epochs=1, batch_size=6, lr=1e-2, precision="fp32", progress=False)
+    assert not torch.equal(bank(clips, case), trained)
+    bank.remove_task(case)
+    assert torch.equal(module(clips), before)
+
+
+def test_it_stays_in_eval_mode_and_keeps_no_gradients(bank_of, clips):
+    module = bank_of("signal_gate").compile_task("signal_gate")
+    assert not any(part.training for part in module.modules())
+    before = module(clips)
+    after = module.train()(clips)
+    assert not any(part.training for part in module.modules())
+    assert torch.equal(after, before)
+    assert not after.requires_grad
+    assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_what_was_folded_is_not_kept_twice(bank_of):
+    bank = bank_of("lora", "full", "aat_s", "aat_ms", "many")
+    kept = {case: {n.removeprefix("_task.") for n in bank.compile_task(case).state_dict()} for case in bank.tasks}
+    saved = {case: set(task.state_dict()) for case, task in bank.tasks.items()}
+    head = {name for name in saved["lora"] if name.startswith("head.")}
+    assert kept["lora"] == kept["full"] == head
+    assert kept["aat_s"] == saved["aat_s"]
+    assert kept["aat_ms"] == head | {name for name in saved["aat_ms"] if ".spatial." in f".{name}"}
+    assert {name.split(".")[2] for name in kept["many"] - head} == {"bitfit", "prompt", "prefix", "aat_ms"}
+    assert not any(".mlp." in name for name in kept["many"])
+
+
+def test_what_a_function_may_read_is_kept(small_backbone, randomise, own_method, clips):
+    bank = AdapterBank(small_backbone)
+    randomise(bank.add_task("t", f"{own_method}+aat_m", num_classes=3), scale=0.05)
+    module = bank.compile_task("t")
+    assert {f"_task.{name}" for name in bank.task("t").state_dict()} == set(module.state_dict())
+    torch.testing.assert_close(module(clips), bank(clips, "t"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["aat_ms", "lora"])
+def test_a_state_is_not_loaded_into_a_snapshot(case, bank_of, clips):
+    module = bank_of(case).compile_task(case)
+    before = module(clips)
+    state = {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
+    around = nn.ModuleDict({"m": module})
+    for owner, given in ((module, state), (around, {f"m.{name}": tensor for name, tensor in state.items()})):
+        with pytest.raises(ConfigError, match=rf"'{case}', which is a snapshot.*compile_task\('{case}'\)"):
+            owner.load_state_dict(given)
+    assert torch.equal(module(clips), before)
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("case", ["prompt_overwrite", "prompt_petl", "many", "conformer", "aat_ms"])
+def test_a_copy_runs_by_itself(case, how, bank_of, clips):
+    module = bank_of(case).compile_task(case)
+    before = module(clips)
+    copied = COPIES[how](module)
+    for tensor in (*module.parameters(), *module.prompts.buffers()):  # the other buffers may be the bank's
+        tensor.zero_()
+    assert torch.equal(copied(clips), before)
+    assert copied.labels == module.labels
+
+
+def test_a_copy_of_what_torch_compiled_runs_by_itself(bank_of, clips, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function: compiled.append(function) or (lambda x: function(x)))
+    module = bank_of("aat_ms").compile_task("aat_ms", torch_compile=True)
+    copied = copy.deepcopy(module)
+    before = copied(clips)
+    assert [function.__self__ for function in compiled] == [module, copied]
+    for parameter in module.parameters():
+        parameter.zero_()
+    assert torch.equal(copied(clips), before)
+
+
+def test_computed_tensors_follow_a_move(small_backbone, own_method):
+    bank = AdapterBank(small_backbone)
+    bank.add_task("t", own_method, num_classes=3)
+    module = bank.compile_task("t").to("meta")
+    assert module._logits(torch.empty(1, 48, 128, device="meta")).device.type == "meta"
+
+
+def test_frozen_tensors_that_a_task_leaves_alone_are_the_banks(bank_of):
+    bank = bank_of("lora")
+    first, second = (bank.compile_task("lora") for _ in range(2))
+    for name, tensor in bank.backbone.weights.named():
+        one, other = first.get_buffer(name), second.get_buffer(name)
+        merged = name.startswith("blocks") and name.endswith("weight") and "ln" not in name
+        assert (one.data_ptr() == tensor.data_ptr()) is not merged
+        assert (other.data_ptr() == tensor.data_ptr()) is not merged
+
+
+def test_moving_it_leaves_the_bank_where_it_is(bank_of, device, clips):
+    bank = bank_of("many")
+    expected = bank(clips, "many")
+    module = bank.compile_task("many").to(device)
+    assert {t.device.type for t in [*module.parameters(), *module.buffers()]} == {device.type}
+    torch.testing.assert_close(module(clips).cpu(), expected, rtol=0, atol=1e-4)
+    module.to("meta")
+    assert bank.backbone.device.type == "cpu"
+    assert torch.equal(bank(clips, "many"), expected)
+
+
+def test_other_sample_rates_labels_and_predictions_are_the_tasks(bank_of, clips):
+    bank = bank_of("aat_ms")
+    module = bank.compile_task("aat_ms")
+    logits = module(clips, sample_rate=22_050)
+    torch.testing.assert_close(logits, bank(clips, "aat_ms", sample_rate=22_050), rtol=0, atol=1e-5)
+    names = [module.prediction(row).labels for row in module(clips)]
+    assert names == [prediction.labels for prediction in bank.predict(clips, "aat_ms")]
+    assert module.labels == bank.task("aat_ms").labels
+    assert isinstance(module, CompiledTask)
+    assert not hasattr(module, "task")
+
+
+def test_unknown_tasks_and_bad_waveforms_are_refused(bank_of):
+    bank = bank_of("head")
+    with pytest.raises(UnknownNameError, match="unknown task 'tail'.*Known: head"):
+        bank.compile_task("tail")
+    with pytest.raises(WaveformError, match="expected"):
+        bank.compile_task("head")(torch.zeros(1600))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("case", ["many", "conformer", "prompt_overwrite"])
+def test_through_torch_compile_logits_are_the_banks(case, bank_of, clips):
+    bank = bank_of(case)
+    module = bank.compile_task(case, torch_compile=True)
+    for batch in (clips[:2], clips[:1]):
+        torch.testing.assert_close(module(batch), bank(batch, case), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_modules_whose_tensors_are_constants_answer_with_their_own_numbers(bank_of, clips, randomise):
+    bank = bank_of("aat_ms")
+    modules = []
+    for seed in range(2):
+        randomise(bank.task("aat_ms"), seed)
+        modules.append((bank.compile_task("aat_ms", torch_compile=True), bank(clips[:1], "aat_ms")))
+    assert not torch.allclose(modules[0][1], modules[1][1], atol=1e-3)
+    for module, expected in (*modules, modules[0]):
+        torch.testing.assert_close(module(clips[:1]), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "constants"), [(torch.float32, True), (torch.bfloat16, True), (torch.int8, False)])
+def test_only_floating_matrices_on_the_cpu_are_packed_in_advance(dtype, constants, bank_of, clips, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda function: lambda x: seen.append(config.freezing) or function(x))
+    bank = bank_of("head")
+    bank.to(base_dtype=dtype)
+    bank.compile_task("head", torch_compile=True)(clips[:1])
+    bank.compile_task("head")(clips[:1])
+    assert seen == [constants]
+    assert not config.freezing

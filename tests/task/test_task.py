@@ -1,0 +1,214 @@
+"""What a task is: its name, its description as JSON, its labels and targets, its tensors."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from adapterbank.backbone.weights import Geometry
+from adapterbank.errors import (
+    AdapterBankError,
+    ConfigError,
+    InvalidNameError,
+    LabelsError,
+    StorageError,
+    UnknownNameError,
+)
+from adapterbank.task.lengths import clip_frames
+from adapterbank.task.task import Task, TaskSpec, check_name, seeded
+
+SPEC = {"name": "notes", "method": "aat_ms", "labels": ("a", "b", "c")}
+
+
+@pytest.mark.parametrize("name", ["a", "0", "esc50", "us8k.fold-3_v2", "x" * 64])
+def test_a_name_is_a_file_name_everywhere(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "Esc50", "a b", "a/b", "../a", ".a", "-a", "_a", "a\n", "ä", "x" * 65, "a:b", None, 3, b"a"]
+)
+def test_other_names_are_refused(name, small_bank):
+    before = dict(small_bank.tasks)
+    with pytest.raises(InvalidNameError, match="expected 1 to 64 of a-z"):
+        small_bank.add_task(name, "head", num_classes=2)
+    with pytest.raises(InvalidNameError, match="expected 1 to 64 of a-z"):
+        small_bank.rename_task("notes", name)
+    assert dict(small_bank.tasks) == before
+
+
+@pytest.mark.parametrize("name", ["auto", "all", "base", "unknown"])
+def test_reserved_names_are_refused(name, small_bank):
+    with pytest.raises(InvalidNameError, match=f"{name!r} is reserved .auto, all, base, unknown.; choose another"):
+        small_bank.add_task(name, "head", num_classes=2)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"options": {"ratio": 0.5}, "multilabel": True, "head": "linear", "pooling": "mean", "train_final_norm": True},
+        {"clip_seconds": 1.5, "normalize": (-6.6, 5.3), "seed": 7, "labels": ("ein Ä", "zwei", "3")},
+        {"method": "joint", "options": {"prompt": {"tokens": 3}}},
+    ],
+)
+def test_a_description_survives_json(extra):
+    spec = TaskSpec(**{**SPEC, **extra})
+    assert TaskSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        [],
+        "notes",
+        {},
+        {"name": "a", "method": "head"},
+        {"name": "a", "method": "head", "labels": "abc"},
+        {"name": "a", "method": "head", "labels": ["x"], "colour": 1},
+        {"name": "a", "method": "head", "labels": ["x"], "options": ["ratio"]},
+        {"name": "a", "method": "lora9", "labels": ["x"]},
+        {"name": "../a", "method": "head", "labels": ["x"]},
+        {"name": "a", "method": "head", "labels": []},
+        {"name": "a", "method": "head", "labels": ["x"], "normalize": [1]},
+    ],
+)
+def test_a_damaged_description_is_refused(content):
+    with pytest.raises(AdapterBankError) as error:
+        TaskSpec.from_json(content)
+    if not isinstance(content, dict) or content.get("labels") in (None, "abc") or "colour" in content:
+        assert isinstance(error.value, StorageError)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"labels": ()}, LabelsError, "got no labels, expected at least one"),
+        ({"labels": ("a", "a")}, LabelsError, "the label 'a' stands twice"),
+        ({"labels": ("a", "")}, LabelsError, "expected non-empty strings"),
+        ({"labels": (1, 2)}, LabelsError, "expected non-empty strings"),
+        ({"head": "mlp"}, UnknownNameError, "Known: linear, ln_linear"),
+        ({"clip_seconds": 0}, ConfigError, "clip_seconds=0, expected a positive number or None"),
+        ({"clip_seconds": float("nan")}, ConfigError, "clip_seconds=nan"),
+        ({"clip_seconds": "2"}, ConfigError, "clip_seconds='2'"),
+        ({"normalize": "task"}, ConfigError, "normalize='task', expected 'backbone' or"),
+        ({"normalize": (0.0, 0.0)}, ConfigError, "std > 0"),
+        ({"normalize": (0.0,)}, ConfigError, "normalize="),
+        ({"normalize": 3.0}, ConfigError, "normalize=3.0"),
+        ({"normalize": (0.0, float("inf"))}, ConfigError, "normalize="),
+        ({"seed": 1.5}, ConfigError, "seed=1.5, expected an integer"),
+    ],
+)
+def test_impossible_descriptions_are_refused(change, error, message):
+    with pytest.raises(error, match=message):
+        TaskSpec(**{**SPEC, **change})
+
+
+def test_generators_depend_on_seed_and_names_only():
+    def draw(*key: object) -> float:
+        return torch.rand((), generator=seeded(*key)).item()
+
+    torch.manual_seed(1)
+    first = draw(0, "a", "init")
+    torch.manual_seed(2)
+    assert draw(0, "a", "init") == first
+    others = [draw(1, "a", "init"), draw(0, "b", "init"), draw(0, "a", "data"), draw(0, "a"), draw(0, "ai", "nit")]
+    assert len({first, *others}) == 6
+
+
+def test_same_seed_and_name_start_the_same_and_another_name_does_not(small_backbone):
+    def made(**change: object) -> dict[str, torch.Tensor]:
+        return Task(TaskSpec(**{**SPEC, **change}), small_backbone).state_dict()
+
+    state = torch.get_rng_state()
+    first, again, renamed, reseeded = made(), made(), made(name="other"), made(seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    for other in (renamed, reseeded):
+        assert not torch.equal(first["head.linear.weight"], other["head.linear.weight"])
+        assert not torch.equal(first["adapters.mlp.0.down.weight"], other["adapters.mlp.0.down.weight"])
+
+
+def test_targets_are_indices_of_names_or_indices(small_backbone):
+    task = Task(TaskSpec(**SPEC), small_backbone)
+    labels = ["c", "a", 1, np.int64(2), torch.tensor(0)]
+    assert task.targets(labels).tolist() == [2, 0, 1, 2, 0]
+    assert task.targets(labels).dtype == torch.int64
+
+
+def test_multilabel_targets_are_rows_of_zeros_and_ones(small_backbone):
+    task = Task(TaskSpec(**SPEC, multilabel=True), small_backbone)
+    labels = [{"a", "c"}, ("b",), [], "c", 1, [0, 2], torch.tensor([0.0, 1.0, 1.0])]
+    expected = [[1, 0, 1], [0, 1, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1], [0, 1, 1]]
+    assert task.targets(labels).tolist() == expected
+
+
+@pytest.mark.parametrize("multilabel", [True, False])
+@pytest.mark.parametrize("label", ["d", 3, -1, 1.7, None, b"a"])
+def test_a_label_that_the_task_does_not_have_is_refused(label, multilabel, small_backbone):
+    task = Task(TaskSpec(**SPEC, multilabel=multilabel), small_backbone)
+    with pytest.raises(LabelsError, match="label .*'notes' with 3 classes does not have. Known: a, b, c. Pass labels"):
+        task.targets([[label] if multilabel else label])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames"),
+    [(1.0, 106), (1.28, 126), (1.3, 136), (10.255, 1024), (0.001, 16), (5.0, 506)],
+)
+def test_clip_seconds_become_whole_patches_and_the_backbones_own_length_stays(seconds, frames):
+    geometry = Geometry()  # stride 10: 16 + 10 n frames, and 1024
+    assert clip_frames(seconds, geometry) == frames
+
+
+def test_shorter_clips_are_padded_to_the_tasks_length_and_longer_ones_keep_theirs(small_backbone):
+    task = Task(TaskSpec(**SPEC), small_backbone)  # stride 16: 16 n frames
+    assert [task.padded_frames(frames, 0.5) for frames in (1, 48, 49)] == [48, 48, 64]
+    assert [task.padded_frames(frames, None) for frames in (1, 16, 17)] == [16, 16, 32]
+
+
+def test_inputs_are_padded_with_zero_log_mel_and_then_normalised_by_task_or_backbone(small_backbone):
+    mel = torch.randn(3, 128)
+    own = Task(TaskSpec(**SPEC, normalize=(-6.0, 5.0)), small_backbone).prepare(mel, 5)
+    expected = (torch.cat((mel, torch.zeros(2, 128))) + 6.0) / 10.0
+    torch.testing.assert_close(own, expected)
+    base = Task(TaskSpec(**SPEC), small_backbone).prepare(mel, 3)
+    torch.testing.assert_close(base, (mel - -4.2677393) / (2 * 4.5689974))
+
+
+def test_a_final_norm_of_its_own_starts_as_the_frozen_one_and_full_has_it_already(small_backbone):
+    own = Task(TaskSpec(**{**SPEC, "method": "head"}, train_final_norm=True), small_backbone)
+    assert torch.equal(own.norm["weight"], small_backbone.weights.norm.weight)
+    assert own.trainable_parameters() == 2 * 48 + 3 * 48 + 3 + 2 * 48
+    full = Task(TaskSpec(**{**SPEC, "method": "full"}, train_final_norm=True), small_backbone)
+    plain = Task(TaskSpec(**{**SPEC, "method": "full"}), small_backbone)
+    assert full.trainable_parameters() == plain.trainable_parameters()
+
+
+def test_only_a_task_without_anything_before_its_head_has_frozen_features(small_backbone):
+    for method, expected in (("head", True), ("aat_m", False), ("prompt", False), ("partial", False)):
+        task = Task(TaskSpec(**{**SPEC, "method": method}), small_backbone)
+        assert task.uses_frozen_features() is expected
+    assert not Task(
+        TaskSpec(**{**SPEC, "method": "head"}, train_final_norm=True), small_backbone
+    ).uses_frozen_features()
+
+
+def test_bytes_are_those_of_all_tensors(small_backbone):
+    task = Task(TaskSpec(**SPEC), small_backbone)
+    assert task.num_bytes() == 4 * sum(p.numel() for p in task.parameters()) == 4 * task.trainable_parameters()
+
+
+def test_a_row_of_zeros_and_ones_is_never_read_as_class_indices(small_backbone):
+    task = Task(TaskSpec("many", "head", ("a", "b", "c", "d"), multilabel=True), small_backbone)
+    with pytest.raises(LabelsError, match="stands twice"):
+        task.targets([[0, 1, 1, 0]])
+    assert task.targets([["b", "c"], [1, 2], [], torch.tensor([0.0, 1, 1, 0])]).tolist() == [
+        [0, 1, 1, 0],
+        [0, 1, 1, 0],
+        [0, 0, 0, 0],
+        [0, 1, 1, 0],
+    ]

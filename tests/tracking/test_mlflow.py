@@ -1,0 +1,260 @@
+"""MLflow runs: one parent per sequence, one nested run per task, the same keys in each."""
+
+import base64
+import json
+import math
+import shutil
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+
+from adapterbank import __version__, plots
+from adapterbank.bank import AdapterBank
+from adapterbank.errors import ConfigError, TrainingDivergedError
+from adapterbank.sequence import Stage, train_naive, train_sequence
+from adapterbank.tracking.mlflow import METRICS, Tracker
+
+FIT = {"epochs": 2, "batch_size": 4, "lr": 1e-2, "precision": "fp32"}
+METHODS = {"first": "aat_ms", "second": "prompt", "third": "head"}
+
+
+@pytest.fixture(scope="module")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An initialised, empty database: MLflow takes seconds to make one."""
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture
+def store(fresh_store, tmp_path, monkeypatch):
+    """The address of a store in the working folder, with nothing set in the environment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copy(fresh_store, tmp_path / "mlflow.db")
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.fixture
+def stages(labelled_clips):
+    def stage(name, method):
+        data = [(waveform, f"{name}-{label}") for waveform, label in labelled_clips]
+        labels = sorted({label for _, label in data})
+        return Stage(name, data[:6], data[6:9], data[6:], {"method": method, "labels": labels}, FIT)
+
+    return [stage(name, method) for name, method in METHODS.items()]
+
+
+def runs_of(store, experiment="adapterbank"):
+    client = MlflowClient(store)
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    tasks = {run.data.tags["task"]: run for run in found if "mlflow.parentRunId" in run.data.tags}
+    return client, parents, tasks
+
+
+def artifacts(client, run, folder=None):
+    return sorted(entry.path for entry in client.list_artifacts(run.info.run_id, folder))
+
+
+@pytest.fixture
+def tracked(store, small_backbone, stages):
+    bank = AdapterBank(small_backbone)
+    with Tracker().sequence("demo", params={"seed": 0}, tags={"strategy": "bank"}) as parent:
+        result = train_sequence(bank, stages, tracker=parent, progress=False)
+    return (*runs_of(store), bank, result)
+
+
+def test_a_sequence_is_one_parent_with_one_nested_run_per_task(tracked):
+    _, parents, tasks, _, _ = tracked
+    (parent,) = parents
+    assert tasks.keys() == METHODS.keys()
+    assert {run.data.tags["mlflow.parentRunId"] for run in tasks.values()} == {parent.info.run_id}
+    assert {run.info.status for run in (parent, *tasks.values())} == {"FINISHED"}
+    assert tasks["second"].info.run_name == "bank: second (prompt)"
+
+
+def test_every_task_run_has_the_same_metrics_parameters_and_tags(tracked):
+    _, _, tasks, _, _ = tracked
+    assert all(set(METRICS) <= run.data.metrics.keys() for run in tasks.values())
+    for kind in ("metrics", "params", "tags"):
+        assert len({frozenset(getattr(run.data, kind)) for run in tasks.values()}) == 1
+    assert {"task", "method", "backbone", "device", "primary_metric", "adapterbank", "strategy"} <= (
+        tasks["first"].data.tags.keys()
+    )
+    assert {"method", "lr", "epochs", "batch_size", "schedule", "precision", "seed", "labels", "train_clips"} <= (
+        tasks["first"].data.params.keys()
+    )
+    assert tasks["first"].data.tags["adapterbank"] == __version__
+
+
+def test_what_a_run_says_is_what_was_measured(tracked):
+    client, _, tasks, bank, result = tracked
+    for column, name in enumerate(METHODS):
+        run, history = tasks[name], result.histories[name]
+        metrics = run.data.metrics
+        assert metrics["test/score"] == metrics["test/accuracy"] == pytest.approx(result.matrix[-1][column], abs=1e-6)
+        assert metrics["trainable_parameters"] == bank.trainable_parameters(name)
+        expected = 100 * bank.trainable_parameters(name) / bank.backbone.num_parameters()
+        assert metrics["percent_of_base"] == pytest.approx(expected, abs=1e-3)
+        assert metrics["train_seconds"] == pytest.approx(history.seconds, abs=0.01)
+        assert metrics["gpu_seconds"] == pytest.approx(history.gpu_seconds, abs=0.01)
+        assert metrics["peak_memory_mb"] == pytest.approx(history.peak_memory_mb, abs=0.1)
+        kept = history.epochs[history.best_epoch]["val/accuracy"]
+        assert metrics["val/accuracy"] == metrics["val/score"] == pytest.approx(kept, abs=1e-6)
+        losses = client.get_metric_history(run.info.run_id, "train/loss")
+        trained = [record["train/loss"] for record in history.epochs]
+        assert [point.value for point in losses] == pytest.approx(trained, abs=1e-6)
+        assert [point.step for point in losses] == [0, 1]
+        assert float(run.data.params["lr"]) == FIT["lr"]
+
+
+def test_scores_after_every_training_are_points_of_each_tasks_own_run(tracked):
+    client, _, tasks, _, result = tracked
+    for column, name in enumerate(METHODS):
+        points = client.get_metric_history(tasks[name].info.run_id, "test/score")
+        assert {point.step: point.value for point in points} == {
+            row: pytest.approx(result.matrix[row][column], abs=1e-6) for row in range(column, 3)
+        }
+
+
+def test_task_runs_hold_adapter_and_pictures_and_the_parent_the_matrix(tracked, small_backbone):
+    client, (parent,), tasks, bank, result = tracked
+    for name, run in tasks.items():
+        assert artifacts(client, run) == ["adapter", "confusion_matrix.png", "learning_curve.png"]
+        assert artifacts(client, run, "adapter") == [f"adapter/{name}.safetensors"]
+    assert artifacts(client, parent) == ["accuracy_matrix.json", "accuracy_matrix.png"]
+    file = Path(tasks["first"].info.artifact_uri.removeprefix("file://")) / "adapter" / "first.safetensors"
+    copy = AdapterBank(small_backbone)
+    copy.import_task(file)
+    assert all(
+        (tensor == bank.task("first").state_dict()[key]).all()
+        for key, tensor in copy.task("first").state_dict().items()
+    )
+    assert parent.data.metrics["average_accuracy"] == pytest.approx(result.numbers()["average_accuracy"], abs=1e-6)
+    assert parent.data.metrics["bwt"] == 0.0
+
+
+def test_the_saved_view_shows_columns_that_every_task_run_has(tracked):
+    client, (parent,), tasks, _, _ = tracked
+    tags = client.get_experiment(parent.info.experiment_id).tags
+    packed = json.loads(tags["mlflow.sharedViewState.tasks"])["state"].removeprefix("deflate;")
+    state = json.loads(zlib.decompress(base64.b64decode(packed)))
+    for column in state["selectedColumns"]:
+        kind, name = column.rstrip("`").split(".`")
+        assert all(name in getattr(run.data, kind) for run in tasks.values())
+    assert state["searchFilter"] == "tags.kind = 'task'"
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+
+
+def test_the_naive_sequence_has_the_same_keys(store, small_backbone, stages):
+    with Tracker().sequence("naive", tags={"strategy": "naive"}) as parent:
+        train_naive(small_backbone, stages[:2], tracker=parent, progress=False)
+    _, _, tasks = runs_of(store)
+    assert all(set(METRICS) <= run.data.metrics.keys() for run in tasks.values())
+    assert not any(math.isnan(run.data.metrics[key]) for run in tasks.values() for key in METRICS)
+
+
+def test_a_resumed_task_shows_what_its_training_cost_then(store, small_backbone, stages, tmp_path):
+    bank = AdapterBank(small_backbone)
+    first = train_sequence(bank, stages[:1], folder=tmp_path / "bank", progress=False)
+    with Tracker().sequence("again") as parent:
+        train_sequence(bank, stages[:1], folder=tmp_path / "bank", resume=True, tracker=parent, progress=False)
+    _, _, tasks = runs_of(store)
+    assert tasks["first"].data.metrics["train_seconds"] == pytest.approx(first.histories["first"].seconds, abs=0.01)
+    assert tasks["first"].data.tags["resumed"] == "True"
+
+
+def test_what_was_not_measured_is_nan_so_that_the_keys_stay_the_same(store, small_bank):
+    with Tracker().sequence("s") as parent, parent.task(small_bank, "notes"):
+        pass
+    _, _, tasks = runs_of(store)
+    metrics = tasks["notes"].data.metrics
+    assert set(metrics) == set(METRICS)
+    assert math.isnan(metrics["test/score"])
+    assert not math.isnan(metrics["percent_of_base"])
+
+
+def test_a_failed_training_ends_its_run_and_the_sequence_as_failed(store, small_backbone, stages):
+    broken = Stage("second", stages[1].train, None, stages[1].test, stages[1].task_options, {"lr": 1e30, "epochs": 9})
+    with pytest.raises(TrainingDivergedError), Tracker().sequence("demo") as parent:
+        train_sequence(AdapterBank(small_backbone), [stages[0], broken], tracker=parent, progress=False)
+    _, (parent_run,), tasks = runs_of(store)
+    assert parent_run.info.status == "FAILED"
+    assert {name: run.info.status for name, run in tasks.items()} == {"first": "FINISHED", "second": "FAILED"}
+    assert "TrainingDivergedError" in tasks["second"].data.tags["error"]
+
+
+def test_an_interrupted_run_is_marked_as_killed(store):
+    with pytest.raises(KeyboardInterrupt), Tracker().sequence("demo"):
+        raise KeyboardInterrupt
+    assert runs_of(store)[1][0].info.status == "KILLED"
+
+
+def test_the_default_store_is_in_the_working_folder_with_its_artifacts(store, tmp_path):
+    with Tracker("mine").sequence("demo") as parent:
+        parent.log_figure(plots.learning_curve([{"train/loss": 1.0}]), "curve.png")
+    assert Tracker("mine").uri == store
+    assert {entry.name for entry in tmp_path.iterdir()} == {"mlflow.db", "mlflow.db.lock", "mlartifacts"}
+    assert list((tmp_path / "mlartifacts" / "mine").rglob("curve.png"))
+
+
+def test_the_environments_store_is_respected(fresh_store, tmp_path, monkeypatch):
+    elsewhere, work = tmp_path / "elsewhere", tmp_path / "work"
+    elsewhere.mkdir()
+    work.mkdir()
+    shutil.copy(fresh_store, elsewhere / "runs.db")
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere / 'runs.db'}")
+    with Tracker("mine").sequence("demo"):
+        pass
+    assert len(runs_of(f"sqlite:///{elsewhere / 'runs.db'}", "mine")[1]) == 1
+    assert list(work.iterdir()) == []
+
+
+def test_the_store_follows_the_working_folder(store, fresh_store, tmp_path, monkeypatch):
+    with Tracker().sequence("here"):
+        pass
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(fresh_store, elsewhere / "mlflow.db")
+    monkeypatch.chdir(elsewhere)
+    with Tracker().sequence("there"):
+        pass
+    for place, name in ((tmp_path, "here"), (elsewhere, "there")):
+        assert [run.info.run_name for run in runs_of(f"sqlite:///{place / 'mlflow.db'}")[1]] == [name]
+
+
+def test_an_argument_goes_before_the_environment(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/at/all.db")
+    assert Tracker(uri=store).uri == store
+
+
+def test_mlflows_global_state_is_left_alone(store, small_bank):
+    before = mlflow.get_tracking_uri()
+    with Tracker().sequence("s") as parent, parent.task(small_bank, "notes"):
+        assert mlflow.active_run() is None
+    assert mlflow.get_tracking_uri() == before
+
+
+def test_a_deleted_experiment_is_an_error_that_says_so(store):
+    tracker = Tracker("mine")
+    tracker.client.delete_experiment(tracker.experiment_id)
+    with pytest.raises(ConfigError, match="'mine' was deleted"):
+        Tracker("mine")
+
+
+def _start(uri):
+    return Tracker("shared", uri).experiment_id
+
+
+@pytest.mark.slow
+def test_several_processes_may_start_on_a_fresh_store(tmp_path):
+    with ProcessPoolExecutor(3, mp_context=get_context("fork")) as pool:
+        ids = list(pool.map(_start, [f"sqlite:///{tmp_path / 'mlflow.db'}"] * 3))
+    assert len(set(ids)) == 1
