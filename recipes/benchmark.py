@@ -5,7 +5,7 @@
     python recipes/benchmark.py growth=[clip_length,tasks,bank]   # how cost grows
     python recipes/benchmark.py row=6 geometry=mini pairs=9 threads=2 out=outputs/mini
 
-Each row runs in a process of its own (a benchmark_*.py beside this file) and ends up as lines of `out/rows.jsonl`, one
+Each row runs in a process of its own (a script in benchmarks/) and ends up as lines of `out/rows.jsonl`, one
 per claim: the median ratio over alternating pairs with its quartiles, the goal, both medians, the machine, and the
 share of the matmul peak measured right before. A row whose lines are there is not measured again (again=true does it).
 `out/table.md`, `ratios.png` and `growth.png` are made of the lines. Rows beside peft need the extra `bench`; a row that
@@ -22,13 +22,13 @@ from typing import Any
 
 import hydra
 import torch
+from benchmarks import plots_speed
+from benchmarks.sidebyside import Claim, latest, log_in, markdown
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from adapterbank import plots_speed
 from adapterbank.errors import UnknownNameError, exit_on_error
-from adapterbank.experiments.sidebyside import Claim, latest, log_in, markdown
 
 HERE = Path(__file__).resolve().parent
 PAGES = {"transformers": (1, 2, 11), "peft": (4, 5, 8), "training": (3, 10, 13), "routing": (6, 7, 9), "disk": (12,)}
@@ -73,7 +73,7 @@ def make_backbone(folder: Path, sizes: dict[str, Any], classes: int) -> None:
 
 def measure(cfg: DictConfig, row: int | str) -> bool:
     """Runs the recipe of a row with the same options; whether it ended well."""
-    script = HERE / f"benchmark_{SCRIPTS.get(row, 'growth')}.py"
+    script = HERE / "benchmarks" / (f"rows_{SCRIPTS[row]}.py" if row in SCRIPTS else "growth.py")
     given = [o for o in HydraConfig.get().overrides.task if o.lstrip("+").partition("=")[0] not in ("row", "growth")]
     which = [f"row={row}", "growth=null"] if row in SCRIPTS else ["row=null", f"growth={row}"]
     threads = {} if cfg.threads is None else {"OMP_NUM_THREADS": str(cfg.threads)}  # also for processes of its own

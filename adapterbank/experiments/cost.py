@@ -18,7 +18,7 @@ from rich.progress import track
 
 from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.bank import AdapterBank, default_device
-from adapterbank.experiments.sidebyside import WARM_UP, alternate, noise, timed
+from adapterbank.experiments.timing import WARM_UP, alternate, noise, timed
 from adapterbank.training.fit import Trainer
 from adapterbank.training.meter import Meter, tensors_peak_mb
 from adapterbank.training.options import Options

@@ -15,10 +15,11 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
+from sidebyside import MEASURED, Bench, Claim, as_if_trained, keep, saved_bank
 
 from adapterbank import AdapterBank
 from adapterbank.errors import exit_on_error
-from adapterbank.experiments.sidebyside import MEASURED, Bench, Claim, as_if_trained, keep, noise, saved_bank
+from adapterbank.experiments.timing import noise
 
 Claims = Iterator[Claim]
 
@@ -73,7 +74,7 @@ def run(cfg: DictConfig) -> None:
     )
 
 
-@hydra.main(version_base=None, config_path="conf", config_name="benchmark")
+@hydra.main(version_base=None, config_path="../conf", config_name="benchmark")
 def main(cfg: DictConfig) -> None:
     with exit_on_error():
         run(cfg)

@@ -6,10 +6,9 @@ how fast this machine multiplied matrices at that moment, and what share of it o
 
 from __future__ import annotations
 
-import gc
 import math
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -21,14 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
-from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.bank import AUDIOSET, AdapterBank, default_device
 from adapterbank.experiments.protocol import RunLog
+from adapterbank.experiments.timing import WARM_UP, Pairs, Step, alternate, timed
 from adapterbank.storage.manifest import MANIFEST
-from adapterbank.training.meter import Meter
-
-WARM_UP = 3  # of each way: the first runs allocate, and build what the backend keeps; the third packs matrices
-
 
 LIBRARIES = ("torch", "transformers", "peft")
 
@@ -36,63 +31,7 @@ LIBRARIES = ("torch", "transformers", "peft")
 MEASURED = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-Step = Callable[[], Any]
-
-
 Claim = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Seconds of two ways; `ours[i]` and `theirs[i]` ran one after the other."""
-
-    ours: tuple[float, ...]
-    theirs: tuple[float, ...]
-
-    def speedups(self) -> list[float]:
-        """How many times as fast ours is, pair by pair."""
-        return [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=True)]
-
-
-def timed(step: Step, device: torch.device, settle: bool = False) -> Callable[[], float]:
-    """Runs the step and gives its wall-clock seconds, until the device is done.
-
-    Args:
-        settle: run it once before, as in a training, where a step follows one of its own kind.
-    """
-
-    def run() -> float:
-        if settle:
-            step()
-        with Meter(device) as meter:
-            step()
-        return meter.seconds
-
-    return run
-
-
-def alternate(ours: Callable[[], float], theirs: Callable[[], float], pairs: int, warm_up: int = WARM_UP) -> Pairs:
-    """Alternating runs of two ways that tell their own seconds; garbage is collected between pairs, never within."""
-    for _ in range(warm_up):
-        ours(), theirs()
-    collected = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        times = []
-        for _ in range(pairs):
-            times.append((ours(), theirs()))
-            gc.collect()
-    finally:
-        if collected:
-            gc.enable()
-    return Pairs(tuple(mine for mine, _ in times), tuple(other for _, other in times))
-
-
-def noise(clips: int, seconds: float) -> list[Tensor]:
-    """The same clips of white noise every time, (T,) each."""
-    generator = torch.Generator().manual_seed(0)
-    return [0.1 * torch.randn(round(seconds * SAMPLE_RATE), generator=generator) for _ in range(clips)]
 
 
 def as_if_trained(module: nn.Module, seed: int = 0) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from adapterbank.bank import AdapterBank
 from adapterbank.routing.below import first_block, logits_above, tokens_below
-from adapterbank.routing.run import mels_of
+from adapterbank.routing.run import mels_of, run_rows
 
 
 @pytest.mark.parametrize(

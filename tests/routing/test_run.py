@@ -17,6 +17,7 @@ from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, UnknownNameError, WaveformError
 from adapterbank.routing import run as routing
 from adapterbank.routing.plan import chunks, plan
+from adapterbank.routing.run import run_rows
 from adapterbank.task.task import Task, TaskSpec
 
 

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from peers import answer, features, peer
+from sidebyside import difference
 
 from adapterbank import AdapterBank
 from adapterbank.audio.mel import frame_count
 from adapterbank.bank import AUDIOSET
-from adapterbank.experiments.peers import answer, features, peer
-from adapterbank.experiments.sidebyside import difference, noise
+from adapterbank.experiments.timing import noise
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import io
 
+import plots_speed
 import pytest
 
-from adapterbank import plots_speed
 from adapterbank.errors import ConfigError
 
 

@@ -9,14 +9,9 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-
-from adapterbank import AdapterBank
-from adapterbank.backbone.kernels import attention as attention_module
-from adapterbank.experiments.sidebyside import (
+from sidebyside import (
     MEASURED,
     Bench,
-    Pairs,
-    alternate,
     claim,
     difference,
     keep,
@@ -27,10 +22,12 @@ from adapterbank.experiments.sidebyside import (
     matmul_operations,
     matmul_peak,
     needs,
-    noise,
     saved_bank,
-    timed,
 )
+
+from adapterbank import AdapterBank
+from adapterbank.backbone.kernels import attention as attention_module
+from adapterbank.experiments.timing import Pairs, alternate, noise, timed
 
 CPU = torch.device("cpu")
 

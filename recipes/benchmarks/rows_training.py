@@ -15,11 +15,12 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from sidebyside import MEASURED, Bench, Claim, claim, keep
 
 from adapterbank import AdapterBank, History, fit, fit_many
 from adapterbank.errors import exit_on_error
 from adapterbank.experiments.cost import step_memory, step_tensors, stepper
-from adapterbank.experiments.sidebyside import MEASURED, Bench, Claim, alternate, claim, keep, noise, timed
+from adapterbank.experiments.timing import alternate, noise, timed
 from adapterbank.training.memory import keep_freed_memory
 
 LATER = 3  # epochs that are timed together in row 10
@@ -131,7 +132,7 @@ def run(cfg: DictConfig) -> None:
     keep(Path(cfg.out), cfg.row, ROWS[cfg.row](cfg, bench), OmegaConf.to_container(cfg.configuration, resolve=True))
 
 
-@hydra.main(version_base=None, config_path="conf", config_name="benchmark")
+@hydra.main(version_base=None, config_path="../conf", config_name="benchmark")
 def main(cfg: DictConfig) -> None:
     with exit_on_error():
         run(cfg)

@@ -9,10 +9,9 @@ import pytest
 import torch
 from matplotlib.image import imread
 from omegaconf import OmegaConf
+from sidebyside import Bench
 
-from adapterbank.experiments.sidebyside import Bench
-
-RECIPES = Path(__file__).resolve().parent.parent.parent / "recipes"
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 TINY = ["geometry=tiny", "bank_geometry=tiny", "pairs=1", "batch=0.1", "peer_batch=10", "matrix=64"]
 SMALL = ["bank_tasks=12", "resident=4", "agreement.clips=4", "tasks_in_bank=[1,3]"]
 pytestmark = [
@@ -25,6 +24,11 @@ pytestmark = [
 def load(name):
     """The names of a recipe, which nothing may import."""
     return runpy.run_path(str(RECIPES / f"{name}.py"))
+
+
+def page_of(recipe, row):
+    """The script that measures a row, or a growth."""
+    return f"benchmarks/rows_{recipe['SCRIPTS'][row]}" if row in recipe["SCRIPTS"] else "benchmarks/growth"
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +53,21 @@ def claims_of(recipe, base, packs):
         cfg = OmegaConf.load(RECIPES / "conf" / "benchmark.yaml")
         options = [*TINY, *SMALL, f"out={base}", f"agreement.data={packs / 'single'}", "lengths=[1,2]"]
         cfg = OmegaConf.merge(cfg, OmegaConf.from_dotlist([*options, "tasks_in_batch=[1,2,4]"]))
-        rows = load(f"benchmark_{recipe['SCRIPTS'].get(row, 'growth')}")["ROWS"]
+        rows = load(page_of(recipe, row))["ROWS"]
         return list(rows[row](cfg, Bench(torch.device("cpu"), pairs=1, matrix=64, batch=0.1)))
 
     return measure
 
 
 def test_every_row_of_the_issue_belongs_to_one_recipe(recipe):
-    rows = [row for script in (*recipe["PAGES"], "growth") for row in load(f"benchmark_{script}")["ROWS"]]
+    rows = [
+        row
+        for script in (*(f"rows_{page}" for page in recipe["PAGES"]), "growth")
+        for row in load(f"benchmarks/{script}")["ROWS"]
+    ]
     assert sorted(row for row in rows if isinstance(row, int)) == list(range(1, 14)) == sorted(recipe["SCRIPTS"])
     assert [row for row in rows if isinstance(row, str)] == list(recipe["GROWTH"])
-    assert all(row in load(f"benchmark_{script}")["ROWS"] for row, script in recipe["SCRIPTS"].items())
+    assert all(row in load(page_of(recipe, row))["ROWS"] for row in recipe["SCRIPTS"])
 
 
 @pytest.mark.parametrize("row", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, "clip_length", "tasks"])
@@ -87,7 +95,7 @@ def test_the_front_ends_hear_the_same(claims_of):
 
 
 def test_a_bank_on_disk_is_measured_in_processes_of_its_own(base, tmp_path, run_recipe):
-    done = run_recipe("benchmark_disk", tmp_path, *TINY, *SMALL, "row=12", f"out={base}")
+    done = run_recipe("benchmarks/rows_disk", tmp_path, *TINY, *SMALL, "row=12", f"out={base}")
     assert done.returncode == 0, done.stderr
     claims = [json.loads(line) for line in (base / "rows.jsonl").read_text().splitlines()]
     assert {found["row"] for found in claims} == {12}

@@ -17,10 +17,11 @@ from typing import Any
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
+from sidebyside import Bench, Claim, claim, keep, saved_bank
 
 from adapterbank import AdapterBank
 from adapterbank.errors import exit_on_error
-from adapterbank.experiments.sidebyside import Bench, Claim, alternate, claim, keep, noise, saved_bank, timed
+from adapterbank.experiments.timing import alternate, noise, timed
 from adapterbank.storage.manifest import read_manifest
 from adapterbank.training.meter import Meter
 
@@ -102,7 +103,7 @@ def run(cfg: DictConfig) -> None:
     keep(Path(cfg.out), cfg.row, ROWS[cfg.row](cfg, bench), OmegaConf.to_container(cfg.configuration, resolve=True))
 
 
-@hydra.main(version_base=None, config_path="conf", config_name="benchmark")
+@hydra.main(version_base=None, config_path="../conf", config_name="benchmark")
 def main(cfg: DictConfig) -> None:
     with exit_on_error():
         run(cfg)

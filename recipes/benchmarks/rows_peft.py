@@ -18,23 +18,14 @@ from tempfile import TemporaryDirectory
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
+from peers import answer, features, peer
+from sidebyside import MEASURED, Bench, Claim, as_if_trained, claim, difference, keep, needs
 
 from adapterbank import AdapterBank
 from adapterbank.audio.mel import SAMPLE_RATE, frame_count
 from adapterbank.errors import exit_on_error
 from adapterbank.experiments.cost import stepper
-from adapterbank.experiments.peers import answer, features, peer
-from adapterbank.experiments.sidebyside import (
-    MEASURED,
-    Bench,
-    Claim,
-    as_if_trained,
-    claim,
-    difference,
-    keep,
-    needs,
-    noise,
-)
+from adapterbank.experiments.timing import noise
 from adapterbank.methods.lora import RANK, SCALE
 
 TARGETS = r".*\.(q_proj|v_proj|query|value)"  # q and v by both naming schemes of transformers
@@ -125,7 +116,7 @@ def run(cfg: DictConfig) -> None:
     keep(Path(cfg.out), cfg.row, claims, OmegaConf.to_container(cfg.configuration, resolve=True))
 
 
-@hydra.main(version_base=None, config_path="conf", config_name="benchmark")
+@hydra.main(version_base=None, config_path="../conf", config_name="benchmark")
 def main(cfg: DictConfig) -> None:
     with exit_on_error():
         run(cfg)

@@ -14,11 +14,12 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
+from sidebyside import MEASURED, Bench, Claim, as_if_trained, claim, difference, keep
 from torch import Tensor
 
 from adapterbank import AdapterBank
 from adapterbank.errors import exit_on_error
-from adapterbank.experiments.sidebyside import MEASURED, Bench, Claim, as_if_trained, claim, difference, keep, noise
+from adapterbank.experiments.timing import noise
 
 Claims = Iterator[Claim]
 
@@ -97,7 +98,7 @@ def run(cfg: DictConfig) -> None:
     keep(Path(cfg.out), cfg.row, ROWS[cfg.row](cfg, bench), OmegaConf.to_container(cfg.configuration, resolve=True))
 
 
-@hydra.main(version_base=None, config_path="conf", config_name="benchmark")
+@hydra.main(version_base=None, config_path="../conf", config_name="benchmark")
 def main(cfg: DictConfig) -> None:
     with exit_on_error():
         run(cfg)

@@ -16,6 +16,8 @@ from pathlib import Path
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
+from peers import answer, features, peer
+from sidebyside import Bench, Claim, as_if_trained, claim, difference, keep, needs
 from torch import Tensor
 
 from adapterbank import AdapterBank, fit, load_folder
@@ -24,8 +26,7 @@ from adapterbank.backbone.checkpoints.embedded import EMBEDDED
 from adapterbank.backbone.checkpoints.names import CLASSIFIER
 from adapterbank.bank import AUDIOSET
 from adapterbank.errors import exit_on_error
-from adapterbank.experiments.peers import answer, features, peer
-from adapterbank.experiments.sidebyside import Bench, Claim, as_if_trained, claim, difference, keep, needs, noise
+from adapterbank.experiments.timing import noise
 from adapterbank.routing.run import mels_of
 
 Claims = Iterator[Claim]
@@ -136,7 +137,7 @@ def run(cfg: DictConfig) -> None:
     keep(Path(cfg.out), cfg.row, ROWS[cfg.row](cfg, bench), OmegaConf.to_container(cfg.configuration, resolve=True))
 
 
-@hydra.main(version_base=None, config_path="conf", config_name="benchmark")
+@hydra.main(version_base=None, config_path="../conf", config_name="benchmark")
 def main(cfg: DictConfig) -> None:
     with exit_on_error():
         run(cfg)
