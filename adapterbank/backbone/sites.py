@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+from adapterbank.backbone.weights import NormWeights
 from adapterbank.errors import CompositionError
 
 if TYPE_CHECKING:
     from adapterbank.backbone.weights import FrozenLinear
 
 
-# What a transform or a hook is given may be overwritten after it returned, where no gradients are kept: copy what you
-# want to keep. What it returns is only read.
+# A transform or a hook reads what it is given and never writes to it; what it returns is only read, too.
 Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
 
 
@@ -95,6 +95,13 @@ class Affine(NamedTuple):
 
     gain: Tensor | None = None
     bias: Tensor | None = None
+
+
+def gain_and_bias(frozen: NormWeights, own: Affine | None) -> NormWeights:
+    """What a LayerNorm of this task multiplies with and adds."""
+    if own is None:
+        return frozen
+    return NormWeights(frozen.weight if own.gain is None else own.gain, frozen.bias if own.bias is None else own.bias)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterbank.backbone.kernels.mlp import trained_mlp
 from adapterbank.backbone.sites import Sites
 from adapterbank.backbone.weights import ASTWeights, FrozenLinear, Geometry
 from adapterbank.errors import ConfigError
@@ -53,7 +52,7 @@ class BottleneckAdapter(nn.Module):
         self.up = init.zero_linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return trained_mlp(x, self.down, self.drop, self.up)
+        return self.up(self.drop(torch.nn.functional.gelu(self.down(x))))
 
     def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
         """As hidden units of a wider MLP."""
