@@ -171,17 +171,41 @@ def test_every_method_learns_as_by_the_formula_from_a_mixed_batch(case, dtype, d
         assert (found[name] - reference).norm() <= near * (reference.norm() + 5e-2 * whole), name
 
 
-@pytest.mark.parametrize("case", ["aat_ms", "bottleneck", "many", "conformer", "full"])
-def test_under_autocast_a_bf16_base_answers_and_learns_as_the_formula_without(case, bases, trained, mixed):
-    base = bases[torch.bfloat16]
+@pytest.mark.parametrize("case", ["aat_ms", "bottleneck", "dora", "many", "conformer", "full"])
+@pytest.mark.parametrize("autocast", HALF)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF, torch.int8])
+def test_under_autocast_a_task_answers_and_learns_as_by_the_formula_without(
+    dtype, autocast, case, small_backbone, trained, mixed
+):
+    base = small_backbone.to(dtype=dtype)
     task = trained(case, base)
     rows = mixed(task, base)
     expected = formula(rows, base)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", autocast):
         found = fast(rows, base)
+        with torch.no_grad():
+            answers = fast(rows, base)
     assert_near(found, expected, 4e-2)
+    assert_near(answers, expected, 4e-2)
     ours, reference = (torch.cat([g.flatten() for g in gradients(y, task).values()]) for y in (found, expected))
     assert (ours - reference).norm() <= 4e-2 * reference.norm()
+
+
+@pytest.mark.parametrize("case", ["bitfit", "lora", "dora", "prompt", "many", "full"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8])
+def test_a_base_without_biases_of_queries_keys_and_values_answers_and_learns_as_the_formula(
+    dtype, case, random_backbone, small_geometry, trained, mixed
+):
+    base = random_backbone(small_geometry, qkv_bias=False).to(dtype=dtype)
+    task = trained(case, base)
+    rows = mixed(task, base)
+    found, expected = fast(rows, base), formula(rows, base)
+    near = 1e-5 if dtype == torch.float32 else 2e-2
+    assert_near(found, expected, near)
+    ours, reference = (torch.cat([g.flatten() for g in gradients(y, task).values()]) for y in (found, expected))
+    assert (ours - reference).norm() <= near * reference.norm()
+    with torch.no_grad():
+        assert_near(fast(rows, base), expected, near)
 
 
 @pytest.mark.parametrize("dtype", NEAR)

@@ -13,7 +13,7 @@ from adapterbank import methods
 from adapterbank.backbone.kernels import choose, forced
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, UnknownNameError, WaveformError
-from adapterbank.routing.run import mels_of, run_planned, run_rows
+from adapterbank.routing.run import run_planned, run_rows
 from adapterbank.task.task import Task, TaskSpec
 
 
