@@ -25,7 +25,7 @@ class Prefix(Adapters):
 
     def __init__(self, geometry: Geometry, generator: torch.Generator, tokens: int, layers: Layers):
         super().__init__()
-        whole("tokens", tokens, hint=f"PETL_AST uses {TOKENS} per layer")
+        whole("tokens", tokens, of="per layer", hint=f"PETL_AST uses {TOKENS}")
         self.pairs = ByLayer()
         for layer in chosen(layers, geometry.layers):
             drawn = STD * torch.randn(2, tokens, geometry.width, generator=generator)

@@ -38,7 +38,7 @@ class DeepPrompt(Adapters):
 
     def __init__(self, geometry: Geometry, generator: torch.Generator, tokens: int, mode: str, layers: Layers):
         super().__init__()
-        whole("tokens", tokens, hint=f"AAT uses {TOKENS} per layer")
+        whole("tokens", tokens, of="prompt per layer", hint=f"AAT uses {TOKENS}")
         if mode not in MODES:
             raise UnknownNameError("mode of prompt", mode, MODES)
         self.blocks = chosen(layers, geometry.layers)

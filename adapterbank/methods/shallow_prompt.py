@@ -24,7 +24,7 @@ class ShallowPrompt(Adapters):
 
     def __init__(self, geometry: Geometry, generator: torch.Generator, tokens: int):
         super().__init__()
-        whole("tokens", tokens, hint=f"PETL_AST uses {TOKENS}")
+        whole("tokens", tokens, of="prompt", hint=f"PETL_AST uses {TOKENS}")
         bound = math.sqrt(6 / (3 * geometry.patch**2 + geometry.width))
         self.prompts = init.uniform((tokens, geometry.width), bound, generator)
 
