@@ -17,13 +17,15 @@ from adapterbank.data import FolderDataset
 from adapterbank.errors import ConfigError, StorageError, UnknownNameError
 from adapterbank.evaluation import evaluate_task
 from adapterbank.inspection import LayerImportance, layer_importance
-from adapterbank.methods.parts.layers import TOP
 from adapterbank.training.fit import fit
 
 Run = dict[str, Any]
 
 
 Splits = tuple[FolderDataset, FolderDataset, FolderDataset]
+
+
+TOP = "top:"  # layers="top:4" in a recipe: the four blocks that matter most
 
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
@@ -73,7 +75,7 @@ def train_and_test(
     task: dict[str, Any] = {"labels": train.labels, "multilabel": train.multilabel, "pooling": pooling, "seed": seed}
     task |= options or {}
     if str(task.get("layers")).startswith(TOP):
-        task["importance"] = _gradients_before_training(bank, name, method, task, train)
+        task["layers"] = _gradients_before_training(bank, name, method, task, train).top(_count(task["layers"]))
     bank.add_task(name, method, **task)
     history = fit(bank, name, train, lr=lr, seed=seed, **fit_options)
     owner = bank.task(name)
@@ -94,6 +96,14 @@ def train_and_test(
         "options": json.loads(json.dumps(dict(owner.spec.options))),
         **hits,
     }
+
+
+def _count(layers: str) -> int:
+    """4 for "top:4". Raises ConfigError: no number."""
+    number = layers.removeprefix(TOP)
+    if not number.isdecimal():
+        raise ConfigError(f"got layers={layers!r}, expected 'top:4' or another number of blocks.")
+    return int(number)
 
 
 def _gradients_before_training(
