@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -22,10 +22,8 @@ from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, InterferenceError
 from adapterbank.evaluation import Evaluation, evaluate_task
 from adapterbank.files import write_atomically
+from adapterbank.tracking.base import SequenceRun, TaskRun
 from adapterbank.training.fit import History, fit
-
-if TYPE_CHECKING:
-    from adapterbank.tracking.mlflow import SequenceRun, TaskRun
 
 
 def average_accuracy(matrix: Sequence[Sequence[float | None]]) -> float:
