@@ -101,14 +101,14 @@ class SequenceResult:
     histories: dict[str, History | None] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
-    def _record(self, name: str, history: History | None, found: Mapping[str, Evaluation]) -> None:
+    def _record(self, bank: AdapterBank, name: str, history: History | None, found: Mapping[str, Evaluation]) -> None:
         """Adds a row to the matrix, which grows by a column."""
         self.tasks.append(name)
         self.histories[name] = history
         self.evaluations[name] = found[name]
         for row in self.matrix:
             row.append(None)
-        self.matrix.append([_score(found[task]) for task in self.tasks])
+        self.matrix.append([found[task].metrics[bank.task(task).primary_metric] for task in self.tasks])
 
     def seconds(self) -> float:
         """Of all trainings together."""
@@ -162,7 +162,7 @@ def train_sequence(
                 history = _recall(folder, stage.name) if there else _train(bank, stage, run, progress)
                 trained = True
                 found = _test(bank, stages[: index + 1])
-                result._record(stage.name, history, found)
+                result._record(bank, stage.name, history, found)
                 _check_unchanged(result, found)
                 if folder is not None:
                     _remember(folder, stage.name, history)
@@ -203,12 +203,12 @@ def train_naive(
         kept = {key: value for key, value in stage.task_options.items() if key in _NAIVE_OPTIONS}
         task = bank.add_task(stage.name, "full", **kept)
         if index:
-            task.adapters = bank.task(stages[0].name).adapters  # one body: training any task changes it for all
+            task.share_adapters(bank.task(stages[0].name))  # one body: training any task changes it for all
         stage = dataclasses.replace(stage, fit_options={**stage.fit_options, **(fit_options or {})})
         with _nested(tracker, bank, stages, index, "naive") as run:
             history = _train(bank, stage, run, progress)
             found = _test(bank, stages[: index + 1])
-            result._record(stage.name, history, found)
+            result._record(bank, stage.name, history, found)
             _track(run, history, found[stage.name], index)  # no adapter file: the next task overwrites the body
         if tracker is not None:
             tracker.log_scores(found, bank, index)
@@ -243,10 +243,6 @@ def comparison_table(results: Sequence[SequenceResult]) -> Table:
         table.add_row(name, *("-" if value is None else f"{value:{sign}.3f}" for value in values))
     table.add_row("seconds of training", *(f"{result.seconds():.0f}" for result in results))
     return table
-
-
-def _score(evaluation: Evaluation) -> float:
-    return evaluation.metrics.get("map", evaluation.metrics["accuracy"])
 
 
 def _checked(stages: Sequence[Stage]) -> Sequence[Stage]:
