@@ -16,9 +16,10 @@ from adapterbank._version import __version__ as __version__
 
 if TYPE_CHECKING:  # what `_PLACES` says, for type checkers and editors
     from adapterbank import methods
+    from adapterbank.audio.read import read_audio
     from adapterbank.backbone.kernels import plain_kernels
     from adapterbank.bank import AdapterBank
-    from adapterbank.data import load_folder, read_audio, standard_splits
+    from adapterbank.data.folder import load_folder, standard_splits
     from adapterbank.errors import AdapterBankError
     from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
     from adapterbank.serving.compiled import CompiledTask

@@ -109,7 +109,8 @@ def _average_precision(probabilities: Tensor, targets: Tensor) -> Tensor:
     last = F.pad(ranked.diff().nonzero().flatten(), (0, 1), value=len(ranked) - 1)  # of each run of equal probabilities
     hits = targets[order].cumsum(0)[last]
     precision, recall = hits / (last + 1), hits / hits[-1]
-    return (recall.diff(prepend=recall.new_zeros(1)) * precision).sum()
+    steps = recall.diff(prepend=recall.new_zeros(1))
+    return (steps * precision).flip(0).sum()  # from the highest recall down: the order decides the last bit in fp32
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
