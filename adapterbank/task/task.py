@@ -331,10 +331,6 @@ class Task(nn.Module):
         ranked = tuple(values.tolist())
         return Prediction(self.name, tuple(self.labels[i] for i in order.tolist()), ranked, ranked[0])
 
-    def share_adapters(self, other: Task) -> None:
-        """Uses the adapters of another task from now on: one body for both."""
-        self.adapters = other.adapters
-
     def start_from(self, source: Task) -> None:
         """Warm start: copies what both have under one name and shape; heads only where the labels are the same.
 
