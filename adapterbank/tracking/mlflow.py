@@ -1,9 +1,11 @@
-"""Runs in MLflow: one parent run per sequence of tasks, one nested run per task, the same metric keys in each.
+"""The tracker for MLflow: one parent run per sequence of tasks, and in it one nested run per task.
+
+All task runs have the metrics of `METRICS`, so that MLflow's compare page can line them up.
 
 MLflow and matplotlib are slow to import, so each is imported by the method that needs it, not with this module.
 
-Everything goes through an explicit `MlflowClient`: nothing here reads or sets MLflow's global "active run", so trackers
-in several threads, or beside a user's own MLflow code, do not meet.
+Everything goes through an explicit `MlflowClient`. Nothing here reads or sets MLflow's global "active run", so trackers
+in several threads do not disturb each other, nor a user's own MLflow code.
 
     with Tracker().sequence("my tasks") as sequence, sequence.task(bank, "instruments") as run:
         history = fit(bank, "instruments", train, val, on_epoch=run.log_epoch)
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 
 DEFAULT_STORE = "sqlite:///mlflow.db"  # in the working folder: what `mlflow ui` opens there without arguments
 
-
 # The columns that every task's run has, whatever the task; NaN where nothing was measured. A run holds besides them
 # "val/<metric>" and "test/<metric>" for all metrics of `adapterbank.evaluation.METRICS` that its task has.
 METRICS = (
@@ -60,9 +61,7 @@ METRICS = (
     "peak_memory_mb",
 )
 
-
 VIEW = "tasks"  # key of the saved view that a new experiment has: "Views > Tasks", or ?viewStateShareKey=tasks
-
 
 _VIEW_METRICS = {  # column -> width in pixels
     "test/score": 90,
@@ -73,15 +72,13 @@ _VIEW_METRICS = {  # column -> width in pixels
     "peak_memory_mb": 125,
 }
 
-
 _DIGITS = {"percent_of_base": 3, "train_seconds": 2, "gpu_seconds": 2, "peak_memory_mb": 1}  # else 6: what columns hold
-
 
 _SQLITE = "sqlite:///"
 
 
 class Tracker:
-    """One experiment in one MLflow store.
+    """One experiment in one MLflow store. It fills the Protocol `adapterbank.tracking.base.Tracker`.
 
     Args:
         experiment: its name; made if there is none.

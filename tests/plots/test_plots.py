@@ -65,7 +65,8 @@ def test_the_learning_curve_draws_every_metric_of_the_table_on_its_side():
 def test_a_metric_beyond_one_or_below_zero_stays_in_the_picture():
     METRICS["correlation"] = Metric("correlation", single_label=lambda logits, targets: 0.0)
     try:
-        _, score = plots.learning_curve([{"val/correlation": -0.5}, {"val/correlation": 3.0}]).axes
+        epochs = [{"train/loss": 1.0, "val/correlation": value} for value in (-0.5, 3.0)]
+        _, score = plots.learning_curve(epochs).axes
     finally:
         del METRICS["correlation"]
     assert score.get_ylim() == (-0.5, 3.0)

@@ -96,8 +96,7 @@ def test_a_tracker_of_ones_own_follows_tasks_that_are_trained_at_once(small_back
         bank.add_task(name, "prompt", labels=labels)
     train, val, _ = data
     with log.sequence("mine") as run:
-        parts = dict.fromkeys(("first", "second"), train), dict.fromkeys(("first", "second"), val)
-        histories = fit_many(bank, *parts, tracker=run, progress=False, **FIT)
+        histories = fit_many(bank, ["first", "second"], train, val, tracker=run, progress=False, **FIT)
     trained = [entry for entry in read(log) if entry["event"] == "training"]
     assert {entry["task"]: entry["steps"] for entry in trained} == {n: h.steps for n, h in histories.items()}
 
