@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
 from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD
@@ -57,10 +59,6 @@ def _find(name: str) -> Path:
                 f"Put config.json and {WEIGHT_FILES[0]} there, as save_pretrained writes them."
             )
         return folder
-    # Slow to import, and needed only here.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     wanted = ["config.json", "preprocessor_config.json", *WEIGHT_FILES]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
