@@ -38,6 +38,7 @@ def open_frame(axes: Axes) -> None:
 
 
 def heat_map(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> AxesImage:
+    """Draws values in [0, 1], (rows, columns), in shades of blue with a name at each row and column; NaN is blank."""
     colours: Colormap = BLUES.with_extremes(bad="white")
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
     size = max(len(rows), len(columns))
@@ -58,6 +59,7 @@ def heat_map(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Seque
 
 
 def write_in_cell(axes: Axes, row: int, column: int, text: str, value: float, size: float) -> None:
+    """Writes into a cell of a heat map, white on dark cells; `value` is what the cell's shade stands for."""
     axes.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if value > 0.45 else INK)
 
 

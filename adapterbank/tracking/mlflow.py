@@ -160,7 +160,7 @@ class Tracker:
 
 
 class MlflowSequenceRun:
-    """The parent run of a sequence. Made by `Tracker.sequence`."""
+    """The parent run of a sequence, as `base.SequenceRun` describes it. Made by `Tracker.sequence`."""
 
     def __init__(self, tracker: Tracker, run_id: str, name: str):
         self.tracker, self.run_id, self.name = tracker, run_id, name
@@ -212,11 +212,12 @@ class MlflowSequenceRun:
         self.log_figure(plots.accuracy_matrix({result.strategy: result.matrix}, result.tasks), "accuracy_matrix.png")
 
     def log_figure(self, figure: Figure, path: str) -> None:
+        """A figure of matplotlib as the artifact `path`, such as "curve.png"."""
         self.tracker.client.log_figure(self.run_id, figure, path)
 
 
 class MlflowTaskRun:
-    """The run of one task. Made by `SequenceRun.task`."""
+    """The run of one task, as `base.TaskRun` describes it. Made by `MlflowSequenceRun.task`."""
 
     def __init__(self, tracker: Tracker, run_id: str, bank: AdapterBank, task: Task):
         self.tracker, self.run_id, self.bank, self.task = tracker, run_id, bank, task
