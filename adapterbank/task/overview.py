@@ -13,7 +13,7 @@ from adapterbank.backbone.backbone import Backbone
 from adapterbank.task.task import Facts
 
 
-class SummaryRow(NamedTuple):
+class Row(NamedTuple):
     """One task of a summary.
 
     Attributes:
@@ -24,7 +24,7 @@ class SummaryRow(NamedTuple):
         percent_of_base: these numbers in percent of the backbone's, which are frozen.
         bytes: of all its tensors.
         metric: name of the metric by which this kind of task is compared: "accuracy" or "map".
-        value: that metric when the task was last evaluated; None if it never was.
+        value: that metric when the task was last evaluated; NaN if it never was.
     """
 
     task: str
@@ -34,11 +34,11 @@ class SummaryRow(NamedTuple):
     percent_of_base: float
     bytes: int
     metric: str
-    value: float | None
+    value: float
 
 
-class Summary(tuple[SummaryRow, ...]):
-    """A `SummaryRow` per task, in the order of the bank; `table()` is what `bank.summary()` prints.
+class Summary(tuple[Row, ...]):
+    """A `Row` per task, in the order of the bank; `table()` is what `bank.summary()` prints.
 
     Args:
         rows: one per task.
@@ -47,7 +47,7 @@ class Summary(tuple[SummaryRow, ...]):
 
     title: str
 
-    def __new__(cls, rows: Iterable[SummaryRow], title: str = "") -> Summary:
+    def __new__(cls, rows: Iterable[Row], title: str = "") -> Summary:
         summary = super().__new__(cls, rows)
         summary.title = title
         return summary
@@ -60,8 +60,8 @@ class Summary(tuple[SummaryRow, ...]):
         for column in ("classes", "parameters", "% of base", "bytes", "metric"):
             table.add_column(column, justify="right", no_wrap=True)
         for row in self:
-            share, metric = f"{row.percent_of_base:.2f}", "-" if row.value is None else f"{row.metric} {row.value:.3f}"
-            numbers = (str(row.classes), f"{row.parameters:,}", share, f"{row.bytes:,}")
+            metric = "-" if math.isnan(row.value) else f"{row.metric} {row.value:.3f}"
+            numbers = (str(row.classes), f"{row.parameters:,}", f"{row.percent_of_base:.2f}", f"{row.bytes:,}")
             table.add_row(row.task, row.method, *numbers, metric)
         return table
 
@@ -71,14 +71,18 @@ class Summary(tuple[SummaryRow, ...]):
 
 def overview(backbone: Backbone, tasks: Iterable[Facts]) -> Summary:
     """What a bank on `backbone` holds, from what is known of its tasks without opening them."""
-    base = backbone.num_parameters()
-    sizes = backbone.geometry
-    rows = []
-    for spec, count, size, metrics in tasks:
-        found = metrics.get(spec.primary_metric, math.nan)
-        value = None if math.isnan(found) else found
-        share = 100 * count / base
-        rows.append(
-            SummaryRow(spec.name, spec.method, len(spec.labels), count, share, size, spec.primary_metric, value)
+    base, sizes = backbone.num_parameters(), backbone.geometry
+    rows = (
+        Row(
+            task=spec.name,
+            method=spec.method,
+            classes=len(spec.labels),
+            parameters=count,
+            percent_of_base=100 * count / base,
+            bytes=size,
+            metric=spec.primary_metric,
+            value=metrics.get(spec.primary_metric, math.nan),
         )
+        for spec, count, size, metrics in tasks
+    )
     return Summary(rows, f"{backbone.source}: {sizes.layers} x {sizes.width}, {base:,} frozen parameters")

@@ -157,8 +157,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_mean_std(value: Any) -> bool:
-    pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
-    return pair and all(map(_is_number, value)) and value[1] > 0
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        return False
+    return all(map(_is_number, value)) and value[1] > 0
 
 
 class Facts(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 
 from rich.console import Console
@@ -24,20 +25,20 @@ def test_a_row_holds_the_numbers_of_its_task(small_bank):
         assert (row.method, row.classes) == (task.method, len(task.labels))
         assert (row.parameters, row.bytes) == (task.trainable_parameters(), task.num_bytes())
         assert row.percent_of_base == 100 * row.parameters / small_bank.backbone.num_parameters()
-        assert (row.metric, row.value) == ("accuracy", 0.75 if row.task == "notes" else None)
+        assert row.metric == "accuracy"
+        assert row.value == 0.75 if row.task == "notes" else math.isnan(row.value)
 
 
 def test_a_task_of_many_labels_is_compared_by_map(small_bank):
     small_bank.add_task("many", "head", num_classes=2, multilabel=True)
-    small_bank.task("many").metrics = {"accuracy": 0.9, "map": float("nan")}
-    assert summary_of(small_bank)[-1][-2:] == ("map", None)  # no label occurred: not a number
+    assert math.isnan(summary_of(small_bank)[-1].value)
     small_bank.task("many").metrics = {"accuracy": 0.9, "map": 0.5}
     assert summary_of(small_bank)[-1][-2:] == ("map", 0.5)
 
 
 def test_its_table_says_the_same_in_80_columns(small_bank):
     small_bank.task("notes").metrics = {"accuracy": 0.75}
-    console = Console(width=80, record=True, file=None)
+    console = Console(width=80)
     with console.capture() as printed:
         console.print(summary_of(small_bank).table())
     text = printed.get()
@@ -51,5 +52,5 @@ def test_it_is_shown_in_a_line_and_survives_copies(small_bank):
     found = summary_of(small_bank)
     assert repr(found) == "Summary of 6 tasks: notes, tones, studio, mix, own, probe"
     for again in (copy.copy(found), copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
-        assert (again, again.title, type(again)) == (found, found.title, Summary)
+        assert (list(map(str, again)), again.title, type(again)) == (list(map(str, found)), found.title, Summary)
     assert repr(Summary([])) == "Summary of 0 tasks: none yet"
