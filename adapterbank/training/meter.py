@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import resource
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -51,25 +47,6 @@ class Meter:
             self.peak_memory_mb = _peak_rss_bytes() / 2**20
         else:
             self.peak_memory_mb = torch.accelerator.max_memory_allocated(self.device) / 2**20
-
-
-def tensors_peak_mb(run: Callable[[], object]) -> float:
-    """MB of the tensors on the CPU that `run` adds to those that are there, at the highest.
-
-    This is what `torch.accelerator.max_memory_allocated` counts elsewhere; the resident set also has what the heap
-    cannot give back.
-    """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiled.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    held = highest = 0
-    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
-        held += event["args"]["Bytes"]
-        highest = max(highest, held)
-    return highest / 2**20
 
 
 def _reset_peak_rss() -> None:
