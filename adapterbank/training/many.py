@@ -209,9 +209,7 @@ def _trainers(
             bases[precision] = in_precision(bank.backbone, precision)
         task = bank.task(name)
         data = as_dataset(train[name], task)
-        trainer = Trainer(
-            bases[precision], task, data, options, val[name], callbacks=callbacks[name], stores=stores
-        )
+        trainer = Trainer(bases[precision], task, data, options, val[name], callbacks=callbacks[name], stores=stores)
         trainer.data.feed = feeds.setdefault(trainer.data.feed.key, trainer.data.feed)
         yield trainer
 

@@ -63,8 +63,7 @@ class Options:
             0.2. None is 0.2, or 0 where `freq_mask` is.
         seed: of every random draw of the training, 0: order of the clips, crops, masks, dropout. The caller's random
             state neither changes a training nor is changed by it.
-        order: "task" draws from the seed and the task's name, so that a task is trained in the same way whatever
-            company it has in `fit_many`. "shared" draws order, crops and masks from the seed alone: tasks trained by
+        order: "task" draws order, crops and masks from the seed and the task's name: each task has its own. "shared" draws them from the seed alone: tasks trained by
             `fit_many` then hear the same clips in each step and share the work on them.
         workers: processes that read clips ahead, 0 for none. Worth it where a clip is read from a slow disk.
 
@@ -134,7 +133,7 @@ class Options:
         if self.cache is not None:
             if not isinstance(self.cache, (str, os.PathLike)) or not os.fspath(self.cache):
                 raise ConfigError(f"got cache={self.cache!r}, expected 'auto', 'memory', a folder or None.")
-            # As text, because a history is stored as JSON. The class is frozen: this is the one change after its making.
+            # As text, because a history is stored as JSON. A frozen class can be changed in no other way.
             object.__setattr__(self, "cache", os.fspath(self.cache))
         augmented = {name: getattr(self, name) for name in ("freq_mask", "time_mask", "crop_seconds")}
         if self.keeps and any(augmented.values()):

@@ -121,7 +121,9 @@ def test_tasks_in_shared_order_get_the_same_batches(small_backbone, labelled_cli
         def on_step(self, state):
             heard[state.task.name].append(state.batch)
 
-    fit_many(bank_of(small_backbone, "a", "b"), ["a", "b"], labelled_clips, callbacks=[Heard()], order="shared", **QUICK)
+    fit_many(
+        bank_of(small_backbone, "a", "b"), ["a", "b"], labelled_clips, callbacks=[Heard()], order="shared", **QUICK
+    )
     assert len(heard["a"]) == 6
     assert all(one is other for one, other in zip(heard["a"], heard["b"], strict=True))
 
