@@ -15,10 +15,13 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Meter:
-    """Context manager. After it: `seconds`, `gpu_seconds` (CUDA events; 0.0 without a GPU), `peak_memory_mb`.
+    """Measures what happens inside a `with` block.
 
-    Peak memory is the accelerator's, or, on the CPU, the resident set of this process (Linux: since entering;
-    elsewhere: since the process started).
+    Attributes, after the block:
+        seconds: of wall clock.
+        gpu_seconds: between two CUDA events at the ends of the block; 0.0 without a CUDA device.
+        peak_memory_mb: the highest memory in use, in MiB. On an accelerator it is what torch allocated there; on the CPU
+            it is the resident set of this process, on Linux since the block began, elsewhere since the process started.
     """
 
     def __init__(self, device: torch.device):

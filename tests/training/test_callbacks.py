@@ -250,50 +250,7 @@ def test_a_loss_that_no_gradient_can_start_from_is_refused(loss, bank, labelled_
     assert_same(before, state_of(bank))
 
 
-# -- early stopping ---------------------------------------------------------------------------------------------------
-
-
-class Scripted(BaseCallback):
-    """Puts its own numbers into the records, before the callbacks after it read them."""
-
-    def __init__(self, metric, values):
-        self.metric, self.values = metric, values
-
-    def on_epoch(self, state):
-        state.record[self.metric] = self.values[state.epoch]
-
-
-@pytest.mark.parametrize(
-    ("metric", "values", "patience", "epochs"),
-    [
-        (None, [0.1, 0.5, 0.5, 0.2, 0.9, 0.9], 2, 4),
-        (None, [0.1, 0.5, 0.5, 0.6, 0.4, 0.9], 2, 6),
-        (None, [0.5, 0.4, 0.9, 0.9, 0.9, 0.9], 1, 2),
-        (None, [math.nan, math.nan, 0.9, 0.9, 0.9, 0.9], 2, 2),
-        ("train/loss", [0.5, 0.4, 0.3, 0.3, 0.2, 0.1], 1, 4),
-        ("val/macro_accuracy", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 1, 6),
-    ],
-)
-def test_epochs_that_are_no_better_end_a_training(metric, values, patience, epochs, bank, labelled_clips):
-    script = Scripted(metric or "val/accuracy", values)
-    callbacks = [script, EarlyStopping(patience, metric)]
-    history = fit(bank, "probe", labelled_clips, labelled_clips[:4], callbacks=callbacks, **{**PLAIN, "epochs": 6})
-    assert len(history.epochs) == epochs
-    assert history.steps == 2 * epochs
-
-
-def test_a_training_that_is_stopped_keeps_its_best_epoch(bank, labelled_clips):
-    states = []
-    keep = lambda epoch, record: states.append(state_of(bank))  # noqa: E731
-    options = {**PLAIN, "epochs": 30, "lr": 0.05}
-    history = fit(
-        bank, "families", labelled_clips[:6], labelled_clips[6:], callbacks=[EarlyStopping(2)], on_epoch=keep, **options
-    )
-    scores = [record["val/accuracy"] for record in history.epochs]
-    assert len(scores) < 30
-    assert history.best_epoch == scores.index(max(scores)) == len(scores) - 3
-    assert_same(states[history.best_epoch], state_of(bank))
-    assert bank.task("families").metrics["accuracy"] == max(scores)
+# -- stopping ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("method", "steps"), [("on_start", 1), ("on_step", 1), ("on_epoch", 2)])
@@ -304,15 +261,6 @@ def test_a_stop_ends_the_epoch_at_hand_which_counts_as_one(method, steps, bank, 
     history = fit(bank, "families", labelled_clips, labelled_clips[:4], callbacks=[stopping, told], **PLAIN)
     assert (history.steps, len(history.epochs), history.best_epoch) == (steps, 1, 0)
     assert told.calls[-1] == ("", "end", steps)
-
-
-def test_early_stopping_without_its_metric_says_which_there_are(bank, labelled_clips):
-    with pytest.raises(
-        ConfigError, match="EarlyStopping on 'val/accuracy', but an epoch of 'probe' has lr, train/loss"
-    ):
-        fit(bank, "probe", labelled_clips, callbacks=[EarlyStopping(1)], **PLAIN)
-    with pytest.raises(ConfigError, match="got patience=0"):
-        EarlyStopping(0)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
