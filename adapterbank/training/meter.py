@@ -20,8 +20,9 @@ class Meter:
     Attributes, after the block:
         seconds: of wall clock.
         gpu_seconds: between two CUDA events at the ends of the block; 0.0 without a CUDA device.
-        peak_memory_mb: the highest memory in use, in MiB. On an accelerator it is what torch allocated there; on the CPU
-            it is the resident set of this process, on Linux since the block began, elsewhere since the process started.
+        peak_memory_mb: the highest memory in use, in MiB. On an accelerator it is what torch allocated there; on the
+            CPU it is the resident set of this process, on Linux since the block began, elsewhere since the process
+            started.
     """
 
     def __init__(self, device: torch.device):

@@ -63,8 +63,9 @@ class Options:
             0.2. None is 0.2, or 0 where `freq_mask` is.
         seed: of every random draw of the training, 0: order of the clips, crops, masks, dropout. The caller's random
             state neither changes a training nor is changed by it.
-        order: "task" draws order, crops and masks from the seed and the task's name: each task has its own. "shared" draws them from the seed alone: tasks trained by
-            `fit_many` then hear the same clips in each step and share the work on them.
+        order: "task" draws order, crops and masks from the seed and the task's name, so that each task has its own.
+            "shared" draws them from the seed alone: tasks trained by `fit_many` then hear the same clips in each step
+            and share the work on them.
         workers: processes that read clips ahead, 0 for none. Worth it where a clip is read from a slow disk.
 
     What is kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -256,6 +257,52 @@ def test_each_task_has_a_run_and_that_of_a_stopped_one_is_failed(small_backbone,
     assert runs["a"].data.metrics["train_seconds"] > 0
     assert runs["a"].data.params["train_clips"] == "12"
     assert "TrainingDivergedError" in runs["b"].data.tags["error"]
+
+
+class OwnRun:
+    """A run of a tracker that inherits from nothing: it writes down what it is told."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __enter__(self):
+        self.calls.append("open")
+        return self
+
+    def __exit__(self, kind, error, at):
+        self.calls.append("closed" if kind is None else kind.__name__)
+
+    def log_epoch(self, epoch, record):
+        self.calls.append((epoch, sorted(record)))
+
+    def log_training(self, history):
+        self.calls.append((history.steps, history.seconds > 0))
+
+
+class OwnTracker:
+    def __init__(self):
+        self.calls = {}
+
+    def task(self, bank, task, *, params=None, tags=None):
+        self.calls[task] = [(bank.task(task).method, dict(params), dict(tags))]
+        return OwnRun(self.calls[task])
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_any_tracker_is_told_of_epochs_and_of_the_end(interrupted, small_backbone, labelled_clips):
+    def stop(task, epoch, record):
+        if interrupted and (task, epoch) == ("a", 1):
+            raise KeyboardInterrupt
+
+    tracker, bank = OwnTracker(), bank_of(small_backbone, "a", "b")
+    own = {"a": {}, "b": {"lr": 1e30}}
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        fit_many(bank, own, labelled_clips, labelled_clips[:4], tracker=tracker, on_epoch=stop, **QUICK)
+    opened = ("aat_ms", {"train_clips": 12, "val_clips": 4}, {"strategy": "fit_many"})
+    record = ["lr", "train/loss", "val/accuracy", "val/loss", "val/macro_accuracy"]
+    end = ["KeyboardInterrupt"] if interrupted else [(6, True), "closed"]
+    assert tracker.calls["a"] == [opened, "open", (0, record), (1, record), *end]
+    assert tracker.calls["b"] == [opened, "open", "TrainingDivergedError"]
 
 
 def test_tasks_that_keep_the_same_activations_compute_them_once(small_backbone, labelled_clips):
