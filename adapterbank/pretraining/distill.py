@@ -24,6 +24,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from adapterbank.audio.masks import spec_augment
 from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, normalise
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError, UnknownNameError
@@ -89,18 +90,6 @@ class DistillOptions:
             raise UnknownNameError("objective", self.objective, OBJECTIVES)
         if self.steps < 1 or self.accumulate < 1:
             raise ConfigError(f"got steps={self.steps}, accumulate={self.accumulate}; both are at least 1.")
-
-
-def spec_augment(mel: Tensor, options: DistillOptions, generator: torch.Generator) -> Tensor:
-    """One frequency and one time mask per clip, filled with 0 (about the mean of normalised log-mels)."""
-    rows, frames, bins = mel.shape
-    for axis, size, widest in ((1, frames, int(options.mask_time * frames)), (2, bins, options.mask_frequency)):
-        width = torch.rand(rows, generator=generator) * (widest + 1)
-        start = torch.rand(rows, generator=generator) * (size - width)
-        index = torch.arange(size)
-        masked = (index >= start.floor()[:, None]) & (index < (start.floor() + width.floor())[:, None])
-        mel = mel.masked_fill(masked[:, :, None] if axis == 1 else masked[:, None, :], 0.0)
-    return mel
 
 
 def random_gain(mel: Tensor, options: DistillOptions, generator: torch.Generator) -> Tensor:
@@ -198,7 +187,8 @@ class Distiller:
     def _taught_loss(
         self, views: np.ndarray, mel: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        mel = random_gain(spec_augment(mel, self.options, generator), self.options, generator)
+        masked = spec_augment(mel, self.options.mask_frequency, float(self.options.mask_time), generator)
+        mel = random_gain(masked, self.options, generator)
         answers = {target.name: self.store.batch(target.name, views) for target in self.store.targets}
         kept = None
         if self.step < self.options.keep_until * self.options.steps:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.backbone.embedding import positions
+from adapterbank.backbone.precision import dtype_of
 from adapterbank.bank import AdapterBank
-from adapterbank.training.options import PRECISIONS
 
 
 def features(waves: Sequence[Tensor], frames: int) -> Tensor:
@@ -29,7 +29,7 @@ def peer(
     """transformers' AST for spectrograms of one length, with the middle positions as ours has them."""
     from transformers import ASTForAudioClassification
 
-    config |= {"dtype": PRECISIONS[precision], "attn_implementation": "sdpa", "ignore_mismatched_sizes": True}
+    config |= {"dtype": dtype_of(precision), "attn_implementation": "sdpa", "ignore_mismatched_sizes": True}
     model: Any = ASTForAudioClassification.from_pretrained(source or bank.backbone.source, max_length=frames, **config)
     sizes, table = bank.backbone.geometry, bank.backbone.weights.embed.positions
     there = model.audio_spectrogram_transformer.embeddings.position_embeddings
