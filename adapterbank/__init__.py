@@ -24,7 +24,8 @@ if TYPE_CHECKING:  # what `_PLACES` says, for type checkers and editors
     from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
     from adapterbank.serving.compiled import CompiledTask
     from adapterbank.task.task import Prediction
-    from adapterbank.training.fit import History, fit
+    from adapterbank.training.fit import fit
+    from adapterbank.training.history import History
     from adapterbank.training.many import fit_many
 
 __all__ = [
@@ -50,7 +51,7 @@ _PLACES = {  # public name -> the module that defines it
     "AdapterBank": "bank",
     "AdapterBankError": "errors",
     "CompiledTask": "serving.compiled",
-    "History": "training.fit",
+    "History": "training.history",
     "LayerImportance": "inspection",
     "Prediction": "task.task",
     "fit": "training.fit",

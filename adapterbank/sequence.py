@@ -28,7 +28,8 @@ from adapterbank.errors import ConfigError, InterferenceError
 from adapterbank.evaluation import Evaluation, evaluate_task
 from adapterbank.files import write_atomically
 from adapterbank.tracking.base import SequenceRun, TaskRun
-from adapterbank.training.fit import History, fit
+from adapterbank.training.fit import fit
+from adapterbank.training.history import History
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from adapterbank.backbone.backbone import Backbone
+from adapterbank.backbone.kernels import training_precision
 from adapterbank.backbone.precision import dtype_of
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.training.augment import check_masks
@@ -151,7 +152,7 @@ class Options:
 
     def precision_on(self, device: torch.device) -> str:
         """The precision in use: what "auto" stands for on this device, or what was asked for."""
-        return _default_precision(device) if self.precision == "auto" else self.precision
+        return training_precision(device) if self.precision == "auto" else self.precision
 
 
 def in_precision(backbone: Backbone, precision: str) -> Backbone:
@@ -162,14 +163,3 @@ def in_precision(backbone: Backbone, precision: str) -> Backbone:
     """
     dtype = dtype_of(precision, PRECISIONS)
     return backbone if dtype in (torch.float32, backbone.dtype) else backbone.to(dtype=dtype)
-
-
-def _default_precision(device: torch.device) -> str:
-    if device.type == "cuda":
-        # torch would also say yes to a GPU that only emulates bf16, which is slower than fp16.
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu":
-        # Older versions of torch have no such function; nothing is then known of the CPU.
-        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "fp32"
-    return "fp32"
