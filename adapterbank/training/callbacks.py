@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from adapterbank.errors import ConfigError
-from adapterbank.evaluation import loss_function
+from adapterbank.evaluation import METRICS, loss_function
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.training.feed import Batch, TrainingData
 from adapterbank.training.history import History
@@ -225,9 +225,9 @@ class EarlyStopping(BaseCallback):
 
     Args:
         patience: how many such epochs, at least 1.
-        metric: what is watched: a key of an epoch's record, such as "val/macro_accuracy" or "train/loss". One that ends
-            in "loss" is better when lower, any other when higher. None: the accuracy, or for a multi-label task the
-            mAP, on the validation data.
+        metric: what is watched: a key of an epoch's record, such as "val/macro_accuracy" or "train/loss". Whether more
+            is better is said by the table of metrics, `evaluation.METRICS`. None: the accuracy, or for a multi-label
+            task the mAP, on the validation data.
 
     Raises:
         ConfigError: no such patience; or, after the first epoch, its record has no such key.
@@ -251,7 +251,8 @@ class EarlyStopping(BaseCallback):
                 f"got EarlyStopping on {metric!r}, but an epoch of {name!r} has {', '.join(sorted(state.record))}. "
                 "Pass validation data, or the metric of one of these names."
             )
-        goal = -state.record[metric] if metric.endswith("loss") else state.record[metric]
+        higher = METRICS[metric.rpartition("/")[2]].higher_is_better
+        goal = state.record[metric] if higher else -state.record[metric]
         better = goal > self._best[name]  # never for NaN, which mAP is without a positive
         self._best[name] = goal if better else self._best[name]
         self._waited[name] = 0 if better else self._waited[name] + 1

@@ -102,7 +102,7 @@ class Epochs:
         for epoch in range(self.setting.options.epochs):
             yield from self._steps(epoch, bar, row)
             self._close()
-            bar.update(row, note=_note(self.state.record))
+            bar.update(row, note=_note(self.state.record, task.primary_metric))
             self.callbacks.on_epoch(self.state)
             if self._is_over():
                 break
@@ -172,7 +172,7 @@ def copy_state(task: Task) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in task.state_dict().items()}
 
 
-def _note(record: dict[str, float]) -> str:
+def _note(record: dict[str, float], metric: str) -> str:
     """What the progress bar shows of an epoch."""
-    shown = (name for name in ("train/loss", "val/accuracy", "val/map") if name in record)
+    shown = (name for name in ("train/loss", f"val/{metric}") if name in record)
     return "  ".join(f"{name} {record[name]:.3f}" for name in shown)
