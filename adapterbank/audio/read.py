@@ -23,11 +23,7 @@ from adapterbank.errors import AudioFileError, ConfigError
 
 # Writers that cannot seek back leave the length open: 0, all ones, or (sox, arecord) something just below or at 2 GiB.
 _OPEN_LENGTH = 0x7FFF_F000
-
-
 _UNKNOWN_FRAMES = 2**62  # libsndfile's answer for a FLAC stream without a length is 2**63 - 1
-
-
 _AGAIN = "Copy or download the file again, or re-encode it."
 
 

@@ -11,7 +11,6 @@ from adapterbank.errors import DatasetError
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"})
 
-
 # Column names of the packs, ESC-50, UrbanSound8K and the usual home-made tables; the first that is present counts.
 COLUMNS = {
     "file": ("filename", "file", "path", "slice_file_name", "file_name", "filepath", "fname"),
@@ -21,13 +20,11 @@ COLUMNS = {
     "group": ("group", "speaker", "src_file", "fsid"),  # the last two: the recording that ESC-50, UrbanSound8K cut
 }
 
-
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-
 
 SEPARATOR = ";"  # between several labels, or several groups, of one clip
 

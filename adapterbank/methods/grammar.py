@@ -35,7 +35,7 @@ def parse(expression: str) -> tuple[Method, ...]:
 def foreign(expression: str) -> dict[str, str]:
     """{method: module that registered it} of the parts that come from outside this package."""
     modules = {part.name: part.build.__module__ for part in parse(expression)}
-    return {name: module for name, module in modules.items() if not module.startswith(f"{__name__}.")}
+    return {name: module for name, module in modules.items() if not module.startswith(f"{__package__}.")}
 
 
 def build(

@@ -1,7 +1,7 @@
 """Two questions about a task that was handed out: was it changed, and does anybody still hold it?
 
-Whoever has a task may do anything with it, and nothing tells the bank: train it, assign metrics, replace a tensor, add a
-hook. So before the bank lets go of such a task it asks both questions of the object itself.
+Whoever has a task may do anything with it, and nothing tells the bank: train it, assign metrics, replace a tensor, add
+a hook. So before the bank lets go of such a task it asks both questions of the object itself.
 """
 
 from __future__ import annotations

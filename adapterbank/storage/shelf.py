@@ -89,6 +89,12 @@ class Shelf(MutableMapping[str, Task]):
             raise UnknownNameError("task", name, self._tasks, "Add it with bank.add_task(name, ...).")
         return name
 
+    def free(self, name: str, advice: str = "choose another name.") -> str:
+        """The name itself, which a new task can have. Raises NameTakenError, InvalidNameError."""
+        if check_name(name) in self._tasks:
+            raise NameTakenError(f"a task {name!r} exists; {advice}")
+        return name
+
     def use(self, name: str) -> Task:
         """The task, to be read and neither changed nor given away. Raises UnknownNameError, StorageError."""
         with self._lock:
@@ -196,8 +202,7 @@ class Shelf(MutableMapping[str, Task]):
         """Gives a task another name; its place stays. Raises UnknownNameError, NameTakenError, InvalidNameError."""
         with self._lock:
             self.known(name)
-            if check_name(new_name) in self._tasks:
-                raise NameTakenError(f"a task {new_name!r} exists; choose another name.")
+            self.free(new_name)
             task = self._keep(name)
             task.spec = task.spec.renamed(new_name)
             self._tasks = {new_name if key == name else key: value for key, value in self._tasks.items()}
@@ -238,7 +243,7 @@ class Shelf(MutableMapping[str, Task]):
                 opened.mark_again()
 
     def save(self, folder: Path) -> None:
-        """Writes a bank, as `storage.save_bank` says. What is as its file is, in memory or not, is copied from there."""
+        """Writes a bank, as `storage.save_bank` says. What is as its file is, in memory or not, is copied from it."""
         with self._lock:
             self._keep_changed()
             tasks = dict(self._tasks)
