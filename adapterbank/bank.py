@@ -123,8 +123,8 @@ class AdapterBank:
         Args:
             backbone: in place of the one that the manifest names, such as a file that was moved; a path is opened
                 with the stride that the bank was saved with. It must have the same fingerprint.
-            resident: None opens and verifies all tasks now. A number, for banks of hundreds of tasks, opens and verifies
-                each when it is first used, and keeps that many in memory; the folder has to stay. Beside them stay
+            resident: None opens and verifies all tasks now. A number opens and verifies each when it is first used and
+                keeps that many in memory, for banks of hundreds of tasks; the folder has to stay. Beside them stay
                 tasks that somebody still holds (the object, or a part of it), and for good those that were changed
                 (trained, given metrics, moved to other tensors), renamed or added. A change is never lost.
 

@@ -1,8 +1,8 @@
 """From canonical tensors to a `Backbone`: every tensor is checked, and the fingerprint is taken.
 
 Every checkpoint is brought to the canonical names of `ASTWeights.named` before it comes here. The fingerprint is taken
-of those, in fp32, so that a checkpoint by Hugging Face's old names, by its new ones, and a base that is cast to bf16 later
-are the same backbone. It is what a saved bank knows its backbone by.
+of those, in fp32, so that a checkpoint by Hugging Face's old names, by its new ones, and a base that is cast to bf16
+later are the same backbone. It is what a saved bank knows its backbone by.
 """
 
 from __future__ import annotations

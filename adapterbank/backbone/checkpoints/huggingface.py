@@ -1,7 +1,7 @@
 """Checkpoints as transformers saves them, from the hub, a folder, or inside this package: config.json and tensors.
 
-Tensors may have the names of either scheme (see `names.py`). preprocessor_config.json says how the model's log-mels were
-normalised; a classifier in the file comes along.
+Tensors may have the names of either scheme (see `names.py`). preprocessor_config.json says how the model's log-mels
+were normalised; a classifier in the file comes along.
 """
 
 from __future__ import annotations
