@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from rich.progress import track
 
+from adapterbank.backbone.backbone import default_device
 from adapterbank.backbone.int8 import Int8Matrix
-from adapterbank.bank import AdapterBank, default_device
+from adapterbank.bank import AdapterBank
 from adapterbank.experiments.timing import WARM_UP, alternate, noise, timed
 from adapterbank.training.fit import Trainer
 from adapterbank.training.meter import Meter, tensors_peak_mb

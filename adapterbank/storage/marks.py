@@ -81,4 +81,4 @@ def _memory(tensor: Tensor) -> tuple[int, int]:
     torch counts that for its own CUDA graphs and gives it no public name.
     """
     storage = tensor.untyped_storage()
-    return storage._cdata, torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+    return storage._cdata, torch._C._storage_Use_Count(storage._cdata)

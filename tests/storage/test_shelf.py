@@ -386,7 +386,6 @@ def test_a_task_that_cannot_be_compared_stays(saved, load, opened, clips):
     assert opened[0][1]() is bank.tasks["notes"]
 
 
-
 def test_a_task_that_was_handed_out_stays_the_same_object(saved, load, clips):
     bank = load(saved, 1)
     bank(clips, "notes")
