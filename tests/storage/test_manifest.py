@@ -230,7 +230,7 @@ def test_an_interrupt_during_a_save_leaves_the_old_bank(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(os, "replace", interrupted)  # Ctrl-C at a moment that no test can hit
     with pytest.raises(KeyboardInterrupt):
         small_bank.save(saved)
     assert_same(old, load(saved), clips)

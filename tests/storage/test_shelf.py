@@ -591,7 +591,7 @@ def test_what_the_file_system_raises_is_an_error_of_ours(saved, load, monkeypatc
         with pytest.raises(StorageError, match="there is no task file .*mix"):
             bank.trainable_parameters("mix")
 
-    def failing(self, **options):
+    def failing(self, **options):  # a disk that fails, which no test can have
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
@@ -627,7 +627,7 @@ def test_sizes_may_be_asked_for_while_another_thread_saves(saved, load, data, mo
     bank.evaluate("mix", data)  # so that its file is replaced
     saving = threading.Thread(target=bank.save, args=(saved,))
 
-    def late(self):
+    def late(self):  # the moment in between, which threads hit once in thousands of runs
         saving.start()
         saving.join(0.5)  # a save that could end here would remove the file that is about to be read
         return real(self)
