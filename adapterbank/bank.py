@@ -100,8 +100,6 @@ class AdapterBank:
     def save(self, folder: str | Path) -> None:
         """Writes `manifest.json` and one safetensors file per task, atomically; the backbone is named, not copied.
 
-        A task that is as its file is, in memory or not, is copied byte for byte.
-
         Raises:
             StorageError: the folder cannot be written, or belongs to something else; or the bank was opened with
                 `resident` and a file that it was opened from is no longer there, or another.

@@ -1,9 +1,9 @@
 """From an audio file to a waveform. A file that is no audio, or that was cut short, is refused with a reason.
 
 libsndfile decodes a truncated WAV, AIFF or Ogg file without a warning, so a half-finished download would be trained on
-as if it were a shorter clip. For this reason the chunks of WAV and AIFF files and the pages of Ogg files are walked here
-before libsndfile decodes them. FLAC and MP3 files need no such check: decoding a cut one fails, or gives fewer samples
-than its header promises.
+as if it were a shorter clip. For this reason the chunks of WAV and AIFF files and the pages of Ogg files are walked
+here before libsndfile decodes them. FLAC and MP3 files need no such check: decoding a cut one fails, or gives fewer
+samples than its header promises.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read_audio(path: str | PathLike[str], sample_rate: int = SAMPLE_RATE) -> Ten
 
 
 def _decode(file: Path) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], int]:
-    """The samples (T, channels) in float32 and their rate in Hz; as many as the file promises. Raises AudioFileError."""
+    """The samples (T, channels) in float32 and their rate in Hz, as many as promised. Raises AudioFileError."""
     try:
         with file.open("rb") as handle, soundfile.SoundFile(_checked(file, handle)) as sound:
             promised = sound.frames

@@ -64,15 +64,20 @@ def is_held(owner: object) -> bool:
                 found[id(child)] = child
                 pending.append(child)
             del child
-    checked = [key for key, value in found.items() if isinstance(value, (nn.Module, Tensor))]
-    tensors = [key for key in checked if isinstance(found[key], Tensor)]
+    modules = [key for key, value in found.items() if isinstance(value, nn.Module)]
+    tensors = [key for key, value in found.items() if isinstance(value, Tensor)]
+    # By Python: references to a module or a tensor.
+    counted_anyway = sys.getrefcount(found[0])
+    if any(sys.getrefcount(found[key]) - counted_anyway > inside[key] for key in (*modules, *tensors)):
+        return True
+    # By torch: a graph that will go backwards through a tensor.
+    counted_anyway = found[0]._use_count()
+    if any(found[key]._use_count() > counted_anyway for key in tensors):
+        return True
+    # By torch: another tensor, or an array of NumPy, on the same memory.
     sharing = Counter(_memory(found[key])[0] for key in tensors)
-    own_references = sys.getrefcount(found[0])
-    own_uses, own_memory = found[0]._use_count(), _memory(found[0])[1]
-    return any(sys.getrefcount(found[key]) - own_references > inside[key] for key in checked) or any(
-        found[key]._use_count() > own_uses or _memory(found[key])[1] - own_memory > sharing[_memory(found[key])[0]] - 1
-        for key in tensors
-    )
+    counted_anyway = _memory(found[0])[1] - 1
+    return any(users - counted_anyway > sharing[memory] for memory, users in map(_memory, map(found.get, tensors)))
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:
