@@ -77,7 +77,7 @@ def is_held(owner: object) -> bool:
     # By torch: another tensor, or an array of NumPy, on the same memory.
     sharing = Counter(_memory(found[key])[0] for key in tensors)
     counted_anyway = _memory(found[0])[1] - 1
-    return any(users - counted_anyway > sharing[memory] for memory, users in map(_memory, map(found.get, tensors)))
+    return any(users - counted_anyway > sharing[memory] for memory, users in (_memory(found[key]) for key in tensors))
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:
