@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from adapterbank import AdapterBank, load_folder, plots, standard_splits
-from adapterbank.backbone.checkpoints.opening import load_backbone, random_backbone
+from adapterbank.backbone.checkpoints import load_backbone, random_backbone
 from adapterbank.data import FolderDataset
 from adapterbank.errors import UnknownNameError, exit_on_error
 from adapterbank.experiments import probe

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from adapterbank import AdapterBank, load_folder
-from adapterbank.backbone.checkpoints.opening import random_backbone
+from adapterbank.backbone.checkpoints import random_backbone
 from adapterbank.data import demo_tasks
 from adapterbank.errors import ConfigError, exit_on_error
 from adapterbank.experiments import probe

@@ -20,8 +20,9 @@ import torch
 from rich.progress import track
 from torch.profiler import ProfilerActivity, profile
 
+from adapterbank.backbone.backbone import default_device
 from adapterbank.backbone.int8 import Int8Matrix
-from adapterbank.bank import AdapterBank, default_device
+from adapterbank.bank import AdapterBank
 from adapterbank.experiments.timing import WARM_UP, alternate, noise, timed
 from adapterbank.training.meter import Meter
 from adapterbank.training.options import Options

@@ -9,8 +9,8 @@ Symbols: R rows of a batch, F frames, M mel bins, t patch columns, N tokens, D w
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ from adapterbank.audio.masks import spec_augment
 from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, normalise
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError, UnknownNameError
+from adapterbank.files import write_atomically
 from adapterbank.pretraining.distill_losses import distill_loss, init_heads, target_statistics
 from adapterbank.pretraining.masked import MaskedPatches
 from adapterbank.pretraining.student import MINI, Tensors, init_student, student_tokens
@@ -299,9 +300,9 @@ class Distiller:
             "statistics": self.statistics,
             "optimiser": self.optimiser.state_dict(),
         }
-        temporary = f"{path}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_atomically(Path(path), content.getvalue())
 
     def start_from(self, path: str | Path) -> None:
         """Begins with the averaged student of an earlier run, and with its heads as far as the targets are the same.

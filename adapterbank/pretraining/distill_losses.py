@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from adapterbank.backbone.checkpoints.opening import INIT_STD
+from adapterbank.backbone.checkpoints.untrained import INIT_STD
 from adapterbank.pretraining.student import Tensors
 from adapterbank.pretraining.teachers import Target
 from adapterbank.pretraining.views import Views

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from adapterbank.backbone.checkpoints.opening import INIT_STD
+from adapterbank.backbone.checkpoints.untrained import INIT_STD
 from adapterbank.backbone.embedding import embed
 from adapterbank.backbone.weights import PREFIX_TOKENS, ASTWeights, Geometry
 from adapterbank.errors import ConfigError

@@ -6,7 +6,6 @@ Symbols: R rows of a batch, F frames, M mel bins, N tokens, D width.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,9 +17,10 @@ from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
 from adapterbank.backbone import plain
 from adapterbank.backbone.checkpoints.huggingface import MODEL_TYPE
 from adapterbank.backbone.checkpoints.names import on_disk
-from adapterbank.backbone.checkpoints.opening import INIT_STD
+from adapterbank.backbone.checkpoints.untrained import INIT_STD
 from adapterbank.backbone.embedding import embed
 from adapterbank.backbone.weights import ASTWeights, Geometry, expected_shapes
+from adapterbank.files import write_atomically
 
 MINI = Geometry(
     layers=12, width=192, heads=3, mlp_width=768, max_frames=1024, frequency_stride=16, time_stride=16, eps=1e-6
@@ -164,8 +164,6 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
             tensor = tensor[None]
         named[on_disk(name)] = tensor.contiguous()
     # `save_file` would leave a file that only its owner can read.
-    (folder / "model.tmp").write_bytes(save(named, metadata={"format": "pt"}))
-    os.replace(folder / "model.tmp", folder / "model.safetensors")
+    write_atomically(folder / "model.safetensors", save(named, metadata={"format": "pt"}))
     for name, content in (("config", config), ("preprocessor_config", extractor)):
-        (folder / f"{name}.tmp").write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(folder / f"{name}.tmp", folder / f"{name}.json")
+        write_atomically(folder / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from adapterbank.audio.mel import SAMPLE_RATE, frame_count, log_mel, pad_frames
 from adapterbank.errors import DatasetError
+from adapterbank.files import write_atomically
 from adapterbank.pretraining.teachers import Target, Teacher, view_samples
 
 Mode = Literal["r", "r+", "w+"]
@@ -392,6 +392,4 @@ def _ask(pool: Pool, views: Sequence[View], teachers: Sequence[Teacher], store: 
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(content).encode())

@@ -29,12 +29,11 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from adapterbank._version import __version__
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError
 from adapterbank.evaluation import Evaluation
+from adapterbank.files import lock
 from adapterbank.storage.task_file import task_bytes
 from adapterbank.task.task import Task
 from adapterbank.tracking import base
@@ -308,10 +307,7 @@ def _sqlite_file(uri: str) -> Path | None:
 def _initialising(file: Path | None) -> Any:
     """Lets one process at a time open a SQLite store: two that find it empty both run all migrations, and one dies of
     "duplicate column name"."""
-    if file is None:
-        return nullcontext()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{file}.lock")
+    return nullcontext() if file is None else lock(file)
 
 
 def _experiment_tags() -> dict[str, str]:

@@ -102,7 +102,7 @@ class Epochs:
         for epoch in range(self.setting.options.epochs):
             yield from self._steps(epoch, bar, row)
             self._close()
-            bar.update(row, note=_note(self.state.record, task.primary_metric))
+            bar.update(row, note=_note(self.state.record, self.task.primary_metric))
             self.callbacks.on_epoch(self.state)
             if self._is_over():
                 break

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
-from adapterbank.bank import AUDIOSET, AdapterBank, default_device
+from adapterbank.backbone.backbone import default_device
+from adapterbank.bank import AUDIOSET, AdapterBank
 from adapterbank.experiments.protocol import RunLog
 from adapterbank.experiments.timing import WARM_UP, Pairs, Step, alternate, timed
 from adapterbank.storage.manifest import MANIFEST
