@@ -98,7 +98,9 @@ def planned_steps(cfg: DictConfig, store: Views, checkpoint: Path) -> int:
     return steps
 
 
-def run(cfg: DictConfig) -> None:
+@hydra.main(version_base=None, config_path="conf", config_name="pretrain_mini")
+@exit_on_error()
+def main(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
@@ -126,12 +128,6 @@ def run(cfg: DictConfig) -> None:
 
         distiller.run(checkpoint, save_every=cfg.save_every, on_log=log, on_save=export)
     console.print(f"{distiller.step} steps, {distiller.seconds / 60:.1f} minutes of training: {out / 'ast-mini'}")
-
-
-@hydra.main(version_base=None, config_path="conf", config_name="pretrain_mini")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
 
 
 if __name__ == "__main__":

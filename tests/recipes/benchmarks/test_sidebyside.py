@@ -158,7 +158,7 @@ def test_a_row_measured_again_replaces_all_its_earlier_lines(tmp_path):
 
 
 def test_the_issues_precisions_are_measured_and_no_other():
-    assert {"fp32": torch.float32, "bf16": torch.bfloat16} == MEASURED
+    assert set(MEASURED) == {"fp32", "bf16"}
 
 
 def test_the_table_says_which_goal_was_missed_and_what_was_not_measured():
