@@ -108,7 +108,8 @@ def step_tensors(
     base_dtype: torch.dtype | None = None,
     **batch: Any,
 ) -> float:
-    """MB of all tensors at the peak of the first training steps of a method (`tensors_mb`).
+    """MB of all tensors at the peak of the first training steps of a method: base, task, gradients, optimiser and what
+    autograd keeps.
 
     `step_memory` is more by what the CPU's heap holds besides.
 
@@ -116,20 +117,12 @@ def step_tensors(
         options, device, base_dtype, **batch: as `step_memory` takes them.
     """
     bank = AdapterBank.from_pretrained(backbone, device=device or default_device(), base_dtype=base_dtype)
-    return tensors_mb(bank, "measured", stepper(bank, "measured", options, **batch))
-
-
-def tensors_mb(bank: AdapterBank, name: str, step: Callable[[], object]) -> float:
-    """MB of all tensors at the peak of a few training steps: base, task, gradients and what autograd keeps.
-
-    Args:
-        name: of the task that `step` trains.
-    """
+    step = stepper(bank, "measured", options, **batch)
     if bank.backbone.device.type != "cpu":
         with Meter(bank.backbone.device) as peak:
             _steps(step)
         return peak.peak_memory_mb
-    tensors = [tensor for _, tensor in bank.backbone.weights.named()] + list(bank.task(name).parameters())
+    tensors = [tensor for _, tensor in bank.backbone.weights.named()] + list(bank.task("measured").parameters())
     stored = (part for t in tensors for part in ((t.levels, t.scales) if isinstance(t, Int8Matrix) else (t,)))
     there = {part.data_ptr(): part.nbytes for part in stored}
     return sum(there.values()) / 2**20 + tensors_peak_mb(lambda: _steps(step))

@@ -22,9 +22,10 @@ from rich.console import Console
 from sidebyside import MEASURED, Bench, mixed_tasks, processor
 
 from adapterbank.backbone.kernels import SWITCHES, plain_kernels
+from adapterbank.backbone.precision import DTYPES
 from adapterbank.bank import AUDIOSET
 from adapterbank.errors import UnknownNameError, exit_on_error
-from adapterbank.experiments.cost import stepper, tensors_mb
+from adapterbank.experiments.cost import step_tensors, stepper
 from adapterbank.experiments.protocol import ResultLog
 from adapterbank.experiments.timing import Step, alternate, noise, timed
 from adapterbank.training.memory import keep_freed_memory
@@ -45,8 +46,9 @@ def work(cfg: DictConfig, bench: Bench) -> Iterator[tuple[str, Step, Callable[[]
             yield f"2 {precision}", partial(bank, short, "own"), None
         if 3 in cfg.rows:
             batch = {"batch_size": len(short), "clip_seconds": 1.0, "classes": cfg.classes, "precision": precision}
-            step = stepper(bank, "trained", {"method": "aat_ms"}, **batch)
-            yield f"3 {precision}", step, partial(tensors_mb, bank, "trained", step)
+            opened = {"device": bench.device, "base_dtype": DTYPES[precision]}
+            memory = partial(step_tensors, cfg.base, {"method": "aat_ms"}, **opened, **batch)  # of a new task each time
+            yield f"3 {precision}", stepper(bank, "trained", {"method": "aat_ms"}, **batch), memory
         if 6 in cfg.rows:
             yield f"6 {precision}", partial(bank, short, mixed_tasks(bank, cfg.classes, len(short))), None
 
