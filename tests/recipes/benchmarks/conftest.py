@@ -1,4 +1,4 @@
-"""Makes importable what the scripts in recipes/ and recipes/benchmarks/ find beside themselves when they are started."""
+"""Makes importable what the scripts in recipes/ and recipes/benchmarks/ find beside themselves when they start."""
 
 from __future__ import annotations
 
