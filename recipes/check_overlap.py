@@ -39,7 +39,7 @@ from adapterbank.pretraining.overlap import (
     sketch,
     wave_correlation,
 )
-from adapterbank.pretraining.views import Pool
+from adapterbank.pretraining.pool import Pool
 
 console = Console()
 

@@ -30,8 +30,9 @@ from rich.console import Console
 from adapterbank.errors import ConfigError, exit_on_error
 from adapterbank.pretraining import teachers
 from adapterbank.pretraining.distill import Distiller, DistillOptions, read_checkpoint
+from adapterbank.pretraining.pool import Pool
 from adapterbank.pretraining.student import MINI, export_backbone
-from adapterbank.pretraining.views import JoinedViews, Pool, Views, ViewStore, draw_views, prepare
+from adapterbank.pretraining.views import JoinedViews, Views, ViewStore, draw_views, prepare
 from adapterbank.tracking.mlflow import Tracker
 from adapterbank.training.memory import keep_freed_memory
 

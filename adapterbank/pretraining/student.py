@@ -1,4 +1,4 @@
-"""A small AST made to be trained: its initialisation, a forward pass with a fast backward, and export.
+"""A small AST made to be trained: its initialisation, its forward pass, and its export as a backbone.
 
 Symbols: R rows of a batch, F frames, M mel bins, N tokens, D width.
 """
@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,24 +30,24 @@ MINI = Geometry(
 
 
 SINUSOID_BASE = 100.0  # the slowest wave is 2 pi x 100 columns long
-
-
 SINUSOID_SCALE = 0.5  # about the spread of embedded patches
-
-
 QUERY_KEY_SCALE = 0.7  # a token's logit for itself is about 8 x 0.7^2 = 4
-
-
 Tensors = dict[str, Tensor]
 
 
 def init_student(geometry: Geometry, seed: int) -> Tensors:
-    """Canonical tensors of a new AST, made for short training.
+    """The tensors of a new AST, initialised so that a short training suffices.
 
-    Linears: normal with variance 1 / fan-in (0.02, as published ViTs start, leaves small models on a plateau for
-    thousands of steps), those that write to the residual stream smaller by sqrt(2 x layers). Query and key start equal
-    and orthogonal, so that tokens attend to similar ones, and positions as 2-D sinusoids, so that near means similar
-    (mimetic initialisation: Trockman and Kolter, 2023). Norms 1, biases 0.
+    - Linears are drawn from a normal distribution with variance 1 / fan-in. (Published vision transformers start with a
+      standard deviation of 0.02, which leaves small models on a plateau for thousands of steps.) The linears that write
+      to the residual stream are smaller by sqrt(2 x layers).
+    - Query and key start equal and orthogonal, so that a token attends to tokens that are like it. Positions start as
+      2-D sinusoids, so that patches that are near each other have similar positions. Both are the mimetic
+      initialisation of Trockman and Kolter (2023).
+    - LayerNorms start at 1, biases at 0.
+
+    Returns:
+        The tensors by their names in `ASTWeights.named()`.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -92,15 +93,14 @@ def _orthogonal_heads(geometry: Geometry, generator: torch.Generator) -> Tensor:
 def student_tokens(
     tensors: Mapping[str, Tensor], mel: Tensor, geometry: Geometry, dtype: torch.dtype, kept: Tensor | None = None
 ) -> Tensor:
-    """Normalised (R, F, M) -> tokens (R, N, D) in fp32 after the final norm.
+    """Normalised spectrograms (R, F, M) -> tokens (R, N, D) in fp32 after the final norm.
+
+    This is the function that `encode` computes without sites.
 
     Args:
-        kept: (R, k) patch rows (frequency) that each clip keeps; the rest are left out of the sequence, which costs
-            less and generalises better (patchout: Koutini et al., 2021). None keeps all.
-
-    The same function as `ast.encode` without sites, made for the backward pass: q, k and v in one matmul, the stream
-    in `dtype`, and attention written out, because on CPUs the fused kernel's backward pass takes longer than
-    all matmuls of the block together.
+        dtype: in which the blocks compute.
+        kept: (R, k) the rows of patches, that is bands of frequency, which each clip keeps. The other rows are left out
+            of the sequence, which costs less and generalises better (patchout: Koutini et al., 2021). None keeps all.
     """
     weights = ASTWeights.from_named(tensors, geometry.layers)
     x = embed(mel, weights.embed, geometry).to(dtype)
@@ -111,7 +111,11 @@ def student_tokens(
 
 
 def student_blocks(weights: ASTWeights, x: Tensor, geometry: Geometry) -> Tensor:
-    """All blocks and the final norm, in the dtype of the embedded tokens. (R, N, D) -> (R, N, D) in fp32."""
+    """All blocks and the final norm: (R, N, D) in the dtype in which the blocks compute -> (R, N, D) in fp32.
+
+    Attention is written as two products around a softmax, because on CPUs the backward pass of torch's fused kernel
+    takes longer than all other products of the block together.
+    """
     dtype, scale = x.dtype, (geometry.width // geometry.heads) ** -0.5
     for stored in weights.blocks:
         b = BlockWeights(*(t.to(dtype) for t in stored if t is not None))  # a student has every bias
@@ -126,14 +130,9 @@ def student_blocks(weights: ASTWeights, x: Tensor, geometry: Geometry) -> Tensor
     return F.layer_norm(x.float(), (geometry.width,), *weights.norm, geometry.eps)
 
 
-def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: str | Path) -> None:
-    """Writes config.json, preprocessor_config.json and model.safetensors (bf16), as `ASTModel.save_pretrained` does.
-
-    Each file appears whole or not at all, so that others may read the folder while it is refreshed.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
+def _model_config(geometry: Geometry) -> dict[str, Any]:
+    """What transformers' `ASTConfig` says of this geometry."""
+    return {
         "architectures": ["ASTModel"],
         "attention_probs_dropout_prob": 0.0,
         "dtype": "bfloat16",
@@ -153,7 +152,11 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
         "qkv_bias": True,
         "time_stride": geometry.time_stride,
     }
-    extractor = {
+
+
+def _extractor_config(geometry: Geometry) -> dict[str, Any]:
+    """What transformers' `ASTFeatureExtractor` has to know to make the spectrograms that the student heard."""
+    return {
         "do_normalize": True,
         "feature_extractor_type": "ASTFeatureExtractor",
         "feature_size": 1,
@@ -166,6 +169,16 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
         "sampling_rate": SAMPLE_RATE,
         "std": AUDIOSET_STD,
     }
+
+
+def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: str | Path) -> None:
+    """Writes config.json, preprocessor_config.json and model.safetensors (bf16), as `ASTModel.save_pretrained` does.
+
+    Each file appears whole or not at all, so that other processes may read the folder while it is written anew.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config, extractor = _model_config(geometry), _extractor_config(geometry)
     named = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().to(torch.bfloat16)

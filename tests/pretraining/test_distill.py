@@ -28,9 +28,10 @@ from adapterbank.pretraining.distill import (
 )
 from adapterbank.pretraining.distill_losses import pooled_target
 from adapterbank.pretraining.masked import RECONSTRUCTION_WEIGHT
+from adapterbank.pretraining.pool import Pool
 from adapterbank.pretraining.student import MINI, export_backbone, init_student, student_tokens
 from adapterbank.pretraining.teachers import Target, view_samples
-from adapterbank.pretraining.views import JoinedViews, Pool, ViewStore, draw_views, prepare, render
+from adapterbank.pretraining.views import JoinedViews, ViewStore, draw_views, prepare, render
 
 SMALL = Geometry(layers=2, width=12, heads=3, mlp_width=24, frequency_stride=16, time_stride=16, eps=1e-6)
 OPTIONS = DistillOptions(steps=12, batch_tokens=300, accumulate=2, keep_rows=5)
