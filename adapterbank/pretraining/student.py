@@ -93,14 +93,15 @@ def _orthogonal_heads(geometry: Geometry, generator: torch.Generator) -> Tensor:
 def student_tokens(
     tensors: Mapping[str, Tensor], mel: Tensor, geometry: Geometry, dtype: torch.dtype, kept: Tensor | None = None
 ) -> Tensor:
-    """Normalised spectrograms (R, F, M) -> tokens (R, N, D) in fp32 after the final norm.
-
-    This is the function that `encode` computes without sites.
+    """Normalised (R, F, M) -> tokens (R, N, D) in fp32 after the final norm.
 
     Args:
-        dtype: in which the blocks compute.
-        kept: (R, k) the rows of patches, that is bands of frequency, which each clip keeps. The other rows are left out
-            of the sequence, which costs less and generalises better (patchout: Koutini et al., 2021). None keeps all.
+        kept: (R, k) patch rows (frequency) that each clip keeps; the rest are left out of the sequence, which costs
+            less and generalises better (patchout: Koutini et al., 2021). None keeps all.
+
+    The same function as `ast.encode` without sites, made for the backward pass: q, k and v in one matmul, the stream
+    in `dtype`, and attention written out, because on CPUs the fused kernel's backward pass takes longer than
+    all matmuls of the block together.
     """
     weights = ASTWeights.from_named(tensors, geometry.layers)
     x = embed(mel, weights.embed, geometry).to(dtype)
@@ -111,11 +112,7 @@ def student_tokens(
 
 
 def student_blocks(weights: ASTWeights, x: Tensor, geometry: Geometry) -> Tensor:
-    """All blocks and the final norm: (R, N, D) in the dtype in which the blocks compute -> (R, N, D) in fp32.
-
-    Attention is written as two products around a softmax, because on CPUs the backward pass of torch's fused kernel
-    takes longer than all other products of the block together.
-    """
+    """All blocks and the final norm, in the dtype of the embedded tokens. (R, N, D) -> (R, N, D) in fp32."""
     dtype, scale = x.dtype, (geometry.width // geometry.heads) ** -0.5
     for stored in weights.blocks:
         b = BlockWeights(*(t.to(dtype) for t in stored if t is not None))  # a student has every bias
