@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 from rich.console import Console
@@ -22,7 +22,6 @@ from adapterbank.errors import ConfigError, NameTakenError, UnknownNameError
 from adapterbank.evaluation import evaluate_task
 from adapterbank.exchange.peft_read import load_any
 from adapterbank.exchange.peft_write import export
-from adapterbank.methods.parts.layers import resolve
 from adapterbank.routing.module import TaskModule
 from adapterbank.routing.run import ask, embed_mels, mels_of, run_rows
 from adapterbank.serving.compiled import CompiledTask
@@ -33,9 +32,6 @@ from adapterbank.task.compose import compose
 from adapterbank.task.head import POOLINGS
 from adapterbank.task.overview import overview
 from adapterbank.task.task import Prediction, Task, TaskSpec, check_name
-
-if TYPE_CHECKING:
-    from adapterbank.inspection import LayerImportance
 
 AUDIOSET = "audioset"  # the built-in task of a backbone that has a classifier
 
@@ -168,7 +164,6 @@ class AdapterBank:
         normalize: str | tuple[float, float] = "backbone",
         seed: int = 0,
         init_from: str | None = None,
-        importance: LayerImportance | None = None,
         **method_options: Any,
     ) -> Task:
         """Adds a new, untrained task.
@@ -186,7 +181,6 @@ class AdapterBank:
             normalize: "backbone", or (mean, std) of this task's log-mels.
             seed: of the initialisation, together with the name.
             init_from: a task whose tensors of the same names and shapes the new one starts with (warm start).
-            importance: what `layer_importance` found; `layers="top:4"` takes its four highest.
             **method_options: such as ratio=0.25; for one part of a composition: prompt={"tokens": 24}.
 
         Raises:
@@ -200,9 +194,6 @@ class AdapterBank:
             clip_seconds = known.clip_seconds if clip_seconds is None else clip_seconds
             multilabel = known.multilabel if multilabel is None else multilabel
         source = None if init_from is None else self._tasks.use(init_from)
-        if "layers" in method_options:
-            scores = None if importance is None else importance.scores
-            method_options["layers"] = resolve(method_options["layers"], scores)
         defaults = {"head": "ln_linear", "pooling": "cls_dist"}
         for part in methods.parse(method):
             defaults.update(part.defaults)
@@ -387,7 +378,7 @@ class AdapterBank:
 
     def summary(self) -> None:
         """Prints all tasks: method, parameters, share of the base, bytes, last metric."""
-        Console().print(overview(self._backbone, [self._tasks.facts(name) for name in self._tasks]))
+        Console().print(overview(self._backbone, [self._tasks.facts(name) for name in self._tasks]).table())
 
     def __repr__(self) -> str:
         return f"AdapterBank({self._backbone.source!r}, tasks=[{', '.join(self._tasks)}])"

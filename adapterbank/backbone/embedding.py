@@ -1,31 +1,43 @@
-"""Spectrograms -> tokens: patches, cls and distillation tokens, position embeddings."""
+"""Spectrograms -> tokens: patches, cls and distillation tokens, position embeddings (Gong et al., 2021, section 2.1).
+
+Symbols: R rows, F frames, M mel bins, N tokens, D width, P side of a patch.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from adapterbank.backbone.kernels.linear import frozen_linear
-from adapterbank.backbone.weights import FrozenLinear as FrozenLinear
+from adapterbank.backbone.weights import PREFIX_TOKENS, EmbedWeights, FrozenLinear, Geometry
 from adapterbank.errors import BackboneError
 
-if TYPE_CHECKING:
-    pass
-from adapterbank.backbone.weights import PREFIX_TOKENS, EmbedWeights, Geometry
+
+def plain_linear(x: Tensor, frozen: FrozenLinear) -> Tensor:
+    """torch's own linear, in the dtype of its matrix. (..., in) -> (..., out)."""
+    return F.linear(x.to(frozen.weight.dtype), frozen.weight, frozen.bias)
 
 
-def embed(mel: Tensor, weights: EmbedWeights, geometry: Geometry) -> Tensor:
-    """Normalised spectrograms (R, F, M) -> tokens (R, N, D): cls, dist, patches in frequency-major order."""
-    patches = mel.transpose(1, 2).unfold(1, geometry.patch, geometry.frequency_stride)
-    patches = patches.unfold(2, geometry.patch, geometry.time_stride)
+def embed(
+    mel: Tensor,
+    weights: EmbedWeights,
+    geometry: Geometry,
+    linear: Callable[[Tensor, FrozenLinear], Tensor] = plain_linear,
+) -> Tensor:
+    """Normalised spectrograms (R, F, M) -> tokens (R, N, D): cls, dist, patches in frequency-major order.
+
+    Args:
+        linear: makes the product of the patches with their matrix.
+    """
+    patches = mel.transpose(1, 2).unfold(1, geometry.patch, geometry.frequency_stride)  # (R, rows, F, P)
+    patches = patches.unfold(2, geometry.patch, geometry.time_stride)  # (R, rows, columns, P, P)
     patches = rearrange(patches, "r rows columns pf pt -> r (rows columns) (pf pt)")
-    x = frozen_linear(patches, weights.patch_weight, weights.patch_bias).to(weights.positions.dtype)
-    prefix = torch.stack((weights.cls, weights.dist)).expand(len(mel), -1, -1)
+    x = linear(patches, FrozenLinear(weights.patch_weight, weights.patch_bias)).to(weights.positions.dtype)
+    prefix = torch.stack((weights.cls, weights.dist)).expand(len(mel), -1, -1)  # (R, 2, D)
     return torch.cat((prefix, x), dim=1) + positions(weights.positions, geometry, geometry.columns(mel.shape[1]))
 
 

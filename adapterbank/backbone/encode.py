@@ -1,29 +1,28 @@
-"""The Audio Spectrogram Transformer as functions over frozen tensors (Gong et al., 2021, "AST").
+"""The AST for many tasks and clip lengths at once, as functions over frozen tensors.
 
-Nothing here is an `nn.Module` and nothing is stored during a forward pass, so one set of frozen tensors serves any
-number of tasks and threads. A batch is a list of *segments*: contiguous rows of one task and one length. How a block
-runs on all of them at once: packed.py.
+It computes what `plain.encode` computes for each of them. Nothing here is an `nn.Module` and nothing is stored during a
+forward pass, so one set of frozen tensors serves any number of tasks and threads. A batch is a list of *segments*:
+contiguous rows of one task and one length. `block.py` runs one block for all of them.
 
-Symbols: B batch, R rows of a segment, N tokens, D width, H heads, M mel bins, F frames.
+Symbols: R rows of a segment, N tokens, D width, M mel bins, F frames.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapterbank.backbone.layout import alike
-from adapterbank.backbone.weights import FrozenLinear as FrozenLinear
-
-if TYPE_CHECKING:
-    from adapterbank.backbone.sites import Sites
 from adapterbank.backbone.block import block
 from adapterbank.backbone.embedding import embed
+from adapterbank.backbone.kernels import Kernels, choose
+from adapterbank.backbone.kernels.linear import frozen_linear
+from adapterbank.backbone.layout import alike
+from adapterbank.backbone.sites import Sites
 from adapterbank.backbone.weights import ASTWeights, Geometry
 
 
@@ -33,7 +32,7 @@ class Segment:
 
     Attributes:
         sites: of each block.
-        weights: the task's own tensors in those of the base.
+        weights: the task's own tensors in the places of those of the base.
         read: how many of the first tokens the last block has to give; None for all.
     """
 
@@ -41,12 +40,10 @@ class Segment:
     weights: ASTWeights
     read: int | None = None
 
-    def read_of(self, layer: int) -> int | None:
-        """How many of the first tokens block `layer` has to give; None for all."""
-        return self.read if layer == len(self.sites) - 1 else None
 
-
-def encode(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry) -> list[Tensor]:
+def encode(
+    spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry, kernels: Kernels | None = None
+) -> list[Tensor]:
     """Runs all segments through the AST.
 
     Segments that are given the same tensor (the same object) share the embedding and all blocks below the first site of
@@ -55,32 +52,69 @@ def encode(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry
     Args:
         spectrograms: one normalised (R, F, M) tensor per segment.
         segments: who acts on those rows.
+        kernels: how products are made; None decides it now, once for all blocks.
 
     Returns:
-        One (R, N, D) tensor per segment, after the final LayerNorm; of a segment that reads its first tokens only, N
+        One (R, N, D) tensor per segment, after the final LayerNorm. Of a segment that reads its first tokens only, N
         may be their number.
     """
-    # No name for what enters the first block: it would keep that until the last has run.
-    xs = run_layers(_embedded(spectrograms, segments, geometry), segments, 0, geometry.layers, geometry)
+    kernels = choose(spectrograms[0].device) if kernels is None else kernels
+    # No name for what enters the first block: it would keep that in memory until the last block has run.
+    xs = run_layers(
+        embedded(spectrograms, segments, geometry, kernels), segments, 0, geometry.layers, geometry, kernels
+    )
     return final_norm(xs, segments, geometry)
 
 
-def _embedded(spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry) -> list[Tensor]:
+def embedded(
+    spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry, kernels: Kernels
+) -> list[Tensor]:
+    """(R, F, M) -> (R, N, D) per segment, each spectrogram once for all segments with the same embedding."""
     embedded: list[Tensor] = []
     numbers = alike(spectrograms, [s.weights.embed for s in segments])
     for mel, segment, number in zip(spectrograms, segments, numbers, strict=True):
         if number == len(embedded):
-            embedded.append(embed(mel, segment.weights.embed, geometry))
+            embedded.append(embed(mel, segment.weights.embed, geometry, partial(frozen_linear, kernels=kernels)))
     return [embedded[number] for number in numbers]
 
 
 def run_layers(
-    xs: list[Tensor], segments: Sequence[Segment], first: int, stop: int, geometry: Geometry
+    xs: list[Tensor],
+    segments: Sequence[Segment],
+    first: int,
+    stop: int,
+    geometry: Geometry,
+    kernels: Kernels | None = None,
 ) -> list[Tensor]:
     """Blocks `first` to `stop` - 1 for all segments, (R, N, D) each."""
+    kernels = choose(xs[0].device) if kernels is None else kernels
     for layer in range(first, stop):
-        xs = run_layer(xs, segments, layer, geometry)
+        xs = run_layer(xs, segments, layer, geometry, kernels)
     return xs
+
+
+def run_layer(
+    xs: Sequence[Tensor], segments: Sequence[Segment], layer: int, geometry: Geometry, kernels: Kernels | None = None
+) -> list[Tensor]:
+    """Block `layer` for all segments, (R, N, D) each.
+
+    Segments whose tensors are the base's run together; a task that owns the block's tensors runs by itself.
+    """
+    kernels = choose(xs[0].device) if kernels is None else kernels
+    sites = [s.sites[layer] for s in segments]
+    xs = [x if s.rewrite is None else s.rewrite(x).to(x.dtype) for x, s in zip(xs, sites, strict=True)]
+    xs = [_with_tokens(x, s.tokens) if s.tokens else x for x, s in zip(xs, sites, strict=True)]
+    last = layer == geometry.layers - 1 and kernels.last_block
+    by_weights: dict[int, list[int]] = {}
+    for index, segment in enumerate(segments):
+        by_weights.setdefault(id(segment.weights.blocks[layer]), []).append(index)
+    done: dict[int, Tensor] = {}
+    for members in by_weights.values():
+        weights = segments[members[0]].weights.blocks[layer]
+        read = [segments[i].read if last else None for i in members]
+        outputs = block([xs[i] for i in members], weights, [sites[i] for i in members], geometry, read, kernels)
+        done.update(zip(members, outputs, strict=True))
+    return [done[i] for i in range(len(segments))]
 
 
 def final_norm(xs: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry) -> list[Tensor]:
@@ -90,23 +124,6 @@ def final_norm(xs: Sequence[Tensor], segments: Sequence[Segment], geometry: Geom
     ]
 
 
-def run_layer(xs: list[Tensor], segments: Sequence[Segment], layer: int, geometry: Geometry) -> list[Tensor]:
-    """Block `layer` for all segments, (R, N, D) each: packed where tensors are shared, alone where a task owns them."""
-    sites = [s.sites[layer] for s in segments]
-    xs = [x if s.rewrite is None else s.rewrite(x).to(x.dtype) for x, s in zip(xs, sites, strict=True)]
-    xs = [_append(x, s.tokens) if s.tokens else x for x, s in zip(xs, sites, strict=True)]
-    by_weights: dict[int, list[int]] = {}
-    for index, segment in enumerate(segments):
-        by_weights.setdefault(id(segment.weights.blocks[layer]), []).append(index)
-    done: dict[int, Tensor] = {}
-    for members in by_weights.values():
-        weights = segments[members[0]].weights.blocks[layer]
-        read = [segments[i].read_of(layer) for i in members]
-        transposes = segments[members[0]].weights.transposes
-        outputs = block([xs[i] for i in members], weights, [sites[i] for i in members], geometry, read, transposes)
-        done.update(zip(members, outputs, strict=True))
-    return [done[i] for i in range(len(segments))]
-
-
-def _append(x: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+def _with_tokens(x: Tensor, tokens: Sequence[Tensor]) -> Tensor:
+    """(R, N, D) with (P, D) tokens behind the last of each row -> (R, N + P, D)."""
     return torch.cat((x, *(t.to(x.dtype).expand(len(x), -1, -1) for t in tokens)), dim=1)

@@ -1,27 +1,21 @@
-"""The frozen tensors of an AST by their canonical names, and its sizes."""
+"""The frozen tensors of an AST by their canonical names, and its sizes.
+
+Symbols: D width, M MLP width, N tokens, P side of a patch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adapterbank.backbone.int8 import Int8Matrix
-
-if TYPE_CHECKING:
-    from adapterbank.backbone.kernels.linear import Transposes
 from adapterbank.errors import BackboneError
 
-if TYPE_CHECKING:
-    pass
-
-
 PREFIX_TOKENS = 2  # cls and distillation
-
-
 LINEAR_NAMES = ("q", "k", "v", "proj", "fc1", "fc2")
 
 
@@ -75,10 +69,24 @@ class EmbedWeights(NamedTuple):
     positions: Tensor  # (2 + rows * columns(max_frames), D): cls, dist, grid in frequency-major order
 
 
+class FrozenLinear(NamedTuple):
+    """One frozen linear, in the dtype it is stored in."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor | None  # (out,)
+
+
+class NormWeights(NamedTuple):
+    weight: Tensor  # (D,)
+    bias: Tensor  # (D,)
+
+
 class BlockWeights(NamedTuple):
+    """One block. A linear has a matrix (out, in) and a bias (out,); a LayerNorm a gain and a bias, (D,) each."""
+
     ln1_weight: Tensor
     ln1_bias: Tensor
-    q_weight: Tensor
+    q_weight: Tensor  # (D, D), as those of k, v and proj
     q_bias: Tensor | None
     k_weight: Tensor
     k_bias: Tensor | None
@@ -88,24 +96,26 @@ class BlockWeights(NamedTuple):
     proj_bias: Tensor
     ln2_weight: Tensor
     ln2_bias: Tensor
-    fc1_weight: Tensor
+    fc1_weight: Tensor  # (M, D)
     fc1_bias: Tensor
-    fc2_weight: Tensor
+    fc2_weight: Tensor  # (D, M)
     fc2_bias: Tensor
 
+    def linear(self, name: str) -> FrozenLinear:
+        """The linear of one of `LINEAR_NAMES`."""
+        return FrozenLinear(getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"))
 
-class NormWeights(NamedTuple):
-    weight: Tensor  # (D,)
-    bias: Tensor  # (D,)
+    def norm(self, name: str) -> NormWeights:
+        """The LayerNorm "ln1" or "ln2"."""
+        return NormWeights(getattr(self, f"{name}_weight"), getattr(self, f"{name}_bias"))
 
 
 class ASTWeights(NamedTuple):
-    """All tensors of an AST body; in training also the transposes of its frozen matrices, as they are needed."""
+    """All tensors of an AST body. A task that owns whole tensors has them in the places of the frozen ones."""
 
     embed: EmbedWeights
     blocks: tuple[BlockWeights, ...]
     norm: NormWeights
-    transposes: Transposes | None = None
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """(canonical name, tensor): `embed.cls`, `blocks.3.fc1_weight`, `norm.bias`."""
@@ -157,26 +167,7 @@ class ASTWeights(NamedTuple):
             exact = tensor.wide() if isinstance(tensor, Int8Matrix) else tensor
             return exact.to(device=device, dtype=dtype, copy=other)
 
-        there = self.map(change)
-        pairs = zip(self.blocks, there.blocks, strict=True)
-        return there._replace(blocks=tuple(_together(b) if b.q_weight is not a.q_weight else b for a, b in pairs))
-
-
-def _together(block: BlockWeights) -> BlockWeights:
-    """The matrices of q, k and v one behind the other in memory, for one product."""
-    if isinstance(block.q_weight, Int8Matrix):
-        return block
-    from adapterbank.backbone.kernels.linear import adjoin
-
-    q, k, v = adjoin((block.q_weight, block.k_weight, block.v_weight))
-    return block._replace(q_weight=q, k_weight=k, v_weight=v)
-
-
-class FrozenLinear(NamedTuple):
-    """One frozen linear, in the dtype it is stored in."""
-
-    weight: Tensor  # (out, in)
-    bias: Tensor | None  # (out,)
+        return self.map(change)
 
 
 def expected_shapes(geometry: Geometry, qkv_bias: bool = True) -> dict[str, tuple[int, ...]]:

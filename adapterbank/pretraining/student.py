@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from safetensors.torch import save
 from torch import Tensor
 
 from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
+from adapterbank.backbone import plain
 from adapterbank.backbone.checkpoints.huggingface import MODEL_TYPE
 from adapterbank.backbone.checkpoints.names import on_disk
 from adapterbank.backbone.checkpoints.opening import INIT_STD
 from adapterbank.backbone.embedding import embed
-from adapterbank.backbone.weights import ASTWeights, BlockWeights, Geometry, expected_shapes
+from adapterbank.backbone.weights import ASTWeights, Geometry, expected_shapes
 
 MINI = Geometry(
     layers=12, width=192, heads=3, mlp_width=768, max_frames=1024, frequency_stride=16, time_stride=16, eps=1e-6
@@ -99,9 +98,7 @@ def student_tokens(
         kept: (R, k) patch rows (frequency) that each clip keeps; the rest are left out of the sequence, which costs
             less and generalises better (patchout: Koutini et al., 2021). None keeps all.
 
-    The same function as `ast.encode` without sites, made for the backward pass: q, k and v in one matmul, the stream
-    in `dtype`, and attention written out, because on CPUs the fused kernel's backward pass takes longer than
-    all matmuls of the block together.
+    The stream runs in `dtype`, too, unlike in a bank.
     """
     weights = ASTWeights.from_named(tensors, geometry.layers)
     x = embed(mel, weights.embed, geometry).to(dtype)
@@ -113,18 +110,8 @@ def student_tokens(
 
 def student_blocks(weights: ASTWeights, x: Tensor, geometry: Geometry) -> Tensor:
     """All blocks and the final norm, in the dtype of the embedded tokens. (R, N, D) -> (R, N, D) in fp32."""
-    dtype, scale = x.dtype, (geometry.width // geometry.heads) ** -0.5
-    for stored in weights.blocks:
-        b = BlockWeights(*(t.to(dtype) for t in stored if t is not None))  # a student has every bias
-        h = F.layer_norm(x, (geometry.width,), b.ln1_weight, b.ln1_bias, geometry.eps)
-        bias = torch.cat([b.q_bias, b.k_bias, b.v_bias])  # type: ignore[list-item]
-        qkv = F.linear(h, torch.cat((b.q_weight, b.k_weight, b.v_weight)), bias)
-        q, k, v = rearrange(qkv, "r n (three h d) -> three r h n d", three=3, h=geometry.heads)
-        mixed = ((q * scale) @ k.transpose(-1, -2)).softmax(-1) @ v
-        x = x + F.linear(rearrange(mixed, "r h n d -> r n (h d)"), b.proj_weight, b.proj_bias)
-        h = F.layer_norm(x, (geometry.width,), b.ln2_weight, b.ln2_bias, geometry.eps)
-        x = x + F.linear(F.gelu(F.linear(h, b.fc1_weight, b.fc1_bias)), b.fc2_weight, b.fc2_bias)
-    return F.layer_norm(x.float(), (geometry.width,), *weights.norm, geometry.eps)
+    cast = weights.map(lambda name, tensor: tensor.to(x.dtype) if name.startswith("blocks.") else tensor)
+    return plain.blocks(x, cast, geometry)
 
 
 def _model_config(geometry: Geometry) -> dict[str, Any]:

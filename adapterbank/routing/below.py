@@ -1,18 +1,20 @@
-"""The AST of a task in two parts: below its first site, where only the clip counts, and from there on."""
+"""The AST of a task in two parts: below its first site, where only the clip counts, and from there on.
+
+Symbols: F frames, M mel bins, N tokens, D width, C classes of a task.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import torch
 from torch import Tensor
 
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.backbone.embedding import embed
-from adapterbank.backbone.encode import Segment, final_norm, run_layers
+from adapterbank.backbone.encode import Segment, embedded, final_norm, run_layers
+from adapterbank.backbone.kernels import choose
 from adapterbank.backbone.sites import NOTHING
 from adapterbank.backbone.weights import ASTWeights
-from adapterbank.routing.plan import Group, plan
+from adapterbank.routing.plan import Group, by_row, in_order, plan, stacked
 from adapterbank.task.task import Task
 
 
@@ -42,16 +44,18 @@ def tokens_below(
     Returns:
         {block: one (N, D) tensor per clip}.
     """
+
+    def prepared(group: Group, mel: Tensor) -> Tensor:
+        return task.prepare(mel, group.length)
+
+    geometry, kernels = backbone.geometry, choose(backbone.device)
     groups = plan([task] * len(mels), [task.padded_frames(len(mel), clip_seconds) for mel in mels])
-    order = torch.tensor([row for group in groups for row in group.rows]).argsort().tolist()
-    spectrograms = [torch.stack([task.prepare(mels[row], group.frames) for row in group.rows]) for group in groups]
-    segments = [Segment((NOTHING,) * backbone.geometry.layers, backbone.weights)] * len(groups)
-    xs = [embed(mel, backbone.weights.embed, backbone.geometry) for mel in spectrograms]
+    segments = [Segment((NOTHING,) * geometry.layers, backbone.weights)] * len(groups)
+    xs = embedded(stacked(groups, mels, prepared), segments, geometry, kernels)
     found, done = {}, 0
     for block in sorted(blocks):
-        xs = run_layers(xs, segments, done, block, backbone.geometry)
-        rows = [row for x in xs for row in x]
-        found[block], done = [rows[place] for place in order], block
+        xs = run_layers(xs, segments, done, block, geometry, kernels)
+        found[block], done = in_order(by_row(groups, xs)), block
     return found
 
 
@@ -65,21 +69,10 @@ def logits_above(backbone: Backbone, tasks: Sequence[Task], tokens: Sequence[Ten
     Returns:
         One (C,) vector per row.
     """
+    geometry = backbone.geometry
     groups = plan(tasks, [len(x) for x in tokens])
     segments = {id(task): task.segment(backbone.weights) for task in tasks}
     mine = [segments[id(group.task)] for group in groups]
-    stacked: dict[tuple[int, ...], Tensor] = {}
-    for group in groups:
-        key = _same(tokens, group)
-        if key not in stacked:
-            stacked[key] = torch.stack([tokens[row] for row in group.rows])
-    xs = [stacked[_same(tokens, group)] for group in groups]
-    xs = final_norm(run_layers(xs, mine, first, backbone.geometry.layers, backbone.geometry), mine, backbone.geometry)
-    found = [row for group, x in zip(groups, xs, strict=True) for row in group.task.logits(x)]
-    order = torch.tensor([row for group in groups for row in group.rows]).argsort().tolist()
-    return [found[place] for place in order]
-
-
-def _same(tokens: Sequence[Tensor], group: Group) -> tuple[int, ...]:
-    """Groups with the same key read the same rows: one tensor for both lets a block see that."""
-    return tuple(id(tokens[row]) for row in group.rows)
+    xs = run_layers(stacked(groups, tokens), mine, first, geometry.layers, geometry)
+    outputs = final_norm(xs, mine, geometry)
+    return in_order(by_row(groups, (group.task.logits(x) for group, x in zip(groups, outputs, strict=True))))

@@ -1,12 +1,11 @@
-"""Rows of any tasks and lengths in one call: rows -> segments of one task and one length -> rows in their order.
+"""Rows of any tasks and lengths through the frozen AST in one call, each through its own task.
 
-The plan of a call depends only on which row has which task and length, never on values, so that changing one task
-leaves the layout, and with it every bit of all other rows, as it was.
+Symbols: B rows of the call, T samples, F frames, M mel bins, D width, C classes of a task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,8 +14,10 @@ from torch import Tensor
 from adapterbank.audio.mel import SAMPLE_RATE, as_waveforms, log_mel, normalise, pad_frames
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.encode import Segment, encode
+from adapterbank.backbone.kernels import Kernels, choose
+from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError
-from adapterbank.routing.plan import Group, chunks, plan
+from adapterbank.routing.plan import Group, by_row, chunks, in_order, plan, stacked
 from adapterbank.task.head import pool, tokens_read
 from adapterbank.task.task import Task
 
@@ -53,29 +54,49 @@ def run_rows(
     Returns:
         One (C,) or (D,) vector per row.
     """
+    kernels = choose(backbone.device)
+    segments = {id(task): task.segment(backbone.weights) for task in tasks}
+
+    def answers(groups: Sequence[Group], spectrograms: list[Tensor]) -> list[Tensor]:
+        tokens = encode(spectrograms, [segments[id(g.task)] for g in groups], backbone.geometry, kernels)
+        return [g.task.pooled(x) if pooled else g.task.logits(x) for g, x in zip(groups, tokens, strict=True)]
+
+    return run_planned(tasks, mels, answers, backbone.geometry, kernels, clip_seconds)
+
+
+def run_planned(
+    tasks: Sequence[Task],
+    mels: Sequence[Tensor],
+    answers: Callable[[Sequence[Group], list[Tensor]], list[Tensor]],
+    geometry: Geometry,
+    kernels: Kernels,
+    clip_seconds: Sequence[float | None] | None = None,
+) -> list[Tensor]:
+    """Groups rows, pads and normalises their log-mels, has all groups answered, and returns answers row by row.
+
+    Args:
+        tasks: one per row.
+        mels: raw log-mels, (F, M) each.
+        answers: of some groups and their spectrograms, (R, F, M) each: one tensor (R, ...) per group.
+        clip_seconds: per row, in place of the tasks' own.
+    """
     seconds = [task.spec.clip_seconds for task in tasks] if clip_seconds is None else clip_seconds
     frames = [t.padded_frames(len(mel), s) for t, mel, s in zip(tasks, mels, seconds, strict=True)]
-    segments = {id(task): task.segment(backbone.weights) for task in tasks}
-    outputs: list[Tensor | None] = [None] * len(mels)
-    for groups in chunks(plan(tasks, frames), mels, backbone.geometry, backbone.device):
-        for group, vectors in _together(backbone, groups, segments, mels, pooled):
-            for row, vector in zip(group.rows, vectors, strict=True):
-                outputs[row] = vector
-    return [vector for vector in outputs if vector is not None]
+    # In training mode the statistics of a batch are those of all its rows, so that they must run together.
+    room = None if any(task.training for task in tasks) else kernels.chunk_tokens
+    found: dict[int, Tensor] = {}
+    for groups in chunks(plan(tasks, frames), mels, geometry, room):
+        found |= by_row(groups, answers(groups, stacked(groups, mels, _prepared, _heard)))
+    return in_order(found)
 
 
-def _together(
-    backbone: Backbone, groups: Sequence[Group], segments: Mapping[int, Segment], mels: Sequence[Tensor], pooled: bool
-) -> Iterator[tuple[Group, Tensor]]:
-    """(group, its vectors (R, C) or (R, D)) of one pass through the backbone."""
-    heard = [(g.frames, g.task.mean_std, *(id(mels[row]) for row in g.rows)) for g in groups]
-    prepared: dict[Hashable, Tensor] = {}
-    for key, g in zip(heard, groups, strict=True):
-        if key not in prepared:
-            prepared[key] = torch.stack([g.task.prepare(mels[row], g.frames) for row in g.rows])
-    tokens = encode([prepared[key] for key in heard], [segments[id(g.task)] for g in groups], backbone.geometry)
-    for group, x in zip(groups, tokens, strict=True):
-        yield group, group.task.pooled(x) if pooled else group.task.logits(x)
+def _prepared(group: Group, mel: Tensor) -> Tensor:
+    prepared: Tensor = group.task.prepare(mel, group.length)
+    return prepared
+
+
+def _heard(group: Group) -> tuple[int, tuple[float, float]]:
+    return group.length, group.task.mean_std
 
 
 def ask(
@@ -101,15 +122,11 @@ def ask(
 
 def embed_mels(backbone: Backbone, segment: Segment, mels: Sequence[Tensor], how: str = "cls_dist") -> Tensor:
     """Pooled features of raw log-mels with the backbone's own normalisation. B x (F, M) -> (B, D)."""
-    by_length: dict[int, list[int]] = {}
-    for row, mel in enumerate(mels):
-        by_length.setdefault(backbone.geometry.whole_frames(len(mel)), []).append(row)
-    groups = sorted(by_length.items())
-    spectrograms = [
-        torch.stack([normalise(pad_frames(mels[row], frames), backbone.mean, backbone.std) for row in rows])
-        for frames, rows in groups
-    ]
-    segment = replace(segment, read=tokens_read(how))
-    tokens = encode(spectrograms, [segment] * len(groups), backbone.geometry)
-    order = torch.tensor([row for _, rows in groups for row in rows])
-    return torch.cat([pool(x, how) for x in tokens])[order.argsort().to(tokens[0].device)]
+
+    def prepared(group: Group, mel: Tensor) -> Tensor:
+        return normalise(pad_frames(mel, group.length), backbone.mean, backbone.std)
+
+    groups = plan([None] * len(mels), [backbone.geometry.whole_frames(len(mel)) for mel in mels])
+    segments = [replace(segment, read=tokens_read(how))] * len(groups)
+    tokens = encode(stacked(groups, mels, prepared), segments, backbone.geometry)
+    return torch.stack(in_order(by_row(groups, (pool(x, how) for x in tokens))))

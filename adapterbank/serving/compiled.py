@@ -1,36 +1,27 @@
-"""One task as a module for serving: a snapshot, with all that can be folded into the frozen tensors folded in."""
+"""One task as a plain module: a snapshot for serving and export."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adapterbank.audio.mel import SAMPLE_RATE, as_waveforms, log_mel
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.backbone.encode import Segment, encode
+from adapterbank.backbone.encode import encode
 from adapterbank.backbone.int8 import Int8Matrix
-from adapterbank.backbone.sites import Sites
+from adapterbank.backbone.kernels import choose
 from adapterbank.backbone.weights import ASTWeights
 from adapterbank.errors import ConfigError
-from adapterbank.methods.base import Adapters
-from adapterbank.routing.plan import chunks, plan
-from adapterbank.serving.folding import Left, fold
+from adapterbank.routing.plan import Group
+from adapterbank.routing.run import run_planned
 from adapterbank.task.task import Prediction, Task
-
-
-class KeysValues(NamedTuple):
-    """What a block's prompts and prefixes come to, in the dtype of the frozen linears."""
-
-    keys: Tensor | None = None  # (P, D)
-    values: Tensor | None = None  # (P, D)
 
 
 class Buffers(nn.Module):
@@ -49,13 +40,13 @@ class Buffers(nn.Module):
 class CompiledTask(nn.Module):
     """A task as it is at this moment: training it on, renaming or removing it in its bank changes nothing here.
 
-    AAT's MLP adapters are units of the MLP, LoRA and DoRA are merged, own norms and biases are in place, and deep
-    prompts are keys and values: see `folding`. What else the task has runs as in the bank. With an fp32 base the
-    logits are the bank's to 1e-5; with a bf16 base, what is folded is rounded to bf16 as well.
+    It computes what the bank computes, with the task's adapters as they are. It is always in eval mode and without
+    gradients, and follows `.to(device)`, copies and pickles. Frozen tensors are shared with the bank and with all other
+    modules made of it. A state dict therefore holds the task's own tensors only, and none can be
+    loaded: load it into the task of the bank and make the module anew.
 
-    It is always in eval mode and without gradients, and follows `.to(device)`, copies and pickles. Frozen tensors that
-    the task does not change are shared with the bank and all other modules made of it; a state dict therefore holds
-    none of them, and none can be loaded: that would change only what was not folded.
+    Args:
+        torch_compile: run the encoder through `torch.compile`.
 
     Shapes: waveforms (B, T) or B one-dimensional tensors of any lengths -> logits (B, C).
     """
@@ -64,21 +55,14 @@ class CompiledTask(nn.Module):
         super().__init__()
         self._geometry = backbone.geometry
         self._task = copy.deepcopy(task).requires_grad_(False).eval()
-        segment = self._task.segment(backbone.weights)
-        folded = fold(segment, self._geometry)
-        self.embed, self.norm = Buffers(folded.weights.embed), Buffers(folded.weights.norm)
-        self.blocks = nn.ModuleList(Buffers(block) for block in folded.weights.blocks)
-        self.prompts = nn.ModuleList(Buffers(KeysValues(*pair)) for s in folded.sites for pair in s.extra_kv or ((),))
-        self._read = segment.read
-        self._left = tuple(map(Left.after, folded.sites, segment.sites))
-        self._task.norm = nn.ParameterDict()  # what it had is in `norm`, and the adapters, if none is left, in `blocks`
-        left = [replace(sites, extra_kv=()) for sites in folded.sites]
-        if any(sites.filled() for sites in left):
-            _empty(segment.sites, left)
-        else:
-            self._task.adapters = Adapters()
+        base = backbone.weights
+        own = self._task.segment(base).weights
+        self.embed, self.norm = Buffers(base.embed), Buffers(base.norm)
+        # Blocks that the task owns are in the task: the frozen ones in their places would be memory that nobody reads.
+        pairs = zip(base.blocks, own.blocks, strict=True)
+        self.blocks = nn.ModuleList(Buffers(frozen) if mine is frozen else nn.Module() for frozen, mine in pairs)
         self._torch_compile = torch_compile
-        self._run = self._runner()
+        self._encoder = self._encoder_of()
         self.eval()
 
     @property
@@ -93,16 +77,23 @@ class CompiledTask(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> Tensor:
         """Raises WaveformError: not a batch of finite, non-empty waveforms. ConfigError: a bad sample rate."""
-        task, device = self._task, next(self.embed.buffers()).device
+        device = next(self.embed.buffers()).device
         mels = log_mel([w.to(device) for w in as_waveforms(x)], self._geometry.mel_bins, sample_rate)
-        frames = [task.padded_frames(len(mel), task.spec.clip_seconds) for mel in mels]
-        groups = plan([task] * len(mels), frames)
-        if not self._torch_compile:  # which would compile anew for each number of rows
-            groups = [group for part in chunks(groups, mels, self._geometry, device) for group in part]
+        kernels = choose(device)
+        if self._torch_compile:  # it would compile anew for each number of rows
+            kernels = kernels._replace(chunk_tokens=None)
         with self._settings():
-            logits = [self._run(torch.stack([task.prepare(mels[row], g.frames) for row in g.rows])) for g in groups]
-        order = torch.tensor([row for group in groups for row in group.rows], device=device)
-        return torch.cat(logits)[order.argsort()]
+            return torch.stack(run_planned([self._task] * len(mels), mels, self._answers, self._geometry, kernels))
+
+    def _answers(self, groups: Sequence[Group], spectrograms: list[Tensor]) -> list[Tensor]:
+        return [self._encoder(x) for x in spectrograms]
+
+    def _logits(self, spectrograms: Tensor) -> Tensor:
+        """Normalised spectrograms of one length (R, F, M) -> (R, C)."""
+        blocks = tuple(block() if isinstance(block, Buffers) else None for block in self.blocks)
+        segment = self._task.segment(ASTWeights(self.embed(), blocks, self.norm()))  # the task's own where None is
+        (tokens,) = encode([spectrograms], [segment], self._geometry)
+        return self._task.logits(tokens)
 
     def _constants(self) -> bool:
         """Whether torch.compile may take the tensors of the module for constants, whose matrices it packs in advance.
@@ -120,30 +111,17 @@ class CompiledTask(nn.Module):
         settings: AbstractContextManager[Any] = config.patch({"freezing": True, "cpp.enable_concat_linear": True})
         return settings
 
-    def _runner(self) -> Callable[[Tensor], Tensor]:
+    def _encoder_of(self) -> Callable[[Tensor], Tensor]:
         """`_logits`, compiled if that is wanted: once for all modules, or for each where its tensors are constants."""
         if not self._torch_compile:
             return self._logits
         compiler: Any = torch.compile  # its overloads do not name what isolates
-        isolates = (
-            "isolate_recompiles" in inspect.signature(compiler).parameters
-        )  # older ones compile 8 modules at most
-        run: Callable[[Tensor], Tensor] = (
-            compiler(self._logits, isolate_recompiles=True)
-            if isolates and self._constants()
-            else compiler(self._logits)
+        # Without isolation, which older versions of torch do not have, eight modules at most are compiled.
+        isolates = "isolate_recompiles" in inspect.signature(compiler).parameters and self._constants()
+        encoder: Callable[[Tensor], Tensor] = (
+            compiler(self._logits, isolate_recompiles=True) if isolates else compiler(self._logits)
         )
-        return run
-
-    def _logits(self, spectrograms: Tensor) -> Tensor:
-        """Normalised spectrograms of one length (R, F, M) -> (R, C)."""
-        weights = ASTWeights(self.embed(), tuple(block() for block in self.blocks), self.norm())
-        sites = tuple(
-            left.of(self._task.adapters.sites(layer), () if prompts.keys is None else (prompts(),))
-            for layer, (left, prompts) in enumerate(zip(self._left, self.prompts, strict=True))
-        )
-        (tokens,) = encode([spectrograms], [Segment(sites, weights, self._read)], self._geometry)
-        return self._task.logits(tokens)
+        return encoder
 
     def train(self, mode: bool = True) -> CompiledTask:
         """Stays in eval mode: a snapshot has nothing to train."""
@@ -157,36 +135,9 @@ class CompiledTask(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: what runs is bound to this module."""
-        return {key: value for key, value in self.__dict__.items() if key != "_run"}
+        """For copies and pickles: what encodes is bound to this module."""
+        return {key: value for key, value in self.__dict__.items() if key != "_encoder"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._run = self._runner()
-
-
-def _empty(before: Sequence[Sites], left: Sequence[Sites]) -> None:
-    """Adapters whose numbers are in folded tensors give up their own, unless something that is left may read them."""
-    staying = [hook for sites in left for hook in _hooks(sites)]
-    if not all(isinstance(hook, nn.Module) for hook in staying):
-        return  # nothing says what a function reads, nor what a tensor was made of
-    needed = {id(part) for hook in staying for part in hook.modules()}
-    for hook in (hook for sites in before for hook in _hooks(sites) if isinstance(hook, nn.Module)):
-        for part in hook.modules():
-            if id(part) not in needed:
-                for name in dict(part.named_parameters(recurse=False)):
-                    part.register_parameter(name, None)
-
-
-def _hooks(sites: Sites) -> Iterator[Any]:
-    """All that stands at a block's sites."""
-    for entry in fields(sites):
-        value = getattr(sites, entry.name)
-        if entry.name == "linear":
-            yield from (hook for hooks in value.values() for hook in hooks)
-        elif entry.name == "affine":
-            yield from value.values()
-        elif isinstance(value, tuple):
-            yield from value
-        elif value is not None:
-            yield value
+        self._encoder = self._encoder_of()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.backbone.kernels.linear import Transposes
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.training.augment import check_masks
 
@@ -119,11 +118,7 @@ def in_precision(backbone: Backbone, precision: str) -> Backbone:
     where that helps.
     """
     dtype = PRECISIONS[precision]
-    cast = backbone if dtype in (torch.float32, backbone.dtype) else backbone.to(dtype=dtype)
-    if cast.weights.transposes is not None or not Transposes.helps(cast.device.type, dtype):
-        return cast
-    frozen = (tensor for _, tensor in cast.weights.named())
-    return replace(cast, weights=cast.weights._replace(transposes=Transposes(frozen)))
+    return backbone if dtype in (torch.float32, backbone.dtype) else backbone.to(dtype=dtype)
 
 
 def _default_precision(device: torch.device) -> str:
