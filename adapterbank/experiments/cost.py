@@ -113,7 +113,8 @@ def step_tensors(
     base_dtype: torch.dtype | None = None,
     **batch: Any,
 ) -> float:
-    """MB of all tensors at the peak of the first training steps: base, task, gradients and what autograd keeps.
+    """MB of all tensors at the peak of the first training steps of a method: base, task, gradients, optimiser and what
+    autograd keeps.
 
     `step_memory` is more by what the CPU's heap holds besides.
 
@@ -152,7 +153,7 @@ def tensors_peak_mb(run: Callable[[], object]) -> float:
 
 
 def _steps(step: Callable[[], object]) -> None:
-    for _ in range(WARM_UP + 1):  # the last one beside all that the others packed
+    for _ in range(WARM_UP + 1):  # the last one has beside it whatever the earlier ones have kept
         step()
 
 

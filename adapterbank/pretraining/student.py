@@ -1,4 +1,4 @@
-"""A small AST made to be trained: its initialisation, a forward pass with a fast backward, and export.
+"""A small AST made to be trained: its initialisation, its forward pass, and its export as a backbone.
 
 Symbols: R rows of a batch, F frames, M mel bins, N tokens, D width.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -28,24 +29,24 @@ MINI = Geometry(
 
 
 SINUSOID_BASE = 100.0  # the slowest wave is 2 pi x 100 columns long
-
-
 SINUSOID_SCALE = 0.5  # about the spread of embedded patches
-
-
 QUERY_KEY_SCALE = 0.7  # a token's logit for itself is about 8 x 0.7^2 = 4
-
-
 Tensors = dict[str, Tensor]
 
 
 def init_student(geometry: Geometry, seed: int) -> Tensors:
-    """Canonical tensors of a new AST, made for short training.
+    """The tensors of a new AST, initialised so that a short training suffices.
 
-    Linears: normal with variance 1 / fan-in (0.02, as published ViTs start, leaves small models on a plateau for
-    thousands of steps), those that write to the residual stream smaller by sqrt(2 x layers). Query and key start equal
-    and orthogonal, so that tokens attend to similar ones, and positions as 2-D sinusoids, so that near means similar
-    (mimetic initialisation: Trockman and Kolter, 2023). Norms 1, biases 0.
+    - Linears are drawn from a normal distribution with variance 1 / fan-in. (Published vision transformers start with a
+      standard deviation of 0.02, which leaves small models on a plateau for thousands of steps.) The linears that write
+      to the residual stream are smaller by sqrt(2 x layers).
+    - Query and key start equal and orthogonal, so that a token attends to tokens that are like it. Positions start as
+      2-D sinusoids, so that patches that are near each other have similar positions. Both are the mimetic
+      initialisation of Trockman and Kolter (2023).
+    - LayerNorms start at 1, biases at 0.
+
+    Returns:
+        The tensors by their names in `ASTWeights.named()`.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -113,14 +114,9 @@ def student_blocks(weights: ASTWeights, x: Tensor, geometry: Geometry) -> Tensor
     return plain.blocks(x, cast, geometry)
 
 
-def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: str | Path) -> None:
-    """Writes config.json, preprocessor_config.json and model.safetensors (bf16), as `ASTModel.save_pretrained` does.
-
-    Each file appears whole or not at all, so that others may read the folder while it is refreshed.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
+def _model_config(geometry: Geometry) -> dict[str, Any]:
+    """What transformers' `ASTConfig` says of this geometry."""
+    return {
         "architectures": ["ASTModel"],
         "attention_probs_dropout_prob": 0.0,
         "dtype": "bfloat16",
@@ -140,7 +136,11 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
         "qkv_bias": True,
         "time_stride": geometry.time_stride,
     }
-    extractor = {
+
+
+def _extractor_config(geometry: Geometry) -> dict[str, Any]:
+    """What transformers' `ASTFeatureExtractor` has to know to make the spectrograms that the student heard."""
+    return {
         "do_normalize": True,
         "feature_extractor_type": "ASTFeatureExtractor",
         "feature_size": 1,
@@ -153,6 +153,16 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
         "sampling_rate": SAMPLE_RATE,
         "std": AUDIOSET_STD,
     }
+
+
+def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: str | Path) -> None:
+    """Writes config.json, preprocessor_config.json and model.safetensors (bf16), as `ASTModel.save_pretrained` does.
+
+    Each file appears whole or not at all, so that other processes may read the folder while it is written anew.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config, extractor = _model_config(geometry), _extractor_config(geometry)
     named = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().to(torch.bfloat16)
