@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.checkpoints.fingerprint import fingerprint
 from adapterbank.backbone.checkpoints.opening import load_backbone
-from adapterbank.backbone.weights import ASTWeights, Geometry, expected_shapes
+from adapterbank.backbone.kernels import forced
+from adapterbank.backbone.weights import ASTWeights, BlockWeights, Geometry, expected_shapes
 from adapterbank.bank import AdapterBank
 from adapterbank.data import demo_tasks, load_folder
 from adapterbank.routing.run import mels_of
@@ -148,6 +153,36 @@ def randomise() -> Callable[..., None]:
                 parameter += (scale * torch.randn(parameter.shape, generator=generator)).to(parameter.device)
 
     return change
+
+
+class _CountsTokens(TorchFunctionMode):
+    """Counts, by the name of their matrix, the tokens that F.linear is given."""
+
+    def __init__(self, names: dict[int, str]):
+        super().__init__()
+        self.names, self.counts = names, Counter[str]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear and id(args[1]) in self.names:
+            self.counts[self.names[id(args[1])]] += args[0].shape[:-1].numel()
+        return func(*args, **kwargs or {})
+
+
+@pytest.fixture
+def tokens_per_linear() -> Callable[[ASTWeights | BlockWeights], AbstractContextManager[Counter[str]]]:
+    """`with tokens_per_linear(weights) as counts`: how many tokens run through each frozen linear within it.
+
+    Tokens of prompts that are only keys and values count too. The name is that of the matrix, such as "q_weight" in
+    the weights of a block and "blocks.1.q_weight" in those of an AST. Within it every linear is `F.linear`.
+    """
+
+    @contextmanager
+    def counted(weights: ASTWeights | BlockWeights) -> Iterator[Counter[str]]:
+        named = weights._asdict().items() if isinstance(weights, BlockWeights) else weights.named()
+        with forced(onednn=()), _CountsTokens({id(tensor): name for name, tensor in named}) as mode:
+            yield mode.counts
+
+    return counted
 
 
 @pytest.fixture

@@ -72,7 +72,8 @@ class PackedBlock(NamedTuple):
         keys = layout
         if any(read):  # fewer queries than keys
             before = layout
-            layout, keys, (x, h, low) = before.cut(read, x, h, low)
+            layout, keys, (x, h) = before.cut(read, x, h)
+            low = h.to(dtype)  # not cut too: autocast to another half precision than the base's joins none of it
             k, v = keys.taken(before, k), keys.taken(before, v)
         q = self._linear("q", layout, low)  # (S, D)
         a = self._attention(layout, q, keys, k, v)  # (S, D)

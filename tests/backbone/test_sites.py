@@ -1,4 +1,4 @@
-"""Each site of a block against a block written out by hand; sharing of sites between methods."""
+"""Each site of a block, fast and by the formula, against a block by hand; sharing of sites between methods."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from adapterbank.backbone import plain
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.block import block
 from adapterbank.backbone.encode import Segment, run_layer
@@ -81,20 +82,21 @@ def by_hand(weights: BlockWeights) -> ByHand:
 
 @pytest.fixture
 def check(weights: BlockWeights, small_geometry: Geometry) -> Callable[[Sites, ByHand], None]:
-    """A segment with the sites equals the hand-written block, and its untouched neighbours equal the plain one."""
+    """A segment with the sites equals the block by hand, and its neighbours without equal that without any."""
 
     def compare(sites: Sites, expected: ByHand) -> None:
         x, y = torch.randn(2, 11, 48), torch.randn(1, 7, 48)
-        plain = ByHand(weights)
+        bare = ByHand(weights)
         (alone,) = block([x], weights, [sites], small_geometry)
         torch.testing.assert_close(alone, expected(x), rtol=0, atol=2e-5)
-        assert (alone - plain(x)).abs().max() > 1e-2, "the site changed nothing: the test would hold nothing"
+        torch.testing.assert_close(plain.block(x, weights, small_geometry, sites), expected(x), rtol=0, atol=2e-5)
+        assert (alone - bare(x)).abs().max() > 1e-2, "the site changed nothing: the test would hold nothing"
         for training in (True, False):
             with torch.set_grad_enabled(training):
                 first, second, third = block([y, x, x], weights, [NOTHING, sites, NOTHING], small_geometry)
-            torch.testing.assert_close(first, plain(y), rtol=0, atol=2e-5)
+            torch.testing.assert_close(first, bare(y), rtol=0, atol=2e-5)
             torch.testing.assert_close(second, expected(x), rtol=0, atol=2e-5)
-            torch.testing.assert_close(third, plain(x), rtol=0, atol=2e-5)
+            torch.testing.assert_close(third, bare(x), rtol=0, atol=2e-5)
 
     return compare
 
@@ -103,6 +105,7 @@ def test_a_block_without_sites_equals_the_block_by_hand(weights, by_hand, small_
     x = torch.randn(2, 11, 48)
     (out,) = block([x], weights, [NOTHING], small_geometry)
     torch.testing.assert_close(out, by_hand(x), rtol=0, atol=2e-5)
+    torch.testing.assert_close(plain.block(x, weights, small_geometry), by_hand(x), rtol=0, atol=2e-5)
 
 
 def test_extra_tokens_are_keys_and_values_through_ln1(by_hand, check):
@@ -141,7 +144,8 @@ def test_affine_gives_a_bias_where_the_backbone_has_none(weights, small_geometry
     expected = ByHand(bare._replace(**{f"{name}_bias": bias for name, bias in own.items()}))
     x = torch.randn(2, 9, 48)
     sites = Sites(affine={name: Affine(bias=bias) for name, bias in own.items()})
-    torch.testing.assert_close(block([x], bare, [sites], small_geometry)[0], expected(x), rtol=0, atol=2e-5)
+    for out in (block([x], bare, [sites], small_geometry)[0], plain.block(x, bare, small_geometry, sites)):
+        torch.testing.assert_close(out, expected(x), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", LINEARS)
@@ -177,13 +181,18 @@ def test_extra_tokens_run_through_the_tasks_own_hooks_and_affines(by_hand, check
     check(Sites(extra_tokens=(prompt,), affine=affine, linear={"k": (lambda x, y, frozen: y + x @ low_rank,)}), by_hand)
 
 
-def test_tokens_join_the_sequence_at_its_end_and_stay(small_backbone, weights, by_hand):
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_tokens_join_the_sequence_at_its_end_and_stay_and_a_rewrite_comes_before(
+    rewritten, small_backbone, weights, by_hand
+):
     x, prompt = torch.randn(2, 9, 48), torch.randn(4, 48)
-    segment = Segment((NOTHING, Sites(tokens=(prompt,))), small_backbone.weights)
+    sites = Sites(tokens=(prompt,), rewrite=(lambda x: 2 * x[:, 1:]) if rewritten else None)
+    segment = Segment((NOTHING, sites), small_backbone.weights)
     (out,) = run_layer([x], [segment], 1, small_backbone.geometry)
-    assert out.shape == (2, 13, 48)
-    joined = torch.cat((x, prompt.expand(2, 4, 48)), dim=1)
-    torch.testing.assert_close(out, by_hand(joined), rtol=0, atol=2e-5)
+    joined = torch.cat((2 * x[:, 1:] if rewritten else x, prompt.expand(2, 4, 48)), dim=1)
+    assert out.shape == joined.shape
+    for found in (out, plain.block(x, weights, small_backbone.geometry, sites)):
+        torch.testing.assert_close(found, by_hand(joined), rtol=0, atol=2e-5)
 
 
 def test_all_sites_work_on_a_half_precision_base(weights, small_backbone):
@@ -207,8 +216,10 @@ def test_all_sites_work_on_a_half_precision_base(weights, small_backbone):
     with torch.no_grad():
         (exact,) = block([x], weights, [sites], small_backbone.geometry)
         (rounded,) = block([x], half.weights.blocks[1], [sites], half.geometry)
-    assert rounded.dtype == torch.float32
-    assert (rounded - exact).abs().mean() < 0.05
+        by_formula = plain.block(x, half.weights.blocks[1], half.geometry, sites)
+    for found in (rounded, by_formula):
+        assert found.dtype == torch.float32
+        assert (found - exact).abs().mean() < 0.05
 
 
 # -- sharing --------------------------------------------------------------------------------------------------------

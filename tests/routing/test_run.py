@@ -1,52 +1,25 @@
-"""The plan of a call: rows -> groups of one task and one length -> rows in their order."""
+"""Rows of any tasks and lengths in one call: each answers as alone, and what tasks have in common runs once."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
-from collections import Counter
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from adapterbank import methods
-from adapterbank.backbone import encode as ast
-from adapterbank.backbone import layout as packed
-from adapterbank.backbone.kernels import linear, mlp
+from adapterbank.backbone.kernels import choose, forced
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, UnknownNameError, WaveformError
-from adapterbank.routing import run as routing
-from adapterbank.routing.plan import chunks, plan
-from adapterbank.routing.run import run_rows
+from adapterbank.routing.run import run_planned, run_rows
 from adapterbank.task.task import Task, TaskSpec
 
 
 @pytest.fixture
 def tasks(small_backbone):
     return [Task(TaskSpec(name, "head", ("x", "y")), small_backbone) for name in "abc"]
-
-
-def test_every_row_stands_in_exactly_one_group_of_its_task_and_length(tasks):
-    choose = random.Random(0)
-    for _ in range(50):
-        rows = [(choose.choice(tasks), choose.choice([16, 32, 48])) for _ in range(choose.randint(1, 12))]
-        groups = plan([task for task, _ in rows], [frames for _, frames in rows])
-        assert sorted(row for group in groups for row in group.rows) == list(range(len(rows)))
-        assert all(rows[row] == (group.task, group.frames) for group in groups for row in group.rows)
-        assert len({(id(group.task), group.frames) for group in groups}) == len(groups)
-
-
-def test_groups_are_sorted_by_length_then_by_the_tasks_first_row(tasks):
-    a, b, _ = tasks
-    groups = plan([b, a, b, a, b], [32, 16, 16, 16, 32])
-    assert [(g.task.name, g.frames, g.rows) for g in groups] == [("b", 16, (2,)), ("a", 16, (1, 3)), ("b", 32, (0, 4))]
-
-
-def test_the_plan_depends_on_the_layout_and_never_on_values(tasks, randomise):
-    a, b, _ = tasks
-    before = plan([a, b, a], [16, 16, 32])
-    randomise(b)
-    assert plan([a, b, a], [16, 16, 32]) == before
 
 
 def test_two_tasks_of_one_name_are_two_tasks(small_backbone, randomise):
@@ -124,7 +97,7 @@ def test_one_task_asked_by_its_name_is_the_call_itself(small_bank, clips):
 
 
 def test_tasks_that_are_asked_together_share_all_below_their_first_sites(
-    random_backbone, small_geometry, clips, randomise, monkeypatch
+    random_backbone, small_geometry, clips, randomise, tokens_per_linear
 ):
     bank = AdapterBank(random_backbone(dataclasses.replace(small_geometry, layers=4)))
     bank.add_task("probe", "head", num_classes=2)
@@ -136,21 +109,8 @@ def test_tasks_that_are_asked_together_share_all_below_their_first_sites(
     for task in bank.tasks.values():
         randomise(task)
     expected = {name: bank(clips[:1] * 2, name) for name in bank.tasks}
-    names = {id(tensor): name for name, tensor in bank.backbone.weights.named()}
-    rows: Counter[str] = Counter()
-    for module, product in (
-        (ast, linear.frozen_linear),
-        (packed, linear.frozen_linear),
-        (mlp, linear.frozen_linear),
-        (mlp, linear.frozen_linear_gelu),
-    ):
-
-        def counted(x, weight, *more, product=product):
-            rows[names.get(id(weight), "own")] += x.shape[:-1].numel()
-            return product(x, weight, *more)
-
-        monkeypatch.setattr(module, product.__name__, counted)
-    answers = bank.ask(clips[:1] * 2, list(bank.tasks))
+    with tokens_per_linear(bank.backbone.weights) as rows:
+        answers = bank.ask(clips[:1] * 2, list(bank.tasks))
     patches = rows["embed.patch_weight"]
     tokens = patches + 2 * 2  # cls and distillation of two rows
     assert patches == 2 * 8 * ((len(clips[0]) // 160 - 2 + 15) // 16)  # 8 rows of patches, once for all tasks
@@ -167,68 +127,69 @@ def test_tasks_that_are_asked_together_share_all_below_their_first_sites(
 
 
 @pytest.mark.parametrize("most", [1, 40, 10**6])
-def test_what_runs_in_chunks_answers_as_all_at_once(most, bank_of_all, clips, monkeypatch):
+def test_what_runs_in_chunks_answers_as_all_at_once(most, bank_of_all, clips):
     names = [list(bank_of_all.tasks)[row % len(bank_of_all.tasks)] for row in range(24)]
     waves = [clips[row % len(clips)] for row in range(24)]
-    called = [bank_of_all(waves[:6], name) for name in names[:3]]
-    mixed, asked = bank_of_all(waves, names), bank_of_all.ask(clips, list(bank_of_all.tasks))
-    monkeypatch.setattr(routing, "CHUNK_TOKENS", most)
-    for before, name in zip(called, names[:3], strict=True):
-        torch.testing.assert_close(bank_of_all(waves[:6], name), before, rtol=0, atol=1e-5)
-    for before, after in zip(mixed, bank_of_all(waves, names), strict=True):
-        torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
-    for name, after in bank_of_all.ask(clips, list(bank_of_all.tasks)).items():
-        torch.testing.assert_close(after, asked[name], rtol=0, atol=1e-5)
+
+    def answers() -> list[torch.Tensor]:
+        called = [logits for name in names[:3] for logits in bank_of_all(waves[:6], name)]
+        return [*called, *bank_of_all(waves, names), *bank_of_all.ask(clips, list(bank_of_all.tasks)).values()]
+
+    with forced(chunk_tokens=None):
+        expected = answers()
+    with forced(chunk_tokens=most):
+        for after, before in zip(answers(), expected, strict=True):
+            torch.testing.assert_close(after, before, rtol=0, atol=1e-5)
 
 
-def test_chunks_hold_every_row_once_and_no_more_tokens_than_there_is_room_for(tasks, small_geometry, monkeypatch):
-    monkeypatch.setattr(routing, "CHUNK_TOKENS", 60)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    mels = [torch.zeros(32 + 16 * (row % 3), 128) for row in range(20)]
-    owners = [tasks[row % len(tasks)].eval() for row in range(20)]
-    groups = plan(owners, [len(mel) for mel in mels])
-    with torch.no_grad():
-        found = chunks(groups, mels, small_geometry, torch.device("cpu"))
-        assert chunks(groups, mels, small_geometry, torch.device("cuda")) == [groups]
-    assert len(found) > 2
-    for part in found:
-        assert sum(small_geometry.tokens(group.frames) * len(group.rows) for group in part) <= 2 * 60
-    rows = sorted((row, id(group.task), group.frames) for part in found for group in part for row in group.rows)
-    assert rows == [(row, id(owners[row]), len(mels[row])) for row in range(20)]
-    assert chunks(groups, mels, small_geometry, torch.device("cpu")) == [groups]  # with gradients: all at once
-    owners[0].train()
-    with torch.no_grad():
-        assert chunks(groups, mels, small_geometry, torch.device("cpu")) == [groups]  # batch statistics are of a batch
+@pytest.mark.parametrize("training", [True, False])
+def test_tasks_in_training_mode_run_all_rows_at_once_and_others_in_chunks(training, tasks, small_geometry):
+    # Batch statistics are those of a batch.
+    mels = [torch.randn(32, 128) for _ in range(5)]
+    kernels = choose(torch.device("cpu"))._replace(chunk_tokens=1)
+    tasks[1].train(training)
+    sizes = []
+
+    def answers(groups, spectrograms):
+        sizes.append(sum(len(x) for x in spectrograms))
+        return [x.mean(dim=(1, 2)) for x in spectrograms]
+
+    owners = [tasks[row % 2] for row in range(5)]
+    found = run_planned(owners, mels, answers, small_geometry, kernels)
+    assert sizes == ([5] if training else [1] * 5)
+    for task, mel, answer in zip(owners, mels, found, strict=True):
+        torch.testing.assert_close(answer, task.prepare(mel, 32).mean())
 
 
-def test_a_clip_that_several_tasks_hear_is_in_one_chunk_for_all_of_them(tasks, small_geometry, monkeypatch):
-    monkeypatch.setattr(routing, "CHUNK_TOKENS", 1)
-    mels = [torch.zeros(32, 128) for _ in range(3)]
-    owners = [task.eval() for task in tasks for _ in mels]
-    groups = plan(owners, [32] * len(owners))
-    with torch.no_grad():
-        found = chunks(groups, mels * len(tasks), small_geometry, torch.device("cpu"))
-    assert [[group.rows for group in part] for part in found] == [
-        [(row + 3 * place,) for place in range(len(tasks))] for row in range(3)
-    ]
+class Calls(TorchFunctionMode):
+    """How often torch computes the spectrum of how many waveforms within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waves: list[int] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.fft.rfft:
+            self.waves.append(len(args[0]))
+        return func(*args, **kwargs or {})
 
 
-def test_the_front_end_runs_once_however_many_tasks_are_asked(bank_of_all, clips, monkeypatch):
-    heard = []
-    log_mel = routing.log_mel
-    monkeypatch.setattr(routing, "log_mel", lambda waves, *rest: heard.append(len(waves)) or log_mel(waves, *rest))
-    bank_of_all.ask(clips[:2], list(bank_of_all.tasks))
-    assert heard == [2]
+def test_the_front_end_runs_once_however_many_tasks_are_asked(bank_of_all, clips):
+    with Calls() as alone:
+        bank_of_all(clips[:2], "head")
+    with Calls() as asked:
+        bank_of_all.ask(clips[:2], list(bank_of_all.tasks))
+    assert alone.waves
+    assert asked.waves == alone.waves
 
 
-def test_tasks_that_hear_the_clip_differently_share_no_embedding(small_bank, clips, monkeypatch):
+def test_tasks_that_hear_the_clip_differently_share_no_embedding(small_bank, clips, tokens_per_linear):
     small_bank.add_task("long", "head", num_classes=2, clip_seconds=1.0)
     small_bank.add_task("loud", "head", num_classes=2, normalize=(0.0, 3.0))
-    embedded = []
-    embed = ast.embed
-    monkeypatch.setattr(ast, "embed", lambda mel, *rest: embedded.append(tuple(mel.shape)) or embed(mel, *rest))
-    small_bank.ask(clips[:1], ["probe", "long", "notes", "loud", "mix", "own"])
-    assert sorted(embedded) == [(1, 32, 128), (1, 32, 128), (1, 32, 128), (1, 112, 128)]  # "own" owns its embedding
+    with tokens_per_linear(small_bank.backbone.weights) as rows:
+        small_bank.ask(clips[:1], ["probe", "long", "notes", "loud", "mix", "own"])
+    # 32 and 112 frames are 2 and 7 columns of 8 patches; "loud" is apart from the others, "own" owns its embedding.
+    assert rows["embed.patch_weight"] == 8 * (2 + 2 + 7)
 
 
 def test_asking_resamples_as_calling_does(small_bank, clips):
@@ -246,10 +207,10 @@ def test_asking_resamples_as_calling_does(small_bank, clips):
         (["mix", None], UnknownNameError, "unknown task None"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_before_anything_runs(tasks, error, message, small_bank, clips, monkeypatch):
-    monkeypatch.setattr("adapterbank.routing.run.log_mel", None)
-    with pytest.raises(error, match=message):
+def test_what_cannot_be_asked_is_refused_before_anything_runs(tasks, error, message, small_bank, clips):
+    with Calls() as calls, pytest.raises(error, match=message):
         small_bank.ask(clips, tasks)
+    assert calls.waves == []
 
 
 def test_bad_waveforms_are_refused_when_asked(small_bank):
