@@ -1,28 +1,25 @@
-"""AdapterBank: one frozen AST and its named tasks. The front door; no training code."""
+"""AdapterBank: one frozen AST and its named tasks. The front door: what it does is done in the rooms below."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NoReturn, overload
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from adapterbank import methods
+from adapterbank import exchange
 from adapterbank.audio.mel import SAMPLE_RATE
-from adapterbank.backbone.backbone import Backbone
-from adapterbank.backbone.checkpoints.opening import load_backbone
+from adapterbank.backbone.backbone import Backbone, default_device
+from adapterbank.backbone.checkpoints import at_its_stride, load_backbone
 from adapterbank.backbone.encode import Segment
 from adapterbank.backbone.sites import NOTHING
-from adapterbank.data import catalog
-from adapterbank.errors import ConfigError, NameTakenError, UnknownNameError
+from adapterbank.errors import UnknownNameError
 from adapterbank.evaluation import evaluate_task
-from adapterbank.exchange.peft_read import load_any
-from adapterbank.exchange.peft_write import export
-from adapterbank.methods.parts.layers import resolve
+from adapterbank.guesses import no_such_attribute
 from adapterbank.routing.module import TaskModule
 from adapterbank.routing.run import ask, embed_mels, mels_of, run_rows
 from adapterbank.serving.compiled import CompiledTask
@@ -30,12 +27,10 @@ from adapterbank.storage import manifest as storage
 from adapterbank.storage.shelf import Shelf
 from adapterbank.storage.task_file import SavedTask
 from adapterbank.task.compose import compose
+from adapterbank.task.describe import describe
 from adapterbank.task.head import POOLINGS
-from adapterbank.task.overview import overview
-from adapterbank.task.task import Prediction, Task, TaskSpec, check_name
-
-if TYPE_CHECKING:
-    from adapterbank.inspection import LayerImportance
+from adapterbank.task.overview import Summary, overview
+from adapterbank.task.task import Prediction, Task
 
 AUDIOSET = "audioset"  # the built-in task of a backbone that has a classifier
 
@@ -45,6 +40,9 @@ class AdapterBank:
 
     Not an `nn.Module` on purpose: `train()`, `state_dict()` or an optimiser over "all parameters" would reach every
     task. `task_module(name)` gives one task as a module.
+
+    Args:
+        resident: how many tasks that are as their files are stay in memory; see `load`.
     """
 
     def __init__(
@@ -58,37 +56,41 @@ class AdapterBank:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_folder: str | Path = "ast-mini",
+        name_or_folder: str | Path | Backbone = "ast-mini",
         *,
         device: torch.device | str | None = None,
         base_dtype: torch.dtype | None = None,
         stride: int | None = None,
         resident: int | None = None,
     ) -> AdapterBank:
-        """A new bank on a backbone, or a saved bank.
+        """A new bank on a backbone, or a saved bank. Every argument goes with either.
 
         Args:
-            name_or_folder: "ast-mini" (embedded), a Hugging Face AST by hub id or folder (`config.json`), a `.pth`
-                file of the AST or SSAST repository, or the folder of a saved bank (`manifest.json`).
+            name_or_folder: "ast-mini" (embedded), a Hugging Face AST by hub id or folder (`config.json`), a `.pth` file
+                of the AST or SSAST repository, the folder of a saved bank (`manifest.json`), or a `Backbone`.
             device: where to run; the accelerator if there is one, else the CPU.
             base_dtype: of the frozen linears: torch.bfloat16, or torch.int8 (half of that memory, dequantised for each
                 product); everything that is trained stays fp32.
-            stride: of the patches, as in `load_backbone`; a saved bank keeps its own.
-            resident: how many tasks of a saved bank stay in memory, as in `load`.
+            stride: of the patches, as in `load_backbone`. A saved bank and a `Backbone` have theirs already: it must be
+                the same.
+            resident: how many tasks that are as their files are stay in memory, as in `load`. A new bank has no files,
+                so all of its tasks stay.
 
         Raises:
             BackboneError: no such backbone, it is damaged, or a dtype that frozen linears cannot have.
-            StorageError: the saved bank is damaged. ConfigError: a stride for a saved bank, `resident` for a new one.
+            StorageError: the saved bank is damaged. ConfigError: `resident` below 1, or a stride other than the saved.
         """
-        if (Path(name_or_folder).expanduser() / storage.MANIFEST).is_file():
-            if stride is not None:
-                raise ConfigError(f"got stride={stride!r} for the saved bank {name_or_folder}, which keeps its own.")
-            return cls.load(name_or_folder, device=device, base_dtype=base_dtype, resident=resident)
-        if resident is not None:
-            raise ConfigError(f"got resident={resident!r} for {name_or_folder}, expected the folder of a saved bank.")
-        bank = cls(load_backbone(name_or_folder, stride=stride))
-        if bank._backbone.classifier is not None:
-            bank._tasks[AUDIOSET] = Task.of_classifier(AUDIOSET, bank._backbone)
+        if isinstance(name_or_folder, Backbone):
+            backbone = at_its_stride(name_or_folder, stride)
+        elif (Path(name_or_folder).expanduser() / storage.MANIFEST).is_file():
+            bank = cls.load(name_or_folder, device=device, base_dtype=base_dtype, resident=resident)
+            at_its_stride(bank.backbone, stride)
+            return bank
+        else:
+            backbone = load_backbone(name_or_folder, stride=stride)
+        bank = cls(backbone, resident=resident)
+        if backbone.classifier is not None:
+            bank._tasks[AUDIOSET] = Task.of_classifier(AUDIOSET, backbone)
         return bank.to(device or default_device(), base_dtype=base_dtype)
 
     def save(self, folder: str | Path) -> None:
@@ -115,9 +117,10 @@ class AdapterBank:
         Args:
             backbone: in place of the one that the manifest names, such as a file that was moved; a path is opened
                 with the stride that the bank was saved with. It must have the same fingerprint.
-            resident: None opens and verifies all tasks now. A number opens and verifies each when it is first used
-                and keeps that many in memory, for banks of hundreds of tasks; the folder has to stay. Tasks that were
-                handed out (`task`, `tasks[name]`, `task_module`, `fit`), renamed or added stay beside them.
+            resident: None opens and verifies all tasks now. A number opens and verifies each when it is first used and
+                keeps that many in memory, for banks of hundreds of tasks; the folder has to stay. Beside them stay
+                tasks that somebody still holds (the object, or a part of it), and for good those that were changed
+                (trained, given metrics, moved to other tensors), renamed or added. A change is never lost.
 
         Raises:
             BackboneError: the backbone that the manifest names is not there, or a dtype that it cannot have.
@@ -150,7 +153,7 @@ class AdapterBank:
 
     @property
     def tasks(self) -> Mapping[str, Task]:
-        """The tasks by name; read-only. A task that is asked for stays in memory: `values()` and `items()` open all."""
+        """The tasks by name; a read-only view. Reading opens a task and pins nothing, as `load(resident=...)` says."""
         return MappingProxyType(self._tasks)
 
     def add_task(
@@ -168,54 +171,44 @@ class AdapterBank:
         normalize: str | tuple[float, float] = "backbone",
         seed: int = 0,
         init_from: str | None = None,
-        importance: LayerImportance | None = None,
         **method_options: Any,
     ) -> Task:
         """Adds a new, untrained task.
 
         Args:
-            name: 1 to 64 of a-z, 0-9, ".", "_", "-". The name of a known dataset brings its labels and clip length.
+            name: 1 to 64 of a-z, 0-9, ".", "_", "-". The name of a known dataset brings its clip length, whether
+                it is multi-label and, where neither `labels` nor `num_classes` are given, its labels.
             method: a method or composition, as in `adapterbank.methods.names()`.
             labels: class names in the order of the logits; or only `num_classes`.
-            multilabel: each class is present or not (sigmoid, mAP) instead of one of all (softmax, accuracy).
+            multilabel: each class is present or not (sigmoid, mAP) instead of one of all (softmax, accuracy); None: as
+                the known dataset, else False.
             head: "ln_linear" (AST, AAT) or "linear" (PETL_AST); None: the method's own, which is "ln_linear" for all
                 but `linear`.
             pooling: "cls_dist" (AST, AAT) or "mean" over all tokens (PETL_AST); None: the method's own, "cls_dist" for
                 all but `linear`.
-            clip_seconds: pad shorter clips to this length; None: each clip keeps its own.
+            clip_seconds: pad shorter clips to this length; None: as the known dataset, else each clip keeps its own.
             normalize: "backbone", or (mean, std) of this task's log-mels.
             seed: of the initialisation, together with the name.
             init_from: a task whose tensors of the same names and shapes the new one starts with (warm start).
-            importance: what `layer_importance` found; `layers="top:4"` takes its four highest.
             **method_options: such as ratio=0.25; for one part of a composition: prompt={"tokens": 24}.
 
         Raises:
             NameTakenError, InvalidNameError, LabelsError, UnknownNameError, CompositionError, ConfigError:
                 and the bank is as it was.
         """
-        if check_name(name) in self._tasks:
-            raise NameTakenError(f"a task {name!r} exists; remove_task({name!r}) first, or choose another name.")
-        known = catalog.lookup(name) if labels is None and num_classes is None else None
-        if known is not None:
-            clip_seconds = known.clip_seconds if clip_seconds is None else clip_seconds
-            multilabel = known.multilabel if multilabel is None else multilabel
+        self._tasks.free(name, f"remove_task({name!r}) first, or choose another name.")
         source = None if init_from is None else self._tasks.use(init_from)
-        if "layers" in method_options:
-            scores = None if importance is None else importance.scores
-            method_options["layers"] = resolve(method_options["layers"], scores)
-        defaults = {"head": "ln_linear", "pooling": "cls_dist"}
-        for part in methods.parse(method):
-            defaults.update(part.defaults)
-        spec = TaskSpec(
-            name=name,
-            method=method,
-            labels=known.labels if known is not None else catalog.labels_of(name, labels, num_classes),
-            options=method_options,
-            multilabel=bool(multilabel),
-            head=defaults["head"] if head is None else head,
-            pooling=defaults["pooling"] if pooling is None else pooling,
-            train_final_norm=train_final_norm,
+        spec = describe(
+            name,
+            method,
+            labels=labels,
+            num_classes=num_classes,
+            multilabel=multilabel,
+            head=head,
+            pooling=pooling,
             clip_seconds=clip_seconds,
+            options=method_options,
+            train_final_norm=train_final_norm,
             normalize=normalize,
             seed=seed,
         )
@@ -238,41 +231,34 @@ class AdapterBank:
 
         Args:
             name: in place of the one in the file, or of the folder's.
-            **options: of a folder: labels, num_classes, multilabel, clip_seconds, as in
-                `adapterbank.importing.import_peft`.
+            **options: of a folder: labels, num_classes, multilabel, clip_seconds; see `adapterbank.exchange.peft_read`.
 
         Raises:
             StorageError: the file is damaged, or no task. BackboneMismatchError: made for another backbone.
             NameTakenError: a task of that name exists. Of a folder also ConfigError, LabelsError.
         """
-        path = Path(file).expanduser()
-        task = load_any(path, self._backbone, name=name, **options)
-        if task.name in self._tasks:
-            raise NameTakenError(
-                f"{file} holds the task {task.name!r}, which exists; rename_task() the one here first, or pass name=..."
-            )
+        task = exchange.read(Path(file).expanduser(), self._backbone, self._tasks, name=name, **options)
         self._tasks[task.name] = task
         return task
 
     def export(self, task: str, format: str, folder: str | Path, **options: Any) -> None:
-        """Writes a task for another library, as `adapterbank.export.export` says: "peft" takes LoRA tasks.
+        """Writes a task for another library. "peft": a LoRA task as a folder; see `adapterbank.exchange.peft_write`.
 
         Raises:
             UnknownNameError: no such task or format. ConfigError: the format cannot express it. StorageError.
         """
-        export(self._tasks.use(task), self._backbone, format, folder, **options)
+        exchange.write(self._tasks.use(task), self._backbone, format, folder, **options)
 
     def compose(self, name: str, tasks: Sequence[str], how: str = "joint", **options: Any) -> Task:
         """A new task whose adapters are copies of those of trained tasks, all in one forward pass.
 
-        The sources stay as they are, bit for bit. Arguments and errors as in `adapterbank.compose.compose`: `freeze`,
+        The sources stay as they are, bit for bit. Arguments and errors as in `adapterbank.task.compose`: `freeze`,
         `head_from`, `labels`, `seed`.
 
         Raises:
             NameTakenError, UnknownNameError, CompositionError, ConfigError, LabelsError: the bank is as it was.
         """
-        if check_name(name) in self._tasks:
-            raise NameTakenError(f"a task {name!r} exists; choose another name.")
+        self._tasks.free(name)
         sources = [self._tasks.use(source) for source in ([tasks] if isinstance(tasks, str) else tasks)]
         self._tasks[name] = compose(name, sources, self._backbone, how=how, **options)
         return self._tasks[name]
@@ -385,14 +371,19 @@ class AdapterBank:
         self._tasks.record(task, metrics)
         return metrics
 
-    def summary(self) -> None:
-        """Prints all tasks: method, parameters, share of the base, bytes, last metric."""
-        Console().print(overview(self._backbone, [self._tasks.facts(name) for name in self._tasks]))
+    def summary(self) -> Summary:
+        """Prints all tasks and returns them as rows: method, parameters, share of the base, bytes, last metric."""
+        summary = overview(self._backbone, [self._tasks.facts(name) for name in self._tasks])
+        Console().print(summary.table())
+        return summary
+
+    if not TYPE_CHECKING:  # a type checker finds wrong names by itself, unless this tells it that any name will do
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """What to call in place of `bank.train()` and other first guesses. Raises NoSuchAttributeError."""
+            if name.startswith("_"):  # what copy, pickle and notebooks ask every object for
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise no_such_attribute(self, name)
 
     def __repr__(self) -> str:
         return f"AdapterBank({self._backbone.source!r}, tasks=[{', '.join(self._tasks)}])"
-
-
-def default_device() -> torch.device:
-    """The accelerator if there is one, else the CPU."""
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -98,3 +98,7 @@ class TrainingDivergedError(AdapterBankError, ArithmeticError):
 
 class InterferenceError(AdapterBankError, RuntimeError):
     """Training one task changed the logits of another: a broken promise of ours, never the caller's fault."""
+
+
+class NoSuchAttributeError(AdapterBankError, AttributeError):
+    """What an object does not have, and what to use in its place. `hasattr` and `getattr` take it as Python's own."""

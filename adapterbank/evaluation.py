@@ -1,16 +1,19 @@
-"""Evaluation of a task, by torchmetrics, and the numbers of continual learning over a sequence of tasks."""
+"""Evaluation of a task, and the one table of metrics.
+
+A metric is an entry of `METRICS`: its name, which tasks it is for, and the function that computes it. Adding macro-F1
+is one call of `register_metric`; evaluation, training, trackers and plots then know it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import binary_accuracy, binary_average_precision, multiclass_accuracy
 
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.errors import ConfigError, DatasetError
@@ -50,40 +53,118 @@ def evaluate_task(backbone: Backbone, task: Task, data: Any, *, batch_size: int 
     return Evaluation(score(task, together, truth), together, truth)
 
 
-def score(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
-    """Metrics of logits (B, C) against targets (B,) or (B, C); mAP and macro-accuracy are over classes that occur."""
-    classes = len(task.labels)
-    loss = loss_function(task, logits, targets)
-    if task.spec.multilabel:
-        probabilities, truth = logits.sigmoid(), targets.long()
-        found = {
-            "map": mean_average_precision(probabilities, truth),
-            "accuracy": binary_accuracy(probabilities.flatten(), truth.flatten()),
-        }
-    elif classes == 1:
-        found = {"accuracy": torch.tensor(1.0), "macro_accuracy": torch.tensor(1.0)}
-    else:
-        recalls = multiclass_accuracy(logits, targets, classes, average="none")
-        found = {
-            "accuracy": multiclass_accuracy(logits, targets, classes, average="micro"),
-            "macro_accuracy": recalls[targets.unique()].mean(),
-        }
-    return {**{name: float(value) for name, value in found.items()}, "loss": float(loss)}
+# A function of logits (B, C) and targets, (B,) class indices or (B, C) of 0 and 1, that gives one number.
+Measure: TypeAlias = "Callable[[Tensor, Tensor], Tensor | float]"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good the logits of a task are.
+
+    Args:
+        name: the key in `bank.evaluate()`. `History.epochs` has it as "val/<name>", trackers as "test/<name>" as well.
+        single_label: computes it where each clip has one label; None if the metric is not for such tasks.
+        multilabel: computes it where each clip has any number of labels; None if the metric is not for such tasks.
+        higher_is_better: False for a loss or an error rate.
+    """
+
+    name: str
+    single_label: Measure | None = None
+    multilabel: Measure | None = None
+    higher_is_better: bool = True
+
+    def measure(self, multilabel: bool) -> Measure | None:
+        """The function for this kind of task, if the metric has one."""
+        return self.multilabel if multilabel else self.single_label
+
+
+def accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of clips whose highest logit is that of their class. (B, C), (B,) -> ()."""
+    return (logits.argmax(dim=1) == targets).sum() / len(targets)
+
+
+def macro_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the classes that occur of the share of their clips that is found. (B, C), (B,) -> ()."""
+    classes = logits.shape[1]
+    found = targets[logits.argmax(dim=1) == targets].bincount(minlength=classes)
+    there = targets.bincount(minlength=classes)
+    return (found / there)[there > 0].mean()
+
+
+def binary_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Share of right answers, a label counting as given above a probability of one half. (B, C), (B, C) -> ()."""
+    return ((logits.sigmoid() > 0.5) == targets.long()).sum() / targets.numel()
 
 
 def mean_average_precision(probabilities: Tensor, targets: Tensor) -> Tensor:
     """mAP over the classes that occur; NaN if none does. (B, C) in [0, 1], (B, C) zeros and ones -> ()."""
-    # Class by class: torchmetrics' multi-label form warns of classes without a positive and refuses a single class.
     occurring = targets.any(0).nonzero().flatten()
-    average = [binary_average_precision(probabilities[:, c], targets[:, c]) for c in occurring]
+    average = [_average_precision(probabilities[:, c], targets[:, c]) for c in occurring]
     return torch.stack(average).mean() if average else torch.tensor(math.nan)
 
 
-def loss_function(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy, or binary cross-entropy for multi-label tasks; in fp32."""
-    if task.spec.multilabel:
-        return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+def _average_precision(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """Area under the precision-recall curve as a sum of steps, as scikit-learn defines it. (B,), (B,) -> ()."""
+    ranked, order = probabilities.sort(descending=True)
+    last = F.pad(ranked.diff().nonzero().flatten(), (0, 1), value=len(ranked) - 1)  # of each run of equal probabilities
+    hits = targets[order].cumsum(0)[last]
+    precision, recall = hits / (last + 1), hits / hits[-1]
+    steps = recall.diff(prepend=recall.new_zeros(1))
+    return (steps * precision).flip(0).sum()  # from the highest recall down: the order decides the last bit in fp32
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy, in fp32. (B, C), (B,) -> ()."""
     return F.cross_entropy(logits.float(), targets)
+
+
+def binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy over clips and labels, in fp32. (B, C), (B, C) -> ()."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+
+
+# Everything that reports metrics reads this table: evaluation, training, trackers and plots, in this order.
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("map", multilabel=lambda logits, targets: mean_average_precision(logits.sigmoid(), targets.long())),
+        Metric("accuracy", single_label=accuracy, multilabel=binary_accuracy),
+        Metric("macro_accuracy", single_label=macro_accuracy),
+        Metric("loss", single_label=cross_entropy, multilabel=binary_cross_entropy, higher_is_better=False),
+    )
+}
+
+
+def register_metric(metric: Metric) -> None:
+    """Adds a metric to the table, for every evaluation and training from now on.
+
+        def macro_f1(logits, targets):
+            return sklearn.metrics.f1_score(targets, logits.argmax(dim=1), average="macro")
+
+        register_metric(Metric("macro_f1", single_label=macro_f1))
+
+    Raises:
+        ConfigError: the table has a metric of this name, or the metric has no function.
+    """
+    if metric.name in METRICS:
+        raise ConfigError(f"the metric {metric.name!r} exists. Known: {', '.join(METRICS)}. Choose another name.")
+    if metric.single_label is None and metric.multilabel is None:
+        raise ConfigError(f"the metric {metric.name!r} has no function; pass single_label=, multilabel= or both.")
+    METRICS[metric.name] = metric
+
+
+def score(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """All metrics of the table that are for this kind of task. (B, C), (B,) or (B, C) -> {name: value}.
+
+    The mAP and the macro-accuracy are over the classes that occur in the targets.
+    """
+    measures = {name: metric.measure(task.spec.multilabel) for name, metric in METRICS.items()}
+    return {name: float(measure(logits, targets)) for name, measure in measures.items() if measure is not None}
+
+
+def loss_function(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
+    """What training minimises, in fp32: cross-entropy, or binary cross-entropy for multi-label tasks."""
+    return (binary_cross_entropy if task.spec.multilabel else cross_entropy)(logits, targets)
 
 
 def batches(data: Any, size: int) -> Iterator[tuple[list[Tensor], list[Any]]]:

@@ -1,21 +1,22 @@
-"""What a task does inside the backbone: which layers earn their adapters, and what its gates answer to a sound.
+"""What a task does inside the backbone: which blocks need its adapters, and how far its gates open for a sound.
 
-Seed 002, section 5 ("Layer-Selective Adapter Injection"), as two scores:
+Two scores say how much the adapter of one block matters. They answer a question that the reproduction of the Conformer
+adapter leaves open, "layer-selective adapter injection":
 
-ablation   the test score that a trained task loses when one layer's adapter is taken out (its sites left empty)
-gradient   before training: the squared gradient of the loss with respect to one layer's adapter, the others absent,
-           per parameter; an adapter whose loss would fall fastest scores highest
+ablation   of a trained task: the score on validation data that is lost when this block's adapter is taken out
+gradient   also of an untrained task: the squared gradient of the loss with respect to this block's adapter, the others
+           absent, divided by its number of parameters. The loss would fall fastest by training the highest ones
 
-    scores = layer_importance(bank, "esc50", val)                            # of a trained task
-    bank.add_task("esc50_slim", "aat_ms", layers="top:4", importance=scores, labels=...)
+    scores = layer_importance(bank, "esc50", val)
+    bank.add_task("esc50_slim", "aat_ms", layers=scores.top(4), labels=...)
 """
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,13 +25,13 @@ from torch import Tensor
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.backbone.sites import NOTHING, Sites, Transform
 from adapterbank.backbone.weights import ASTWeights
-from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, DatasetError, UnknownNameError
 from adapterbank.evaluation import batches, evaluate_task, loss_function
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.gate import Gated
-from adapterbank.methods.parts.layers import top
+from adapterbank.routing.module import TaskModule
 from adapterbank.routing.run import mels_of, run_rows
+from adapterbank.task.host import TaskHost
 from adapterbank.task.task import Task
 
 KINDS = ("ablation", "gradient")
@@ -41,6 +42,9 @@ class LayerImportance:
     """How much each block's adapter matters to a task.
 
     Attributes:
+        task: its name.
+        method: the method or composition that it was added with.
+        kind: "ablation" or "gradient".
         scores: one per block; 0 where the task has no adapter.
         whole: the task's score with all adapters ("ablation"), or its loss ("gradient").
     """
@@ -52,23 +56,29 @@ class LayerImportance:
     whole: float
 
     def top(self, count: int) -> tuple[int, ...]:
-        """The blocks with the highest scores, in rising order.
+        """The `count` blocks with the highest scores, in rising order, as `layers=` of a new task. Of equal blocks the
+        later one is taken.
 
         Raises:
             ConfigError: not from 1 to the number of blocks.
         """
-        return top(count, self.scores)
+        if type(count) is not int or not 1 <= count <= len(self.scores):
+            raise ConfigError(f"got {count!r} layers to choose, expected 1 to {len(self.scores)}.")
+        rising = sorted(range(len(self.scores)), key=lambda layer: (self.scores[layer], layer))
+        return tuple(sorted(rising[-count:]))
 
 
 def layer_importance(
-    bank: AdapterBank, task: str, data: Any, *, kind: str = "ablation", batch_size: int = 32, max_batches: int = 8
+    bank: TaskHost, task: str, data: Any, *, kind: str = "ablation", batch_size: int = 32, max_batches: int = 8
 ) -> LayerImportance:
     """Scores every block's adapter; the task stays as it is.
 
     Args:
+        bank: where the task is.
         data: of (waveform at 16 kHz, label); validation data, never the test part.
         kind: "ablation" for a trained task, "gradient" also for an untrained one.
-        max_batches: of the "gradient" kind.
+        batch_size: clips per forward pass.
+        max_batches: how many batches the "gradient" kind reads; the "ablation" kind reads all data.
 
     Raises:
         UnknownNameError: no such task or kind. ConfigError: the task trains nothing inside the backbone, or whole
@@ -77,28 +87,84 @@ def layer_importance(
     if kind not in KINDS:
         raise UnknownNameError("kind of layer_importance", kind, KINDS)
     owner = bank.task(task)
-    blocks = [layer for layer in range(bank.backbone.geometry.layers) if owner.adapters.sites(layer) != NOTHING]
-    if not blocks:
+    layers = range(bank.backbone.geometry.layers)
+    filled = [layer for layer in layers if owner.adapters.sites(layer) != NOTHING]
+    if not filled:
         raise ConfigError(f"{task!r} ({owner.method}) has no adapter in any block; expected a method that fills sites.")
     if kind == "gradient":
-        scores, whole = _gradients(bank, owner, data, blocks, batch_size, max_batches)
+        chosen = list(islice(batches(data, batch_size), max_batches))
+        if not chosen:
+            raise DatasetError(f"got no clips to score the layers of {task!r}, expected (waveform, label) pairs.")
+        scores, whole = _gradients(bank, owner, chosen, filled)
     else:
-        metric = owner.primary_metric
-        whole = evaluate_task(bank.backbone, owner, data, batch_size=batch_size).metrics[metric]
-        scores = {}
-        for layer in blocks:
-            without = _variant(owner, _Some(owner.adapters, [entry for entry in blocks if entry != layer]))
-            scores[layer] = whole - evaluate_task(bank.backbone, without, data, batch_size=batch_size).metrics[metric]
-    every = tuple(scores.get(layer, 0.0) for layer in range(bank.backbone.geometry.layers))
-    return LayerImportance(task, owner.method, kind, every, whole)
+        scores, whole = _ablations(bank, owner, data, filled, batch_size)
+    return LayerImportance(task, owner.method, kind, tuple(scores.get(layer, 0.0) for layer in layers), whole)
 
 
-def gate_values(
-    bank: AdapterBank, task: str, x: Tensor | Sequence[Tensor], *, sample_rate: int = SAMPLE_RATE
-) -> Tensor:
-    """How far each layer's gates open for each clip: (B, T) -> (B, L), the mean where a gate has several values.
+def _ablations(
+    bank: TaskHost, task: Task, data: Any, filled: Collection[int], batch_size: int
+) -> tuple[dict[int, float], float]:
+    """{block: the score lost without its adapter}, and the score of the whole task."""
 
-    NaN stands for layers without a gate. `plots.gate_values` draws it.
+    def score(candidate: Task) -> float:
+        return evaluate_task(bank.backbone, candidate, data, batch_size=batch_size).metrics[task.primary_metric]
+
+    whole = score(task)
+    without = {layer: _Some(task.adapters, [other for other in filled if other != layer]) for layer in filled}
+    return {layer: whole - score(task.with_adapters(adapters)) for layer, adapters in without.items()}, whole
+
+
+def _gradients(
+    bank: TaskHost, task: Task, chosen: Sequence[tuple[list[Tensor], list[Any]]], filled: Collection[int]
+) -> tuple[dict[int, float], float]:
+    """{block: the mean squared gradient of its adapter, alone in the backbone}, and the mean loss of these passes."""
+    scores, losses = {}, []
+    parameters = list(task.adapters.parameters())
+    was_training = task.training
+    task.eval()
+    try:
+        for layer in filled:
+            alone = TaskModule(task.with_adapters(_Some(task.adapters, [layer])), bank)
+            total, count = 0.0, 1
+            for waveforms, labels in chosen:
+                logits = alone(waveforms)
+                loss = loss_function(task, logits, task.targets(labels).to(logits.device))
+                found = [g for g in torch.autograd.grad(loss, parameters, allow_unused=True) if g is not None]
+                total += sum(float(g.square().sum()) for g in found)
+                count = max(count, sum(g.numel() for g in found))
+                losses.append(float(loss.detach()))
+            scores[layer] = total / len(chosen) / count
+    finally:
+        task.train(was_training)
+    return scores, sum(losses) / len(losses)
+
+
+class _Some(Adapters):
+    """A task's adapters in some of their blocks; the others are left as the frozen backbone has them."""
+
+    def __init__(self, inner: Adapters, layers: Collection[int]):
+        super().__init__()
+        self.inner, self.layers = inner, frozenset(layers)
+
+    def sites(self, layer: int) -> Sites:
+        return self.inner.sites(layer) if layer in self.layers else NOTHING
+
+    def owned(self, base: ASTWeights) -> ASTWeights:
+        return self.inner.owned(base)
+
+
+def gate_values(bank: TaskHost, task: str, x: Tensor | Sequence[Tensor], *, sample_rate: int = SAMPLE_RATE) -> Tensor:
+    """How far each block's gates open for each clip: the mean over its tokens where a gate has several values.
+
+    `plots.gate_values` draws it.
+
+    Args:
+        bank: where the task is.
+        x: waveforms (B, T), or B of any lengths.
+        sample_rate: of the waveforms, in Hz.
+
+    Returns:
+        (B, L), with NaN for blocks without a gate.
 
     Raises:
         ConfigError: the task has no gate. UnknownNameError, WaveformError.
@@ -108,12 +174,19 @@ def gate_values(
 
 @torch.no_grad()
 def token_gates(
-    bank: AdapterBank, task: str, x: Tensor | Sequence[Tensor], *, sample_rate: int = SAMPLE_RATE
+    bank: TaskHost, task: str, x: Tensor | Sequence[Tensor], *, sample_rate: int = SAMPLE_RATE
 ) -> list[Tensor]:
-    """How far each layer's gates open for each token: B clips -> one (N, L) each, in the order of the sequence.
+    """How far each block's gates open for each token.
 
-    That is cls, dist, the patches one frequency row after another, and prompts. NaN stands for layers without a gate
-    and for tokens that a layer does not have; a gate with one value for the whole clip repeats it.
+    Args:
+        bank: where the task is.
+        x: waveforms (B, T), or B of any lengths.
+        sample_rate: of the waveforms, in Hz.
+
+    Returns:
+        (N, L) for each of the B clips. The tokens stand in the order of the sequence: cls, dist, the patches one
+        frequency row after another, then prompts. NaN stands for blocks without a gate and for tokens that a block
+        does not have; a gate with one value for the whole clip repeats it.
 
     Raises:
         ConfigError: the task has no gate. UnknownNameError, WaveformError.
@@ -124,7 +197,7 @@ def token_gates(
     found = []
     for mel in mels_of(bank.backbone, x, sample_rate):
         listener = _Listening(owner.adapters)
-        run_rows(bank.backbone, [_variant(owner, listener)], [mel])
+        run_rows(bank.backbone, [owner.with_adapters(listener)], [mel])
         length = max(len(answer) for answers in listener.heard.values() for answer in answers)
         gates = torch.full((length, bank.backbone.geometry.layers), math.nan)
         for layer, answers in listener.heard.items():
@@ -134,19 +207,23 @@ def token_gates(
 
 
 class _Listening(Adapters):
-    """A task's adapters, whose gates are written down as they answer. Used for one clip."""
+    """A task's adapters, and what their gates answer to one clip.
+
+    Attributes:
+        heard: {block: what each of its gates answered, (N,)}.
+    """
 
     def __init__(self, inner: Adapters):
         super().__init__()
         self.inner = inner
-        self.heard: dict[int, list[Tensor]] = {}  # (N,) per gate
+        self.heard: dict[int, list[Tensor]] = {}
 
     def sites(self, layer: int) -> Sites:
         def listened(adapter: Transform) -> Transform:
             if not isinstance(adapter, Gated):
                 return adapter
 
-            def answer(h: Tensor) -> Tensor:  # not `PerToken`: the last block gives it all tokens
+            def answer(h: Tensor) -> Tensor:  # (1, N, D); not `PerToken`, so that the last block gives it all tokens
                 self.heard.setdefault(layer, []).append(adapter.gate(h)[0, :, 0].expand(h.shape[1]))
                 return adapter(h)
 
@@ -161,57 +238,3 @@ class _Listening(Adapters):
 
     def owned(self, base: ASTWeights) -> ASTWeights:
         return self.inner.owned(base)
-
-
-class _Some(Adapters):
-    """A task's adapters with only these blocks' sites filled."""
-
-    def __init__(self, inner: Adapters, blocks: Sequence[int]):
-        super().__init__()
-        self.inner, self.blocks = inner, frozenset(blocks)
-
-    def sites(self, layer: int) -> Sites:
-        return self.inner.sites(layer) if layer in self.blocks else NOTHING
-
-    def owned(self, base: ASTWeights) -> ASTWeights:
-        return self.inner.owned(base)
-
-
-def _variant(task: Task, adapters: Adapters) -> Task:
-    """The same task with other adapters; nothing of the original is changed."""
-    other = copy.copy(task)
-    other._modules = {**task._modules, "adapters": adapters}
-    return other
-
-
-def _gradients(
-    bank: AdapterBank, task: Task, data: Any, blocks: Sequence[int], batch_size: int, max_batches: int
-) -> tuple[dict[int, float], float]:
-    chosen: list[tuple[list[Tensor], list[Any]]] = []
-    for batch in batches(data, batch_size):
-        if len(chosen) == max_batches:
-            break
-        chosen.append(batch)
-    if not chosen:
-        raise DatasetError(f"got no clips to score the layers of {task.name!r}, expected (waveform, label) pairs.")
-    scores, losses = {}, []
-    parameters = list(task.adapters.parameters())
-    was_training = task.training
-    task.eval()
-    try:
-        for layer in blocks:
-            alone = _variant(task, _Some(task.adapters, [layer]))
-            total, count = 0.0, 1
-            for waveforms, labels in chosen:
-                mels = mels_of(bank.backbone, waveforms)
-                logits = torch.stack(run_rows(bank.backbone, [alone] * len(mels), mels))
-                loss = loss_function(task, logits, task.targets(labels).to(logits.device))
-                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-                found = [g for g in gradients if g is not None]
-                total += sum(float(g.square().sum()) for g in found)
-                count = max(count, sum(g.numel() for g in found))
-                losses.append(float(loss.detach()))
-            scores[layer] = total / len(chosen) / count
-    finally:
-        task.train(was_training)
-    return scores, sum(losses) / len(losses)

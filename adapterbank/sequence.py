@@ -1,7 +1,13 @@
 """Tasks trained one after another on one frozen AST, and what each training did to the tasks before it.
 
-`train_sequence` gives every task its own adapters in a bank and proves after each training that the earlier tasks' test
-logits are the same bits. `train_naive` is what the bank is for: one shared body, fine-tuned by task after task.
+`train_sequence` gives every task its own adapters in a bank. After each training it tests all earlier tasks again and
+raises an error unless their logits are the same bits as before.
+
+`train_naive` is what the bank is compared with: one shared body that is fine-tuned for task after task. There every
+training changes the earlier tasks, mostly for the worse.
+
+What came of a sequence is the accuracy matrix R: R[i][j] is the test score on task j after the training of task i. Its
+entries above the diagonal are None, because a task is not tested before it is trained.
 """
 
 from __future__ import annotations
@@ -15,34 +21,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.table import Table
 
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, InterferenceError
 from adapterbank.evaluation import Evaluation, evaluate_task
 from adapterbank.files import write_atomically
-from adapterbank.training.fit import History, fit
+from adapterbank.tracking.base import SequenceRun, TaskRun
+from adapterbank.training.fit import fit
+from adapterbank.training.history import History
 
 if TYPE_CHECKING:
-    from adapterbank.tracking.mlflow import SequenceRun, TaskRun
+    from rich.table import Table
 
 
 def average_accuracy(matrix: Sequence[Sequence[float | None]]) -> float:
-    """Mean of the last row of R[i][j], the score on task j after training task i."""
+    """Mean score over all tasks after the last training: the mean of the last row of R."""
     last = _row(matrix, len(matrix) - 1)
     return sum(last) / len(last)
 
 
 def backward_transfer(matrix: Sequence[Sequence[float | None]]) -> float | None:
-    """BWT = mean over i < T of R[T][i] - R[i][i] (Mammoth); None with a single task."""
+    """How much later trainings changed the earlier tasks; negative where they made them worse.
+
+    BWT = mean over i < T of R[T][i] - R[i][i] (Lopez-Paz and Ranzato, 2017); None with a single task.
+    """
     last = _row(matrix, len(matrix) - 1)
     changes = [last[i] - _row(matrix, i)[i] for i in range(len(matrix) - 1)]
     return sum(changes) / len(changes) if changes else None
 
 
 def forgetting(matrix: Sequence[Sequence[float | None]]) -> float | None:
-    """Mean over i < T of max_t R[t][i] - R[T][i], the maximum over i <= t <= T (Mammoth); None with a single task."""
+    """How far each earlier task has fallen from its best score.
+
+    Mean over i < T of max_t R[t][i] - R[T][i], where the maximum is over i <= t <= T, as the library Mammoth (Boschini
+    et al., 2022) computes it; None with a single task.
+    """
     count = len(matrix)
     last = _row(matrix, count - 1)
     losses = [max(_row(matrix, t)[i] for t in range(i, count)) - last[i] for i in range(count - 1)]
@@ -103,14 +117,14 @@ class SequenceResult:
     histories: dict[str, History | None] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
-    def _record(self, name: str, history: History | None, found: Mapping[str, Evaluation]) -> None:
+    def _record(self, bank: AdapterBank, name: str, history: History | None, found: Mapping[str, Evaluation]) -> None:
         """Adds a row to the matrix, which grows by a column."""
         self.tasks.append(name)
         self.histories[name] = history
         self.evaluations[name] = found[name]
         for row in self.matrix:
             row.append(None)
-        self.matrix.append([_score(found[task]) for task in self.tasks])
+        self.matrix.append([found[task].metrics[bank.task(task).primary_metric] for task in self.tasks])
 
     def seconds(self) -> float:
         """Of all trainings together."""
@@ -144,7 +158,8 @@ def train_sequence(
     Args:
         folder: save the bank here after each task.
         resume: a stage whose task the bank has already is not trained again, only tested.
-        tracker: the parent run that each task's run is nested in.
+        tracker: the run of the sequence, in which a run per task is opened; what `Tracker().sequence(...)` gives, or
+            anything else that fills the Protocol `adapterbank.tracking.base.SequenceRun`.
 
     Raises:
         InterferenceError: the logits of an earlier task differ in any bit from those right after its own training.
@@ -164,7 +179,7 @@ def train_sequence(
                 history = _recall(folder, stage.name) if there else _train(bank, stage, run, progress)
                 trained = True
                 found = _test(bank, stages[: index + 1])
-                result._record(stage.name, history, found)
+                result._record(bank, stage.name, history, found)
                 _check_unchanged(result, found)
                 if folder is not None:
                     _remember(folder, stage.name, history)
@@ -196,6 +211,7 @@ def train_naive(
     Args:
         backbone: whose weights the shared body starts from; it is not touched.
         fit_options: in place of the stages' own, such as the lower learning rate that full fine-tuning needs.
+        tracker: as in `train_sequence`.
 
     Raises:
         ConfigError: the sequence is empty or names a task twice. Whatever `fit` raises.
@@ -205,12 +221,12 @@ def train_naive(
         kept = {key: value for key, value in stage.task_options.items() if key in _NAIVE_OPTIONS}
         task = bank.add_task(stage.name, "full", **kept)
         if index:
-            task.adapters = bank.task(stages[0].name).adapters  # one body: training any task changes it for all
+            task.share_adapters(bank.task(stages[0].name))  # one body: training any task changes it for all
         stage = dataclasses.replace(stage, fit_options={**stage.fit_options, **(fit_options or {})})
         with _nested(tracker, bank, stages, index, "naive") as run:
             history = _train(bank, stage, run, progress)
             found = _test(bank, stages[: index + 1])
-            result._record(stage.name, history, found)
+            result._record(bank, stage.name, history, found)
             _track(run, history, found[stage.name], index)  # no adapter file: the next task overwrites the body
         if tracker is not None:
             tracker.log_scores(found, bank, index)
@@ -220,7 +236,9 @@ def train_naive(
 
 
 def matrix_table(result: SequenceResult) -> Table:
-    """R[i,j] for a terminal."""
+    """The accuracy matrix as a table for a terminal."""
+    from rich.table import Table
+
     table = Table(title=f"{result.strategy}: test score on each task (column) after each training (row)")
     table.add_column("after training")
     for task in result.tasks:
@@ -232,6 +250,8 @@ def matrix_table(result: SequenceResult) -> Table:
 
 def comparison_table(results: Sequence[SequenceResult]) -> Table:
     """A column per strategy: the tasks' scores after the last training, and the numbers of `DEFINITIONS`."""
+    from rich.table import Table
+
     table = Table(title="at the end of the sequence")
     table.add_column("")
     for result in results:
@@ -245,10 +265,6 @@ def comparison_table(results: Sequence[SequenceResult]) -> Table:
         table.add_row(name, *("-" if value is None else f"{value:{sign}.3f}" for value in values))
     table.add_row("seconds of training", *(f"{result.seconds():.0f}" for result in results))
     return table
-
-
-def _score(evaluation: Evaluation) -> float:
-    return evaluation.metrics.get("map", evaluation.metrics["accuracy"])
 
 
 def _checked(stages: Sequence[Stage]) -> Sequence[Stage]:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from benchmarks import plots_speed
+from benchmarks.peers import make_backbone
 from benchmarks.sidebyside import Claim, latest, log_in, markdown
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -31,7 +31,14 @@ from rich.console import Console
 from adapterbank.errors import UnknownNameError, exit_on_error
 
 HERE = Path(__file__).resolve().parent
-PAGES = {"transformers": (1, 2, 11), "peft": (4, 5, 8), "training": (3, 10, 13), "routing": (6, 7, 9), "disk": (12,)}
+PAGES = {
+    "transformers": (1, 2, 11),
+    "peft": (4, 5, 8),
+    "training": (3, 10, 13),
+    "routing": (6, 7, 9),
+    "disk": (12,),
+    "start": (18,),
+}
 SCRIPTS = {row: page for page, rows in PAGES.items() for row in rows}
 GROWTH = ("clip_length", "tasks", "bank")
 console = Console()
@@ -54,31 +61,15 @@ def wanted(cfg: DictConfig) -> list[int | str]:
     return chosen or sorted(SCRIPTS)
 
 
-def make_backbone(folder: Path, sizes: dict[str, Any], classes: int) -> None:
-    """A folder with an AST of random weights, as transformers saves it, that both sides open."""
-    if folder.is_dir():
-        return
-    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
-
-    torch.manual_seed(0)
-    model = ASTForAudioClassification(ASTConfig(**sizes, num_labels=classes))
-    for name, parameter in model.named_parameters():
-        if name.endswith(("token", "position_embeddings")):  # transformers starts them at zero
-            torch.nn.init.trunc_normal_(parameter, std=0.02)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    model.save_pretrained(unfinished)
-    ASTFeatureExtractor().save_pretrained(unfinished)
-    unfinished.rename(folder)
-
-
 def measure(cfg: DictConfig, row: int | str) -> bool:
-    """Runs the recipe of a row with the same options; whether it ended well."""
+    """Starts the page of a row in a process of its own, with the options of this one; whether it ended well."""
     script = HERE / "benchmarks" / (f"rows_{SCRIPTS[row]}.py" if row in SCRIPTS else "growth.py")
     given = [o for o in HydraConfig.get().overrides.task if o.lstrip("+").partition("=")[0] not in ("row", "growth")]
     which = [f"row={row}", "growth=null"] if row in SCRIPTS else ["row=null", f"growth={row}"]
     threads = {} if cfg.threads is None else {"OMP_NUM_THREADS": str(cfg.threads)}  # also for processes of its own
     console.print(f"row {row}", style="bold")
-    return subprocess.run([sys.executable, script, *given, *which], env={**os.environ, **threads}).returncode == 0
+    done = subprocess.run([sys.executable, script, *given, *which], env={**os.environ, **threads}, check=False)
+    return done.returncode == 0
 
 
 def report(out: Path, claims: list[Claim]) -> None:
@@ -100,7 +91,9 @@ def report(out: Path, claims: list[Claim]) -> None:
         plots_speed.growth(growth).savefig(out / "growth.png")
 
 
-def run(cfg: DictConfig) -> None:
+@hydra.main(version_base=None, config_path="conf", config_name="benchmark")
+@exit_on_error()
+def main(cfg: DictConfig) -> None:
     chosen, out = wanted(cfg), Path(cfg.out)
     log = log_in(out)
     configuration: Any = OmegaConf.to_container(cfg.configuration, resolve=True)
@@ -117,12 +110,6 @@ def run(cfg: DictConfig) -> None:
     report(out, latest(log, configuration))
     if failed:
         raise SystemExit(f"not measured, see above: {', '.join(map(str, failed))}; the others are in {log.file}.")
-
-
-@hydra.main(version_base=None, config_path="conf", config_name="benchmark")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from adapterbank.pretraining.overlap import (
     sketch,
     wave_correlation,
 )
-from adapterbank.pretraining.views import Pool
+from adapterbank.pretraining.pool import Pool
 
 console = Console()
 
@@ -71,7 +71,9 @@ def recordings(cfg: DictConfig) -> Iterator[tuple[str, Tensor]]:
             yield f"{folder.name}/{file.name}", dataset[index][0]
 
 
-def run(cfg: DictConfig) -> None:
+@hydra.main(version_base=None, config_path="conf", config_name="check_overlap")
+@exit_on_error()
+def main(cfg: DictConfig) -> None:
     if cfg.data is not None and not Path(cfg.data).is_dir():
         raise DatasetError(f"no folder {cfg.data}; pass data=<a folder of folders of clips>, or data=null.")
     pool = Pool(cfg.pool, cfg.cache, exclude=list(cfg.exclude))
@@ -110,12 +112,6 @@ def run(cfg: DictConfig) -> None:
         pairs.append((f"{m.test_clip}\npool clip {m.pool_clip}\n{values}", *m.pieces))
     plots.spectrogram_pairs(pairs, ("test recording", "pretraining audio")).savefig(out / "closest.png")
     console.print(f"{len(found)} test clips against {len(pool)}: {out / 'closest.csv'}, {out / 'closest.png'}")
-
-
-@hydra.main(version_base=None, config_path="conf", config_name="check_overlap")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,13 @@
     python recipes/compare_methods.py data=../shared/data/esc50
     python recipes/compare_methods.py data=my/clips methods=[head,prompt,aat_ms] fit.epochs=20 out=outputs/mine
     python recipes/compare_methods.py --config-name all_methods data=../shared/data/esc50      # every method, costs
-    python recipes/compare_methods.py data=my/clips methods=[aat_m,slim] '+variants.slim={method:aat_m,layers:"top:4"}'
+    python recipes/compare_methods.py data=my/clips methods=[aat_m,slim] '+variants.slim={method:aat_m,top_layers:4}'
     python recipes/compare_methods.py --config-name layers_and_gates data=../shared/data/fsd_instruments
 
 Each method's learning rate is the best of its list on the validation fold (first seed); test numbers are means over
 the seeds at that rate. All epochs are trained, the last one is measured. The gain over `baseline` has a 95 % interval
-from a paired bootstrap over test clips. Every finished run is a line of `out/runs.jsonl`: a second start goes on there,
-an interrupted comparison loses one run at most, and two processes may share the work (methods=[head] here,
+from a paired bootstrap over test clips. Every finished trial is a line of `out/runs.jsonl`: a second start goes on
+there, an interrupted comparison loses one trial at most, and two processes may share the work (methods=[head] here,
 methods=[aat_ms] there). `out/table.md` is the table, `out/convergence.png` the training losses.
 """
 
@@ -28,13 +28,17 @@ from rich.console import Console
 from adapterbank import AdapterBank, load_folder, plots, standard_splits
 from adapterbank.errors import exit_on_error
 from adapterbank.experiments.cost import Cost, step_costs
-from adapterbank.experiments.protocol import Run, RunLog, gain, train_and_test
+from adapterbank.experiments.protocol import ResultLog, Trial, gain, train_and_test
 
 console = Console()
 
 
 def entry(cfg: DictConfig, name: str) -> dict[str, Any]:
-    """A row of the table: {"method": ..., its options}. A name without a variant is the method itself."""
+    """What a row of the table trains. A name without a variant is the method itself.
+
+    Returns:
+        {"method": its name, "top_layers": how many blocks `train_and_test` chooses (optional), and its options}.
+    """
     options: Any = OmegaConf.to_container(cfg.variants, resolve=True)
     return {"method": name, **options.get(name, {})}
 
@@ -44,31 +48,32 @@ def rates_of(cfg: DictConfig, name: str) -> list[float]:
     return list(found) if OmegaConf.is_list(found) else [found]
 
 
-def best_lr(log: RunLog, cfg: DictConfig, name: str) -> float:
+def best_lr(log: ResultLog, cfg: DictConfig, name: str) -> float:
     """By validation with the first seed; a tie goes to the smaller rate."""
-    first = {run["lr"]: run["val"] for run in log.find(name=name, seed=cfg.seeds[0], entry=entry(cfg, name))}
+    first = {trial["lr"]: trial["val"] for trial in log.find(name=name, seed=cfg.seeds[0], entry=entry(cfg, name))}
     return max(sorted(rates_of(cfg, name)), key=lambda lr: first[lr])
 
 
-def complete(log: RunLog, cfg: DictConfig) -> dict[str, list[Run]]:
-    """The runs at the best rate of all rows of which every rate and seed is done, by whichever process."""
-    named = {name: entry(cfg, name) for name in [*cfg.methods, *(run["name"] for run in log.find())]}
+def complete(log: ResultLog, cfg: DictConfig) -> dict[str, list[Trial]]:
+    """The trials at the best rate of every row whose rates and seeds are all done, by whichever process."""
+    named = {name: entry(cfg, name) for name in [*cfg.methods, *(trial["name"] for trial in log.find())]}
     tried = {
         name: of for name, of in named.items()
         if all(log.find(name=name, lr=lr, seed=cfg.seeds[0], entry=of) for lr in rates_of(cfg, name))
     }  # fmt: skip
     chosen = {name: log.find(name=name, lr=best_lr(log, cfg, name), entry=of) for name, of in tried.items()}
-    return {name: runs for name, runs in chosen.items() if {run["seed"] for run in runs} >= set(cfg.seeds)}
+    return {name: trials for name, trials in chosen.items() if {trial["seed"] for trial in trials} >= set(cfg.seeds)}
 
 
-def row(name: str, runs: list[Run], baseline: list[Run] | None, cost: Cost | None) -> str:
+def row(name: str, trials: list[Trial], baseline: list[Trial] | None, cost: Cost | None) -> str:
     """A line of the Markdown table."""
-    tests = [100 * run["test"] for run in runs]
+    tests = [100 * trial["test"] for trial in trials]
     spread = f" ± {stdev(tests):.1f}" if len(tests) > 1 else ""
-    cells = [name, f"{runs[0]['parameters']:,}", f"{runs[0]['lr']:g}", f"{100 * mean(run['val'] for run in runs):.1f}"]
+    validation = 100 * mean(trial["val"] for trial in trials)
+    cells = [name, f"{trials[0]['parameters']:,}", f"{trials[0]['lr']:g}", f"{validation:.1f}"]
     cells.append(f"{mean(tests):.1f}{spread}")
-    if baseline is not None and "hits" in runs[0]:
-        above, low, high = (100 * value for value in gain(runs, baseline))
+    if baseline is not None and "hits" in trials[0]:
+        above, low, high = (100 * value for value in gain(trials, baseline))
         cells.append(f"{above:+.1f} ({low:+.1f} to {high:+.1f})")
     else:
         cells.append("")
@@ -76,18 +81,20 @@ def row(name: str, runs: list[Run], baseline: list[Run] | None, cost: Cost | Non
     return f"| {' | '.join(cells)} |"
 
 
-def costs_of(cfg: DictConfig, done: dict[str, list[Run]], protocol: dict[str, Any]) -> dict[str, Cost]:
+def costs_of(cfg: DictConfig, done: dict[str, list[Trial]], protocol: dict[str, Any]) -> dict[str, Cost]:
     """Measured once per row and kept in `out/costs.jsonl`."""
     options: Any = OmegaConf.to_container(cfg.costs, resolve=True)
-    log = RunLog(Path(cfg.out) / "costs.jsonl", {"backbone": protocol["backbone"], **options})
-    built = {name: {**runs[0]["options"], "method": runs[0]["method"]} for name, runs in done.items()}
+    log = ResultLog(Path(cfg.out) / "costs.jsonl", {"backbone": protocol["backbone"], **options})
+    built = {name: {**trials[0]["options"], "method": trials[0]["method"]} for name, trials in done.items()}
     if wanted := {name: of for name, of in built.items() if not log.find(name=name, of=of)}:
         for name, cost in step_costs(cfg.backbone, wanted, **options).items():
             log.add({"name": name, "of": wanted[name], "cost": vars(cost)})
     return {name: Cost(**log.find(name=name, of=of)[0]["cost"]) for name, of in built.items()}
 
 
-def run(cfg: DictConfig) -> None:
+@hydra.main(version_base=None, config_path="conf", config_name="compare_methods")
+@exit_on_error()
+def main(cfg: DictConfig) -> None:
     splits = standard_splits(load_folder(cfg.data), test_fold=cfg.test_fold, val_fold=cfg.val_fold)
     fit_options: Any = OmegaConf.to_container(cfg.fit, resolve=True)
     protocol = {
@@ -99,47 +106,42 @@ def run(cfg: DictConfig) -> None:
         "pooling": cfg.pooling,
         **fit_options,
     }
-    log = RunLog(Path(cfg.out) / "runs.jsonl", protocol)
+    log = ResultLog(Path(cfg.out) / "runs.jsonl", protocol)
     shared = {"fit_options": fit_options, "test_precision": cfg.test_precision, "pooling": cfg.pooling}
 
-    def run_once(name: str, lr: float, seed: int) -> None:
+    def try_once(name: str, lr: float, seed: int) -> None:
         of = entry(cfg, name)
         if log.find(name=name, lr=lr, seed=seed, entry=of):
             return
-        options = {key: value for key, value in of.items() if key != "method"}
-        result = train_and_test(cfg.backbone, splits, of["method"], lr=lr, seed=seed, options=options, **shared)
+        options = {key: value for key, value in of.items() if key not in ("method", "top_layers")}
+        how = {"lr": lr, "seed": seed, "top_layers": of.get("top_layers"), "options": options}
+        result = train_and_test(cfg.backbone, splits, of["method"], **how, **shared)
         log.add({"name": name, "entry": of, **result})
         console.print(f"{name} lr {lr:g} seed {seed}: validation {result['val']:.4f}, {result['seconds']:.0f} s")
 
     for name in cfg.methods:
         for lr in rates_of(cfg, name):
-            run_once(name, lr, cfg.seeds[0])
+            try_once(name, lr, cfg.seeds[0])
         for seed in cfg.seeds:
-            run_once(name, best_lr(log, cfg, name), seed)
+            try_once(name, best_lr(log, cfg, name), seed)
     report(cfg, log, {})
     if cfg.costs is not None:
         report(cfg, log, costs_of(cfg, complete(log, cfg), protocol))
 
 
-def report(cfg: DictConfig, log: RunLog, costs: dict[str, Cost]) -> None:
+def report(cfg: DictConfig, log: ResultLog, costs: dict[str, Cost]) -> None:
     """The table and the picture of everything that is in the log."""
     out = Path(cfg.out)
     done = complete(log, cfg)
     heading = "| | trainable | lr | validation | test, mean of seeds | above {} (95 %) | step time / {} | memory / {} |"
     reference = "full" if cfg.costs is None else cfg.costs.get("reference", "full")
     lines = [heading.format(cfg.baseline, reference, reference), "|---" * 8 + "|"]
-    lines += [row(name, runs, done.get(cfg.baseline), costs.get(name)) for name, runs in done.items()]
+    lines += [row(name, trials, done.get(cfg.baseline), costs.get(name)) for name, trials in done.items()]
     markdown = "\n".join(lines) + "\n"
     (out / "table.md").write_text(f"{markdown}\nProtocol: {json.dumps(log.protocol)}\n", encoding="utf-8")
-    losses = {name: np.mean([run["losses"] for run in runs], axis=0).tolist() for name, runs in done.items()}
+    losses = {name: np.mean([trial["losses"] for trial in trials], axis=0).tolist() for name, trials in done.items()}
     plots.convergence(losses).savefig(out / "convergence.png")
     console.print(markdown, markup=False, soft_wrap=True)
-
-
-@hydra.main(version_base=None, config_path="conf", config_name="compare_methods")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,12 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from adapterbank import AdapterBank, load_folder, plots, standard_splits
-from adapterbank.backbone.checkpoints.opening import load_backbone, random_backbone
+from adapterbank.backbone.checkpoints import load_backbone, random_backbone
+from adapterbank.backbone.precision import dtype_of
 from adapterbank.data import FolderDataset
 from adapterbank.errors import UnknownNameError, exit_on_error
 from adapterbank.experiments import probe
-from adapterbank.experiments.protocol import RunLog, Splits, dtype_of, train_and_test
+from adapterbank.experiments.protocol import STORED, ResultLog, Splits, train_and_test
 from adapterbank.methods.grammar import parse
 from adapterbank.pretraining import teachers
 from adapterbank.routing.run import mels_of
@@ -58,10 +59,10 @@ def extractor(cfg: DictConfig, name: str) -> Extract:
     if name == "mean log-mel":
         return lambda waves: torch.stack([mel.mean(0) for mel in mels_of(bank.backbone, waves)])
     body = random_backbone(bank.backbone) if name == "random" else bank.backbone
-    return partial(AdapterBank(body).to(base_dtype=dtype_of(cfg.precision)).embed, pooling=cfg.pooling)
+    return partial(AdapterBank(body).to(base_dtype=dtype_of(cfg.precision, STORED)).embed, pooling=cfg.pooling)
 
 
-def run_probes(cfg: DictConfig, log: RunLog, datasets: Mapping[str, FolderDataset], mark: Mapping[str, Any]) -> None:
+def run_probes(cfg: DictConfig, log: ResultLog, datasets: Mapping[str, FolderDataset], mark: Mapping[str, Any]) -> None:
     """Args: mark: what the features of the backbone itself depend on."""
     rows = {name: [name] for name in [*cfg.probes, *cfg.teachers]}
     titles = {"mean log-mel": "ridge: mean log-mel", "random": f"probe: untrained {cfg.name}"}
@@ -84,7 +85,7 @@ def run_probes(cfg: DictConfig, log: RunLog, datasets: Mapping[str, FolderDatase
             log.add({"pack": pack, "title": title, "of": of, "score": probe.fold_score(y, scores, folds)})
 
 
-def run_methods(cfg: DictConfig, log: RunLog, splits: Mapping[str, Splits], mark: Mapping[str, Any]) -> None:
+def run_methods(cfg: DictConfig, log: ResultLog, splits: Mapping[str, Splits], mark: Mapping[str, Any]) -> None:
     fit = plain(cfg.fit)
     clips = cfg.fit.epochs * sum(len(train) for train, _, _ in splits.values())
     count = len(cfg.methods) * len(cfg.seeds)
@@ -100,19 +101,23 @@ def run_methods(cfg: DictConfig, log: RunLog, splits: Mapping[str, Splits], mark
             console.print(f"{pack} {method} seed {seed}: {found['test']:.3f} after {found['seconds']:.0f} s")
 
 
-def score_rows(cfg: DictConfig, probes: RunLog, methods: RunLog, mark: Mapping[str, Any]) -> Rows:
+def score_rows(cfg: DictConfig, probes: ResultLog, methods: ResultLog, mark: Mapping[str, Any]) -> Rows:
     """{row: {pack: mean over seeds}} of everything in both logs, whichever process ran it."""
     found: dict[str, dict[str, list[float]]] = {}
     for log, score in ((probes, "score"), (methods, "test")):
-        shown = {run["title"]: run["of"] for run in log.find()}  # the latest weights of a name; or those of now:
-        shown |= {run["title"]: run["of"] for run in log.find() if mark in (run["of"], *run["of"].values())}
-        for run in (run for run in log.find() if run["of"] == shown[run["title"]]):
-            found.setdefault(run["title"], {}).setdefault(run["pack"], []).append(run[score])
+        shown = {line["title"]: line["of"] for line in log.find()}  # the latest weights of a name; or those of now:
+        shown |= {line["title"]: line["of"] for line in log.find() if mark in (line["of"], *line["of"].values())}
+        for line in (line for line in log.find() if line["of"] == shown[line["title"]]):
+            found.setdefault(line["title"], {}).setdefault(line["pack"], []).append(line[score])
     return {row: {pack: mean(of[pack]) for pack in cfg.packs if pack in of} for row, of in found.items()}
 
 
-def run(cfg: DictConfig) -> None:
-    dtype_of(cfg.precision)
+@hydra.main(version_base=None, config_path="conf", config_name="evaluate_backbone")
+@exit_on_error()
+def main(cfg: DictConfig) -> None:
+    cfg.name = cfg.name or cfg.backbone
+    cfg.teachers = {name: options for name, options in (cfg.teachers or {}).items() if options is not None}
+    dtype_of(cfg.precision, STORED)
     for name in cfg.probes:
         if name not in PROBES:
             raise UnknownNameError("probe", name, PROBES, "Teachers have their own list: teachers=...")
@@ -123,9 +128,9 @@ def run(cfg: DictConfig) -> None:
     body = load_backbone(cfg.backbone)
     mark = {"backbone": body.fingerprint[:12], "precision": cfg.precision, "pooling": cfg.pooling}
     protocol = {"data": str(Path(cfg.data).resolve()), "folds": cfg.folds}
-    probes = RunLog(Path(cfg.out) / "probes.jsonl", protocol)
+    probes = ResultLog(Path(cfg.out) / "probes.jsonl", protocol)
     protocol |= {"test_fold": cfg.test_fold, "lr": plain(cfg.lr), **plain(cfg.fit)}
-    methods = RunLog(Path(cfg.out) / "runs.jsonl", protocol)
+    methods = ResultLog(Path(cfg.out) / "runs.jsonl", protocol)
     run_probes(cfg, probes, datasets, mark)
     run_methods(cfg, methods, splits, mark)
     rows = score_rows(cfg, probes, methods, mark)
@@ -137,14 +142,6 @@ def run(cfg: DictConfig) -> None:
     (Path(cfg.out) / "table.md").write_text(f"{markdown}\nMethods: {json.dumps(methods.protocol)}\n", encoding="utf-8")
     plots.score_bars(rows, score="accuracy or mAP").savefig(Path(cfg.out) / "scores.png")
     console.print(markdown, markup=False, soft_wrap=True)
-
-
-@hydra.main(version_base=None, config_path="conf", config_name="evaluate_backbone")
-def main(cfg: DictConfig) -> None:
-    cfg.name = cfg.name or cfg.backbone
-    cfg.teachers = {name: options for name, options in (cfg.teachers or {}).items() if options is not None}
-    with exit_on_error():
-        run(cfg)
 
 
 if __name__ == "__main__":

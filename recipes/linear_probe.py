@@ -17,20 +17,23 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from adapterbank import AdapterBank, load_folder
-from adapterbank.backbone.checkpoints.opening import random_backbone
+from adapterbank.backbone.checkpoints import random_backbone
+from adapterbank.backbone.precision import dtype_of
 from adapterbank.data import demo_tasks
 from adapterbank.errors import ConfigError, exit_on_error
 from adapterbank.experiments import probe
-from adapterbank.experiments.protocol import dtype_of
+from adapterbank.experiments.protocol import STORED
 
 
 def open_bank(name: str, like: str, seed: int, precision: str) -> AdapterBank:
     bank = AdapterBank.from_pretrained(like if name == "random" else name)
     bank = AdapterBank(random_backbone(bank.backbone, seed)) if name == "random" else bank
-    return bank.to(base_dtype=dtype_of(precision))
+    return bank.to(base_dtype=dtype_of(precision, STORED))
 
 
-def run(cfg: DictConfig) -> None:
+@hydra.main(version_base=None, config_path="conf", config_name="linear_probe")
+@exit_on_error()
+def main(cfg: DictConfig) -> None:
     console = Console()
     folders = demo_tasks() if cfg.data is None else {Path(cfg.data).name: Path(cfg.data)}
     rows = []
@@ -55,12 +58,6 @@ def run(cfg: DictConfig) -> None:
     (out / f"{stem}.json").write_text(json.dumps(rows, indent=2) + "\n")
     (out / f"{stem}.md").write_text("\n".join(lines) + "\n")
     console.print("\n".join(lines), markup=False)
-
-
-@hydra.main(version_base=None, config_path="conf", config_name="linear_probe")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,9 @@ from rich.console import Console
 from adapterbank.errors import ConfigError, exit_on_error
 from adapterbank.pretraining import teachers
 from adapterbank.pretraining.distill import Distiller, DistillOptions, read_checkpoint
+from adapterbank.pretraining.pool import Pool
 from adapterbank.pretraining.student import MINI, export_backbone
-from adapterbank.pretraining.views import JoinedViews, Pool, Views, ViewStore, draw_views, prepare
+from adapterbank.pretraining.views import JoinedViews, Views, ViewStore, draw_views, prepare
 from adapterbank.tracking.mlflow import Tracker
 from adapterbank.training.memory import keep_freed_memory
 
@@ -98,7 +99,9 @@ def planned_steps(cfg: DictConfig, store: Views, checkpoint: Path) -> int:
     return steps
 
 
-def run(cfg: DictConfig) -> None:
+@hydra.main(version_base=None, config_path="conf", config_name="pretrain_mini")
+@exit_on_error()
+def main(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
@@ -126,12 +129,6 @@ def run(cfg: DictConfig) -> None:
 
         distiller.run(checkpoint, save_every=cfg.save_every, on_log=log, on_save=export)
     console.print(f"{distiller.step} steps, {distiller.seconds / 60:.1f} minutes of training: {out / 'ast-mini'}")
-
-
-@hydra.main(version_base=None, config_path="conf", config_name="pretrain_mini")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,9 @@ def open_bank(cfg: DictConfig, folder: Path) -> AdapterBank:
     return bank
 
 
-def run(cfg: DictConfig) -> None:
+@hydra.main(version_base="1.3", config_path="conf", config_name="sequential_tasks")
+@exit_on_error()
+def main(cfg: DictConfig) -> None:
     if cfg.strategy not in STRATEGIES:
         raise ConfigError(f"got strategy={cfg.strategy!r}, expected one of {', '.join(STRATEGIES)}.")
     out = Path(cfg.out)
@@ -115,12 +117,6 @@ def run(cfg: DictConfig) -> None:
     figure.savefig(out / "accuracy_matrix.png")
     console.print(f"bank, results.json and accuracy_matrix.png: {out}", soft_wrap=True)
     console.print(f"every task's cost and score: mlflow ui, then http://localhost:5000/{tracker.view}", soft_wrap=True)
-
-
-@hydra.main(version_base="1.3", config_path="conf", config_name="sequential_tasks")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
+import copy
 import math
 import pickle
+import re
 
 import pytest
 import torch
-from rich.console import Console
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 
 from adapterbank import Prediction
-from adapterbank import bank as bank_module
+from adapterbank.backbone.checkpoints import load_backbone
 from adapterbank.bank import AdapterBank
 from adapterbank.data import catalog
 from adapterbank.errors import (
@@ -24,6 +24,7 @@ from adapterbank.errors import (
     UnknownNameError,
     WaveformError,
 )
+from adapterbank.guesses import ADVICE
 
 
 def test_a_bank_is_no_module_and_its_tasks_are_read_only(small_bank):
@@ -118,17 +119,16 @@ def test_predictions_take_any_iterable_of_names_as_calls_do(small_bank, clips):
     assert [prediction.task for prediction in small_bank.predict(clips, (name for name in names))] == names
 
 
-def test_a_prediction_has_the_labels_of_the_task_that_ran(small_bank, clips, monkeypatch):
-    expected, real = small_bank.predict(clips, "tones"), bank_module.run
+def test_a_prediction_has_the_labels_of_the_task_that_ran(small_bank, clips):
+    expected = small_bank.predict(clips, "tones")
 
-    def replaced_meanwhile(*arguments):
-        rows = real(*arguments)
+    def replaced_meanwhile(*ignored):  # what another thread may do while the rows are on their way
         small_bank.remove_task("tones")
         small_bank.add_task("tones", "head", labels=["w", "x", "y", "z"])
-        return rows
 
-    monkeypatch.setattr(bank_module, "run_rows", replaced_meanwhile)
+    small_bank.task("tones").head.register_forward_hook(replaced_meanwhile)
     assert small_bank.predict(clips, "tones") == expected
+    assert small_bank.task("tones").labels == ("w", "x", "y", "z")
 
 
 def test_multilabel_predictions_are_independent(small_bank, clips):
@@ -170,6 +170,14 @@ def test_a_known_dataset_needs_no_labels(name, small_bank):
     assert task.spec.multilabel == known.multilabel
     assert task.spec.clip_seconds == known.clip_seconds
     assert small_bank.add_task("x", "head", labels=["a"]).spec.clip_seconds is None
+
+
+@pytest.mark.parametrize("classes", [{"labels": ["a", "b"]}, {"num_classes": 2}])
+def test_a_known_dataset_brings_its_clip_length_whoever_names_the_classes(classes, small_bank):
+    spec = small_bank.add_task("openmic", "head", **classes).spec
+    assert (len(spec.labels), spec.clip_seconds, spec.multilabel) == (2, 10.0, True)
+    spec = small_bank.add_task("us8k", "head", **classes, clip_seconds=1.5, multilabel=True).spec
+    assert (len(spec.labels), spec.clip_seconds, spec.multilabel) == (2, 1.5, True)
 
 
 def test_what_is_said_wins_over_the_catalogue(small_bank):
@@ -304,22 +312,110 @@ def test_a_task_module_survives_a_pickle(small_bank, clips):
     assert torch.equal(module(clips), small_bank.task_module("notes")(clips))
 
 
-def test_the_summary_shows_every_task_its_size_and_its_metric(small_bank, labelled_clips, monkeypatch):
+def test_the_summary_shows_every_task_its_size_and_its_metric(small_bank, labelled_clips, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     small_bank.evaluate("notes", [(wave, index % 3) for index, (wave, _) in enumerate(labelled_clips)])
-    printed = io.StringIO()
-    monkeypatch.setattr("adapterbank.bank.Console", lambda: Console(file=printed, width=160))
     small_bank.summary()
-    lines = printed.getvalue().splitlines()
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
     base = small_bank.backbone.num_parameters()
     for name, task in small_bank.tasks.items():
         line = next(line for line in lines if f" {name} " in line)
         count = sum(p.numel() for p in task.parameters())
         for part in (task.method, f"{count:,}", f"{100 * count / base:.2f}", f"{4 * count:,}", str(len(task.labels))):
             assert part in line
-    assert f"accuracy {small_bank.task('notes').metrics['accuracy']:.3f}" in printed.getvalue()
-    assert f"{base:,} frozen parameters" in printed.getvalue()
+    assert f"accuracy {small_bank.task('notes').metrics['accuracy']:.3f}" in printed
+    assert f"{base:,} frozen parameters" in printed
+
+
+def test_the_summary_is_also_returned_as_rows(small_bank, labelled_clips):
+    metrics = small_bank.evaluate("notes", [(wave, index % 3) for index, (wave, _) in enumerate(labelled_clips)])
+    rows = small_bank.summary()
+    assert [row.task for row in rows] == list(small_bank.tasks)
+    assert (rows[0].metric, rows[0].value) == ("accuracy", metrics["accuracy"])
+    assert math.isnan(rows[1].value)
+    for row in rows:
+        task = small_bank.task(row.task)
+        count = small_bank.trainable_parameters(row.task)
+        assert (row.method, row.classes, row.parameters, row.bytes) == (task.method, len(task.labels), count, 4 * count)
+        assert row.percent_of_base == 100 * count / small_bank.backbone.num_parameters()
 
 
 def test_the_summary_of_an_empty_bank_prints(small_backbone, capsys):
     AdapterBank(small_backbone).summary()
     assert "frozen" in capsys.readouterr().out
+
+
+# -- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bank_can_be_made_on_a_backbone_that_is_open(small_backbone, hf_model, hf_folder):
+    assert list(AdapterBank.from_pretrained(small_backbone, device="cpu").tasks) == []
+    folder = hf_folder(hf_model(num_labels=4))
+    named, given = AdapterBank.from_pretrained(folder), AdapterBank.from_pretrained(load_backbone(folder))
+    assert given.backbone.fingerprint == named.backbone.fingerprint
+    assert list(given.tasks) == list(named.tasks) == ["audioset"]
+
+
+def test_every_argument_goes_with_every_kind_of_source(small_bank, tmp_path, hf_model, hf_folder, clips):
+    folder = hf_folder(hf_model())
+    new = AdapterBank.from_pretrained(folder, stride=12, resident=1)
+    for name in ("a", "b", "c"):
+        new.add_task(name, "head", num_classes=2)
+    expected = {name: new(clips, name) for name in new.tasks}  # a new bank has no files, so nothing is put back
+    new.save(tmp_path / "bank")
+    saved = AdapterBank.from_pretrained(tmp_path / "bank", stride=12, resident=1)
+    assert all(torch.equal(saved(clips, name), logits) for name, logits in expected.items())
+    assert AdapterBank.from_pretrained(saved.backbone, stride=12, resident=2).backbone.geometry.time_stride == 12
+    for source in (tmp_path / "bank", saved.backbone):
+        with pytest.raises(ConfigError, match="got stride=10, .* at a stride of 12. Leave the argument out"):
+            AdapterBank.from_pretrained(source, stride=10)
+
+
+# -- first guesses ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("guess", "advice"),
+    [
+        ("train", r"fit\(bank, name, train_data\)"),
+        ("eval", "always answers in evaluation mode"),
+        ("cuda", r'bank.to\("cuda"\)'),
+        ("cpu", r'bank.to\("cpu"\)'),
+        ("half", "base_dtype"),
+        ("parameters", r"task_module\(name\).parameters\(\)"),
+        ("state_dict", r"bank.save\(folder\)"),
+        ("load_state_dict", r"AdapterBank.load\(folder\)"),
+        ("fit", r"fit\(bank, name, train_data\)"),
+        ("forward", r"bank\(clips, name\)"),
+        ("save_pretrained", r"bank.save\(folder\)"),
+        ("load_adapter", "bank.import_task"),
+        ("set_adapter", "each call names its own"),
+        ("add_adapter", "bank.add_task"),
+        ("delete_adapter", "bank.remove_task"),
+    ],
+)
+def test_a_first_guess_is_told_what_to_call(guess, advice, small_bank):
+    with pytest.raises(AttributeError, match=f"AdapterBank has no '{guess}': .*{advice}") as error:
+        getattr(small_bank, guess)()
+    assert isinstance(error.value, AdapterBankError)
+    assert not hasattr(small_bank, guess)
+
+
+def test_a_misspelt_name_is_told_the_nearest_and_all_others(small_bank):
+    with pytest.raises(AdapterBankError, match="has no 'ad_task'. Did you mean 'add_task'.*Known: .*predict"):
+        small_bank.ad_task("x")
+    with pytest.raises(AdapterBankError, match=r"has no 'zzzz'\. Known: add_task"):
+        _ = small_bank.zzzz
+
+
+def test_advice_names_what_exists():
+    for guess, advice in ADVICE.items():
+        assert not hasattr(AdapterBank, guess)
+        for name in re.findall(r"bank\.(\w+)", advice):
+            assert hasattr(AdapterBank, name)
+
+
+def test_a_bank_can_be_copied_and_pickled(small_bank, clips):
+    for other in (copy.copy(small_bank), copy.deepcopy(small_bank), pickle.loads(pickle.dumps(small_bank))):
+        assert torch.equal(other(clips, "mix"), small_bank(clips, "mix"))

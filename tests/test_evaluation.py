@@ -7,10 +7,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, log_loss
 
 from adapterbank.errors import ConfigError, DatasetError
-from adapterbank.evaluation import batches, evaluate_task, items, loss_function, score
+from adapterbank.evaluation import (
+    METRICS,
+    Metric,
+    batches,
+    evaluate_task,
+    items,
+    loss_function,
+    mean_average_precision,
+    register_metric,
+    score,
+)
 from adapterbank.sequence import average_accuracy, backward_transfer, forgetting
 from adapterbank.task.task import Task, TaskSpec
 
@@ -65,6 +75,45 @@ def test_map_is_over_the_classes_that_occur_and_nan_without_any(make_task):
     kept = average_precision_score(targets[:, [0, 2]], logits[:, [0, 2]].sigmoid(), average="macro")
     assert found["map"] == pytest.approx(kept, rel=1e-5)
     assert math.isnan(score(make_task(3, multilabel=True), logits, torch.zeros(20, 3))["map"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 57])
+def test_the_map_of_equal_probabilities_equals_sklearn(count):
+    probabilities = torch.rand(count, 3).mul(4).round() / 4  # many clips share a threshold
+    targets = (torch.rand(count, 3) < 0.5).long()
+    targets[0] = 1
+    expected = average_precision_score(targets, probabilities, average="macro")
+    assert mean_average_precision(probabilities, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("multilabel", "names"), [(False, ["accuracy", "macro_accuracy", "loss"]), (True, ["map", "accuracy", "loss"])]
+)
+def test_a_task_has_the_metrics_of_its_kind_in_the_tables_order(multilabel, names, make_task):
+    targets = torch.ones(2, 3) if multilabel else torch.tensor([0, 1])
+    assert list(score(make_task(3, multilabel), torch.randn(2, 3), targets)) == names
+    assert make_task(3, multilabel).primary_metric in names
+
+
+def test_a_metric_that_is_registered_is_scored_for_its_kind_of_task_only(make_task):
+    def macro_f1(logits, targets):
+        return f1_score(targets, logits.argmax(dim=1), average="macro")
+
+    register_metric(Metric("macro_f1", single_label=macro_f1))
+    try:
+        logits, targets = torch.randn(20, 4), torch.randint(4, (20,))
+        assert score(make_task(4), logits, targets)["macro_f1"] == pytest.approx(macro_f1(logits, targets))
+        assert "macro_f1" not in score(make_task(4, multilabel=True), logits, torch.ones(20, 4))
+        with pytest.raises(ConfigError, match="'macro_f1' exists"):
+            register_metric(Metric("macro_f1", multilabel=macro_f1))
+    finally:
+        del METRICS["macro_f1"]
+
+
+def test_a_metric_without_a_function_is_refused():
+    with pytest.raises(ConfigError, match="pass single_label=, multilabel= or both"):
+        register_metric(Metric("empty"))
+    assert "empty" not in METRICS
 
 
 @pytest.mark.parametrize("multilabel", [True, False])

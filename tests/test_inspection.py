@@ -74,13 +74,20 @@ def test_looking_changes_nothing(kind, bank, labelled_clips, clips):
 
 def test_top_layers_are_chosen_by_score_when_a_task_is_added(bank):
     scores = LayerImportance("both", "aat_ms", "ablation", (0.2, 0.1), 0.9)
-    task = bank.add_task("slim", "aat_ms", labels=LABELS, layers="top:1", importance=scores)
+    task = bank.add_task("slim", "aat_ms", labels=LABELS, layers=scores.top(1))
     assert task.spec.options == {"layers": (0,)}
     assert task.adapters.sites(1).filled() == frozenset()
     assert LayerImportance("x", "m", "gradient", (1.0, 3.0, 2.0, 3.0), 0).top(2) == (1, 3)
-    for layers, importance in (("top:1", None), ("top:x", scores), ("top:3", scores)):
-        with pytest.raises(ConfigError, match="layer"):
-            bank.add_task("other", "aat_ms", labels=LABELS, layers=layers, importance=importance)
+    for count in (0, 3, True, 1.0, "1"):
+        with pytest.raises(ConfigError, match="layers to choose, expected 1 to 2"):
+            scores.top(count)
+
+
+@pytest.mark.parametrize("layers", ["top:4", "top:x", "most"])
+def test_a_word_for_layers_is_refused_and_the_error_says_how_to_choose_by_score(layers, bank):
+    with pytest.raises(ConfigError, match=r"got layers=.*layers=layer_importance\(bank, task, data\)\.top\(4\)"):
+        bank.add_task("other", "aat_ms", labels=LABELS, layers=layers)
+    assert "other" not in bank.tasks
 
 
 def test_a_warm_start_begins_where_the_source_stands(bank, clips):

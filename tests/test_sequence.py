@@ -1,11 +1,12 @@
 """Tasks in sequence: the bank changes no bit of an earlier task, the naive model does."""
 
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
-from adapterbank import sequence
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, InterferenceError, NameTakenError, TrainingDivergedError
 from adapterbank.evaluation import evaluate_task
@@ -31,6 +32,24 @@ def stages(labelled_clips):
 @pytest.fixture
 def bank(small_backbone):
     return AdapterBank(small_backbone)
+
+
+class Watcher:
+    """A tracker that keeps the evaluations of every step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def task(self, bank, task, **options):
+        return nullcontext(self)
+
+    def log_scores(self, evaluations, bank, step):
+        self.steps.append(evaluations)
+
+    def ignore(self, *args):
+        pass
+
+    log_epoch = log_training = log_test = log_adapter = log_result = ignore
 
 
 def run(bank, stages, **options):
@@ -72,34 +91,27 @@ def test_the_last_row_equals_an_independent_evaluation(bank, stages):
     assert result.numbers()["average_accuracy"] == pytest.approx(sum(result.matrix[-1]) / 3)
 
 
-def test_the_least_change_of_an_earlier_task_is_an_error_that_names_both(bank, stages, monkeypatch):
-    def meddling_fit(bank, name, *args, **options):
-        history = fit(bank, name, *args, **options)
-        if name == "second":
-            bank.task("first").head.linear.bias.data[0] += 1e-5
-        return history
+def test_the_least_change_of_an_earlier_task_is_an_error_that_names_both(bank, stages):
+    class Meddling(list):
+        """Training data that changes another task when it is read."""
 
-    monkeypatch.setattr(sequence, "fit", meddling_fit)
+        def __getitem__(self, index):
+            bank.task("first").head.linear.bias.data[0] += 1e-5
+            return super().__getitem__(index)
+
+    stages[1] = replace(stages[1], train=Meddling(stages[1].train))
     with pytest.raises(InterferenceError, match="'second' changed the test logits of 'first'"):
         run(bank, stages)
 
 
 def test_the_naive_model_shares_one_body_and_forgets(small_backbone, stages):
     before = {name: tensor.clone() for name, tensor in small_backbone.weights.named()}
-    seen = {}
-    original = sequence.evaluate_task
-
-    def spy(backbone, task, data, **options):
-        found = original(backbone, task, data, **options)
-        seen.setdefault(task.name, []).append(found.logits)
-        return found
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sequence, "evaluate_task", spy)
-        result = train_naive(small_backbone, stages, progress=False)
-    assert [len(seen[name]) for name in METHODS] == [3, 2, 1]
+    watcher = Watcher()
+    result = train_naive(small_backbone, stages, tracker=watcher, progress=False)
+    assert [list(found) for found in watcher.steps] == [["first"], ["first", "second"], list(METHODS)]
     for name in ("first", "second"):
-        assert not torch.equal(seen[name][0], seen[name][-1])
+        after_own_training = result.evaluations[name].logits
+        assert not torch.equal(after_own_training, watcher.steps[-1][name].logits)
     assert result.strategy == "naive"
     assert all(history.options["epochs"] == 2 for history in result.histories.values())
     assert all(torch.equal(tensor, before[name]) for name, tensor in small_backbone.weights.named())
@@ -111,13 +123,21 @@ def test_naive_options_replace_those_of_the_stages(small_backbone, stages):
     assert (options["epochs"], options["lr"], options["batch_size"]) == (1, 1e-4, 4)
 
 
-def test_a_resumed_sequence_trains_only_what_is_missing(bank, stages, small_backbone, tmp_path, monkeypatch):
+def test_a_resumed_sequence_trains_only_what_is_missing(bank, stages, small_backbone, tmp_path):
+    class Read(list):
+        """Training data that counts how often it is read."""
+
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return super().__getitem__(index)
+
     whole = run(AdapterBank(small_backbone), stages)
     run(bank, stages[:2], folder=tmp_path)
-    trained = []
-    monkeypatch.setattr(sequence, "fit", lambda b, name, *a, **o: trained.append(name) or fit(b, name, *a, **o))
+    stages = [replace(stage, train=Read(stage.train)) for stage in stages]
     resumed = run(AdapterBank.load(tmp_path, backbone=small_backbone), stages, folder=tmp_path, resume=True)
-    assert trained == ["third"]
+    assert [stage.train.reads > 0 for stage in stages] == [False, False, True]
     assert resumed.matrix == whole.matrix
     for name in METHODS:
         assert torch.equal(resumed.evaluations[name].logits, whole.evaluations[name].logits)

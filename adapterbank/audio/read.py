@@ -1,7 +1,9 @@
-"""Audio files to waveforms, and the refusal of files that are no audio or that were cut short.
+"""From an audio file to a waveform. A file that is no audio, or that was cut short, is refused with a reason.
 
-libsndfile reads a truncated WAV, AIFF or Ogg without a word: a half-finished download would train as a shorter clip.
-So the containers are checked here before they are decoded.
+libsndfile decodes a truncated WAV, AIFF or Ogg file without a warning, so a half-finished download would be trained on
+as if it were a shorter clip. For this reason the chunks of WAV and AIFF files and the pages of Ogg files are walked
+here before libsndfile decodes them. FLAC and MP3 files need no such check: decoding a cut one fails, or gives fewer
+samples than its header promises.
 """
 
 from __future__ import annotations
@@ -21,18 +23,15 @@ from torchaudio.functional import resample
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.errors import AudioFileError, ConfigError
 
-# Writers that cannot seek back leave the length open: 0, all ones, or (sox, arecord) something just below or at 2 GiB.
+# A program that writes to a pipe cannot go back and fill in the length. It leaves 0 there, all ones, or (sox, arecord)
+# a number just below or at 2 GiB; from this number on a length says nothing.
 _OPEN_LENGTH = 0x7FFF_F000
-
-
 _UNKNOWN_FRAMES = 2**62  # libsndfile's answer for a FLAC stream without a length is 2**63 - 1
-
-
 _AGAIN = "Copy or download the file again, or re-encode it."
 
 
 def read_audio(path: str | PathLike[str], sample_rate: int = SAMPLE_RATE) -> Tensor:
-    """Decode a file, average its channels and resample it.
+    """Decodes a file, averages its channels and resamples it.
 
     Args:
         path: WAV, FLAC, Ogg, MP3 or whatever else libsndfile reads.
@@ -62,7 +61,7 @@ def read_audio(path: str | PathLike[str], sample_rate: int = SAMPLE_RATE) -> Ten
 
 
 def _decode(file: Path) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32]], int]:
-    """-> samples (T, channels) float32, sample rate in Hz."""
+    """The samples (T, channels) in float32 and their rate in Hz, as many as promised. Raises AudioFileError."""
     try:
         with file.open("rb") as handle, soundfile.SoundFile(_checked(file, handle)) as sound:
             promised = sound.frames
@@ -85,7 +84,11 @@ def _decode(file: Path) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32
 
 
 def _checked(file: Path, handle: BinaryIO) -> BinaryIO:
-    """Refuse a cut container; otherwise give back what libsndfile shall read, from its first byte."""
+    """What libsndfile shall read, at its first byte: the file itself, or a copy in memory with its length filled in.
+
+    Raises:
+        AudioFileError: the container is cut.
+    """
     magic = handle.read(12)
     source: BinaryIO = handle
     if magic[:4] in (b"RIFF", b"RF64", b"BW64") and magic[8:] == b"WAVE":
@@ -99,7 +102,15 @@ def _checked(file: Path, handle: BinaryIO) -> BinaryIO:
 
 
 def _check_chunks(file: Path, handle: BinaryIO, sound_chunk: bytes, sizes: str) -> BinaryIO:
-    """Walk the chunks of a WAV or AIFF file up to the sound; refuse one that has fewer bytes than it claims."""
+    """Walks the chunks of a WAV or AIFF file up to the one that holds the sound.
+
+    Args:
+        sound_chunk: its name.
+        sizes: how chunk sizes are written, as `struct` names it.
+
+    Raises:
+        AudioFileError: it has fewer bytes than it claims, or is not there.
+    """
     total = file.stat().st_size
     long_size = None
     handle.seek(12)
@@ -125,9 +136,10 @@ def _check_chunks(file: Path, handle: BinaryIO, sound_chunk: bytes, sizes: str) 
 
 
 def _with_length(file: Path, start: int, length: int, sizes: str) -> BinaryIO:
-    """The file with its sound's length filled in: libsndfile takes a streaming writer's 0 for silence.
+    """A copy of the file with the length of its sound filled in, because libsndfile takes a length of 0 for silence.
 
-    Only where the outer length is open as well: a file that was closed properly with no samples stays empty.
+    The length is filled in only where the length of the whole file was left open too. A file that was closed properly
+    and holds no samples stays empty.
     """
     content = bytearray(file.read_bytes())
     if struct.unpack(sizes, content[4:8])[0] in (0, 0xFFFF_FFFF):
@@ -136,7 +148,11 @@ def _with_length(file: Path, start: int, length: int, sizes: str) -> BinaryIO:
 
 
 def _check_ogg(file: Path, handle: BinaryIO) -> None:
-    """Walk the pages; refuse a last page that is incomplete or is not marked as the end of its stream."""
+    """Walks the pages of an Ogg file.
+
+    Raises:
+        AudioFileError: one is damaged, the last is incomplete, or it is not marked as the end of its stream.
+    """
     total = file.stat().st_size
     position, ended = 0, False
     while position < total:

@@ -66,3 +66,8 @@ class Backbone:
     def num_parameters(self) -> int:
         """How many numbers the body holds."""
         return sum(tensor.numel() for _, tensor in self.weights.named())
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -13,7 +13,7 @@ may add P prompts, which are tokens that it trained; K keys are those of tokens 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,18 +56,19 @@ def block(x: Tensor, weights: BlockWeights, geometry: Geometry, sites: Sites = N
     def linear(name: str, t: Tensor) -> Tensor:  # (R, N, in) -> (R, N, out)
         return _linear(t, weights.linear(name), sites.linear.get(name, ()), sites.affine.get(name))
 
-    def rows(prompts: Tensor) -> Tensor:  # (P, D) -> (R, P, D): every clip is given the same
-        return prompts.to(x.dtype).expand(len(x), -1, -1)
+    def beside(t: Tensor, prompts: Iterable[Tensor]) -> Tensor:  # (R, N, D), (P, D) each -> (R, N + P, D)
+        rows = [p.to(t.dtype).expand(len(t), -1, -1) for p in prompts]  # (R, P, D): every clip is given the same
+        return torch.cat((t, *rows), dim=1) if rows else t
 
     if sites.rewrite is not None:
         x = sites.rewrite(x)  # (R, N, D)
-    x = torch.cat((x, *map(rows, sites.tokens)), dim=1)  # (R, N, D), N now with the prompts that stay
+    x = beside(x, sites.tokens)  # (R, N, D), N now with the prompts that stay
 
     h = norm("ln1", x)  # (R, N, D)
-    seen = torch.cat((h, *(norm("ln1", rows(prompts)) for prompts in sites.extra_tokens)), dim=1)  # (R, N + P, D)
+    seen = beside(h, (norm("ln1", prompts) for prompts in sites.extra_tokens))  # (R, N + P, D)
     q, k, v = linear("q", h), linear("k", seen), linear("v", seen)  # (R, N, D), (R, N + P, D), (R, N + P, D)
-    k = torch.cat((k, *(rows(key).to(k.dtype) for key, _ in sites.extra_kv)), dim=1)  # (R, K, D)
-    v = torch.cat((v, *(rows(value).to(v.dtype) for _, value in sites.extra_kv)), dim=1)  # (R, K, D)
+    k = beside(k, (key for key, _ in sites.extra_kv))  # (R, K, D)
+    v = beside(v, (value for _, value in sites.extra_kv))  # (R, K, D)
     q, k, v = (rearrange(t, "r n (h d) -> r h n d", h=geometry.heads) for t in (q, k, v))  # (R, H, N or K, d)
     weighted = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1) @ v  # (R, H, N, K) @ v: (R, H, N, d)
     a = linear("proj", rearrange(weighted, "r h n d -> r n (h d)")).to(x.dtype)  # (R, N, D)

@@ -31,38 +31,14 @@ Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
 LinearHook = Callable[[Tensor, Tensor, "FrozenLinear"], Tensor]
 
 
-class Merges(Protocol):
-    """A hook of a linear that is itself a change of its matrix. Optional: `bank.compile_task` merges such hooks.
-
-    It speaks for the `forward` of its own class: a subclass with another `forward` says it anew, or is not merged.
-    """
-
-    def merged(self, linear: FrozenLinear, frozen: FrozenLinear) -> FrozenLinear:
-        """The linear whose output is what this hook makes of the output of `linear`, as new fp32 tensors.
-
-        Args:
-            linear: in fp32, the frozen one with the hooks before this one merged.
-            frozen: what the hook would be called with.
-        """
-        ...
-
-
-class Widens(Protocol):
-    """An adapter beside the MLP that is an MLP itself. Optional: `bank.compile_task` runs both as one wider MLP.
-
-    As with `Merges`, a subclass with another `forward` says it anew, or runs as it is.
-    """
-
-    def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
-        """(down, up) if the adapter is `up(gelu(down(h)))`; None if, built like this, it is anything else."""
-        ...
-
-
 class PerToken(Protocol):
-    """A transform, or a hook of a linear, that may act on each token by itself. Optional: the last block then runs it
-    on no other tokens than the pooling reads, and a forward hook on it sees no others.
+    """A transform, or a hook of a linear, that may act on each token by itself. Saying so is optional.
 
-    As with `Merges`, a subclass with another `forward` says it anew, or is given all tokens.
+    What does say so saves time: the last block then runs it only on the tokens that the pooling reads, usually two of
+    hundreds. A torch forward hook on such a module sees no other tokens there either.
+
+    The promise belongs to the `forward` of the class that makes it. A subclass with another `forward` makes it anew,
+    or is given all tokens.
     """
 
     def per_token(self) -> bool:
@@ -77,7 +53,7 @@ def acts_per_token(hook: object) -> bool:
 
 
 def declared(hook: object, name: str) -> Callable[..., Any] | None:
-    """The method `name` of `Merges`, `Widens` or `PerToken`, if a hook's was written for what calling the hook does.
+    """A hook's method `name`, such as `per_token`, if it was written for what calling the hook does.
 
     None for attributes that only happen to have the name, and where a class overrides `forward` (or `__call__`) below
     the one that the method is inherited from.

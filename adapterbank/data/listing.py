@@ -1,4 +1,8 @@
-"""Folders and tables to clips: which file has which labels, split, fold and group. No audio is opened here."""
+"""Lists the clips of a dataset: which file has which labels, split, fold and group.
+
+A dataset is a CSV table beside its audio, or one folder of audio files per class. Only the table and the names of files
+are read here; no audio is opened. `folder.py` makes a torch dataset of the list.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,6 @@ from adapterbank.errors import DatasetError
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff"})
 
-
 # Column names of the packs, ESC-50, UrbanSound8K and the usual home-made tables; the first that is present counts.
 COLUMNS = {
     "file": ("filename", "file", "path", "slice_file_name", "file_name", "filepath", "fname"),
@@ -21,20 +24,25 @@ COLUMNS = {
     "group": ("group", "speaker", "src_file", "fsid"),  # the last two: the recording that ESC-50, UrbanSound8K cut
 }
 
-
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
 
-
 SEPARATOR = ";"  # between several labels, or several groups, of one clip
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One audio file of a dataset. `split` and `fold` are "" where the folder names none; `groups` is never empty."""
+    """One audio file of a dataset.
+
+    Attributes:
+        labels: one; of a multi-label dataset any number.
+        split, fold: as the dataset names them; "" where it names none.
+        groups: clips that share one, such as a speaker, belong on the same side of a split. Never empty: a clip that
+            belongs to no other is a group of its own.
+    """
 
     file: Path
     labels: tuple[str, ...]

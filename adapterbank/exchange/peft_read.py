@@ -1,12 +1,13 @@
 """Tasks from LoRA folders of peft: `adapter_config.json` and `adapter_model.safetensors`, by either naming scheme.
 
+`peft_write.py` is the way back.
+
 What a folder holds is read from its tensors, never from the patterns in its configuration: those select modules, the
 tensors are what was trained. Whatever else the configuration says that would change the formula is refused by name.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -21,26 +22,20 @@ from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.checkpoints.huggingface import normalisation_in
 from adapterbank.backbone.checkpoints.names import CLASSIFIER, NORM, PREFIX, linear_at
 from adapterbank.backbone.weights import LINEAR_NAMES, Geometry
-from adapterbank.errors import BackboneMismatchError, ConfigError, LabelsError, StorageError
-from adapterbank.exchange.peft_write import CONFIG, MODEL, PARTS, TENSORS
+from adapterbank.errors import BackboneError, BackboneMismatchError, ConfigError, LabelsError, StorageError
+from adapterbank.exchange.peft_format import CONFIG, MODEL, PARTS, TENSORS
 from adapterbank.files import read_json
 from adapterbank.storage import manifest as storage
 from adapterbank.storage import task_file
 from adapterbank.task.task import NAME, Task, TaskSpec, check_name
 
 PICKLE = "adapter_model.bin"
-
-
 RANK = ALPHA = 8  # what peft takes where its configuration does not say
-
-
 _TENSOR = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector)(?:\.weight)?")
-
 
 # Keys of adapter_config.json that we act upon, and those that leave the saved tensors' logits as they are. Any other
 # key that is set changes the formula, also one that peft has yet to invent.
 _READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
-
 
 _WITHOUT_EFFECT = {
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),  # see tensors
@@ -49,26 +44,16 @@ _WITHOUT_EFFECT = {
     *("megatron_core", "qalora_group_size", "ensure_weight_tying", "runtime_config"),
 }
 
-
 _INITS = (True, False, "gaussian", "orthogonal", "eva")  # the others of peft change the base's own weights
-
-
 Loras = dict[tuple[int, str], dict[str, Tensor]]  # (block, linear) -> "down", "up", "magnitude"
 
 
-def load_any(path: Path, backbone: Backbone, *, name: str | None = None, **options: Any) -> Task:
-    """A task from a file of a saved bank, or from a folder of peft; `options` are those of `import_peft`."""
-    if path.is_dir():
-        return import_peft(path, backbone, name=name, **options)
-    if options:
-        raise ConfigError(f"got {', '.join(options)} for {path}: that is for folders of peft, a task file has its own.")
-    task = task_file.load_task(path, backbone)
-    if name is not None:
-        task.spec = task.spec.renamed(name)
-    return task
+def reads(path: Path) -> bool:
+    """Every folder: what is wrong with one that holds no adapter is said when it is read."""
+    return path.is_dir()
 
 
-def import_peft(
+def read(
     folder: Path,
     backbone: Backbone,
     *,
@@ -78,7 +63,7 @@ def import_peft(
     multilabel: bool | None = None,
     clip_seconds: float | None = None,
 ) -> Task:
-    """A task from a LoRA folder that `PeftModel.save_pretrained` or `bank.export` wrote; never from pickle.
+    """A task from a LoRA folder that `PeftModel.save_pretrained` or `bank.export` wrote; pickle is refused.
 
     Args:
         name: of the task; None: the folder's, in lower case, with "-" for what a task name cannot have.
@@ -165,9 +150,9 @@ def _labels(
 def _labels_in(folder: Path) -> tuple[str, ...] | None:
     """The class names of a config.json beside the adapter, as Trainer and some users leave it there."""
     try:
-        names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+        names = read_json(folder / "config.json")["id2label"]
         return tuple(str(names[str(index)]) for index in range(len(names)))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (BackboneError, KeyError, TypeError):
         return None
 
 

@@ -1,7 +1,7 @@
 """LoRA tasks as the folders of peft: `adapter_config.json` and `adapter_model.safetensors`.
 
 peft's LoRA on transformers' AST and the method `lora` are one formula, so tensors go over bit for bit; so does AST's
-classifier, which is our head "ln_linear" on "cls_dist", and the final LayerNorm. `importing.py` is the way back.
+classifier, which is our head "ln_linear" on "cls_dist", and the final LayerNorm. `peft_read.py` is the way back.
 
 peft does not translate between transformers' two naming schemes of AST (before 5.9, and since). Reading takes either;
 a folder is written by the names of the installed transformers, or by those asked for.
@@ -10,9 +10,7 @@ a folder is written by the names of the installed transformers, or by those aske
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,30 +23,17 @@ from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.checkpoints.names import CLASSIFIER, NORM, PREFIX, module_at
 from adapterbank.backbone.weights import Geometry
-from adapterbank.errors import ConfigError, StorageError, UnknownNameError
-from adapterbank.files import write_atomically
+from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.exchange.peft_format import CONFIG, EXTRACTOR, MODEL, PARTS, TENSORS
+from adapterbank.files import write_folder_atomically
 from adapterbank.methods.lora import SCALE, LoRA
 from adapterbank.storage import task_file
 from adapterbank.task.task import Task
 
-FORMATS = ("peft",)
+NAMES = ("old", "new")  # of modules: transformers to 5.8, and from 5.9
 
 
-NAMES = ("old", "new")  # transformers to 5.8, and from 5.9
-
-
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-
-
-MODEL = "base_model.model."  # peft's prefix of every name
-
-
-PARTS = {"lora_A.weight": "down", "lora_B.weight": "up", "lora_magnitude_vector": "magnitude"}
-
-
-def export(
-    task: Task, backbone: Backbone, format: str, folder: str | Path, *, head: bool = True, names: str | None = None
-) -> None:
+def write(task: Task, backbone: Backbone, folder: Path, *, head: bool = True, names: str | None = None) -> None:
     """Writes a LoRA task as a folder that `peft.PeftModel.from_pretrained(ASTForAudioClassification, folder)` opens.
 
     Logits are equal for clips of the model's own length, the only one that transformers' AST has. A trained final
@@ -57,17 +42,14 @@ def export(
     `import_task` takes them.
 
     Args:
-        format: "peft".
         folder: new or empty; it appears complete or not at all.
         head: False leaves the head out, which allows those that AST's classifier cannot be ("linear", "mean").
         names: of modules, "old" (transformers to 5.8) or "new"; None: those of the installed transformers.
 
     Raises:
-        UnknownNameError: another format or naming. StorageError: the folder is in use, or cannot be written.
+        UnknownNameError: another naming. StorageError: the folder is in use, or cannot be written.
         ConfigError: a method other than `lora`, or a head that AST's classifier cannot be.
     """
-    if format not in FORMATS:
-        raise UnknownNameError("format", format, FORMATS)
     names = _installed_names() if names is None else names
     if names not in NAMES:
         raise UnknownNameError("naming", names, NAMES)
@@ -84,10 +66,10 @@ def export(
     files = {
         TENSORS: task_file.tensor_bytes(tensors, task, backbone),
         CONFIG: _json(_config(task, backbone, modules, saved)),
-        "preprocessor_config.json": _json(_extractor(task, backbone.geometry)),
+        EXTRACTOR: _json(_extractor(task, backbone.geometry)),
         "README.md": _card(task, backbone, names, head).encode(),
     }
-    _write_folder(Path(folder).expanduser().resolve(), files)
+    write_folder_atomically(folder.expanduser().resolve(), files)
 
 
 def _exportable(task: Task, head: bool) -> LoRA:
@@ -202,21 +184,3 @@ def _installed_names() -> str:
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """All files or no folder: they are written beside it, then put in its place in one step."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise StorageError(f"{folder} exists and is no empty folder; name a new one, or remove it first.")
-        temporary.mkdir(parents=True)
-        for name, content in files.items():
-            write_atomically(temporary / name, content)
-        os.replace(temporary, folder)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(f"cannot write {folder}: {error}. Nothing was left there.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

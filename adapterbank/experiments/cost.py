@@ -6,22 +6,27 @@ what the process (or the accelerator) holds at its highest beyond Python and its
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from rich.progress import track
+from torch.profiler import ProfilerActivity, profile
 
+from adapterbank.backbone.backbone import default_device
 from adapterbank.backbone.int8 import Int8Matrix
-from adapterbank.bank import AdapterBank, default_device
+from adapterbank.bank import AdapterBank
 from adapterbank.experiments.timing import WARM_UP, alternate, noise, timed
-from adapterbank.training.fit import Trainer
-from adapterbank.training.meter import Meter, tensors_peak_mb
+from adapterbank.training.meter import Meter
 from adapterbank.training.options import Options
+from adapterbank.training.trainer import Trainer
 
 REFERENCE = "full"
 
@@ -108,7 +113,8 @@ def step_tensors(
     base_dtype: torch.dtype | None = None,
     **batch: Any,
 ) -> float:
-    """MB of all tensors at the peak of the first training steps: base, task, gradients and what autograd keeps.
+    """MB of all tensors at the peak of the first training steps of a method: base, task, gradients, optimiser and what
+    autograd keeps.
 
     `step_memory` is more by what the CPU's heap holds besides.
 
@@ -127,8 +133,27 @@ def step_tensors(
     return sum(there.values()) / 2**20 + tensors_peak_mb(lambda: _steps(step))
 
 
+def tensors_peak_mb(run: Callable[[], object]) -> float:
+    """MiB of the tensors on the CPU that `run` adds, at the highest, to those that were there before.
+
+    On other devices `torch.accelerator.max_memory_allocated` counts the same. The resident set of the process would be
+    more: it also has what the heap cannot give back to the system.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiled.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    held = highest = 0
+    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
+        held += event["args"]["Bytes"]
+        highest = max(highest, held)
+    return highest / 2**20
+
+
 def _steps(step: Callable[[], object]) -> None:
-    for _ in range(WARM_UP + 1):  # the last one beside all that the others packed
+    for _ in range(WARM_UP + 1):  # the last one has beside it whatever the earlier ones have kept
         step()
 
 
@@ -193,4 +218,4 @@ def stepper(
     fitting = Options(batch_size=batch_size, precision=precision, freq_mask=0, time_mask=0, cache=None)
     trainer = Trainer(bank.backbone, bank.task(name), list(zip(waves, labels, strict=True)), fitting)
     bank.task(name).train()
-    return lambda: trainer.step(trainer.feed.hear(waves, labels), 0)
+    return lambda: trainer.step.take(trainer.data.feed.hear(waves, labels))

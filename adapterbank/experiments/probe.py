@@ -21,14 +21,8 @@ if TYPE_CHECKING:
 
 
 MODELS = ("logistic", "ridge")
-
-
 LOGISTIC_C = 0.1  # inverse strength of the penalty on standardised features, the same for all backbones
-
-
 RIDGE_ALPHA = 10.0
-
-
 BATCH = 32
 
 

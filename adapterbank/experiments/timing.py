@@ -1,4 +1,8 @@
-"""Two ways of doing the same thing, timed in turn: a time alone says little on a machine that others use too."""
+"""Two ways of doing the same thing, timed in turn.
+
+A time alone says little on a machine that others use too. The ratio of two times that were taken one right after the
+other says more, because a busy machine slows both.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,7 @@ from torch import Tensor
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.training.meter import Meter
 
-WARM_UP = 3  # of each way: the first runs allocate, and build what the backend keeps; the third packs matrices
-
-
+WARM_UP = 3  # untimed calls of each way: the first ones allocate memory and build what the backend keeps
 Step = Callable[[], Any]
 
 
@@ -32,24 +34,29 @@ class Pairs:
 
 
 def timed(step: Step, device: torch.device, settle: bool = False) -> Callable[[], float]:
-    """Runs the step and gives its wall-clock seconds, until the device is done.
+    """A function that calls the step and returns its wall-clock seconds, until the device is done.
 
     Args:
-        settle: run it once before, as in a training, where a step follows one of its own kind.
+        settle: call it once before, untimed, as in a training, where a step follows one of its own kind.
     """
 
-    def run() -> float:
+    def measured() -> float:
         if settle:
             step()
         with Meter(device) as meter:
             step()
         return meter.seconds
 
-    return run
+    return measured
 
 
 def alternate(ours: Callable[[], float], theirs: Callable[[], float], pairs: int, warm_up: int = WARM_UP) -> Pairs:
-    """Alternating runs of two ways that tell their own seconds; garbage is collected between pairs, never within."""
+    """Calls two ways in turn, each of which returns its own seconds; garbage is collected between pairs, never within.
+
+    Args:
+        pairs: how many times both are called.
+        warm_up: how many times both are called before, without being counted.
+    """
     for _ in range(warm_up):
         ours(), theirs()
     collected = gc.isenabled()

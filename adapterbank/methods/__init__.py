@@ -1,4 +1,18 @@
-"""Fine-tuning methods. `adapterbank.methods()` lists them; the author of a new one imports all of it from here."""
+"""Fine-tuning methods. `adapterbank.methods()` lists them, and the author of a new one imports all of it from here.
+
+What an author needs, in the order of use:
+
+    register                                      makes a builder known under a name
+    Geometry, ASTWeights, FrozenLinear            what a builder is given: the backbone's sizes and frozen tensors
+    LINEAR_NAMES, PREFIX_TOKENS                   the six linears of a block; how many tokens stand before the patches
+    Adapters                                      what a builder returns
+    Sites, NOTHING, Affine                        what a method fills in a block
+    LinearHook, Transform, PerToken               the types of what goes into a site
+    Layers, chosen, ByLayer                       the option `layers=`, and a module per block
+    Bottleneck, Placed, gated                     a ready-made adapter, where it stands, its gate
+    init, trainable_copy, trainable_copies        initial values: from the generator, or from frozen tensors
+    whole                                         the check of an option that is a whole number
+"""
 
 from __future__ import annotations
 
@@ -8,12 +22,24 @@ import sys
 from types import ModuleType
 
 from adapterbank.backbone.sites import NOTHING, Affine, LinearHook, PerToken, Sites, Transform
-from adapterbank.backbone.weights import LINEAR_NAMES, PREFIX_TOKENS, ASTWeights, FrozenLinear, Geometry, NormWeights
+from adapterbank.backbone.weights import (
+    LINEAR_NAMES,
+    PREFIX_TOKENS,
+    ASTWeights,
+    BlockWeights,
+    EmbedWeights,
+    FrozenLinear,
+    Geometry,
+    NormWeights,
+)
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.grammar import Composition, build, count, foreign, options_of, parse
 from adapterbank.methods.parts import init
+from adapterbank.methods.parts.bottleneck import Bottleneck
 from adapterbank.methods.parts.gate import gated
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
+from adapterbank.methods.parts.numbers import whole
+from adapterbank.methods.parts.own import trainable_copies, trainable_copy
 from adapterbank.methods.parts.placed import Placed
 from adapterbank.methods.registry import ALIASES, Method, get, names, register, unregister
 from adapterbank.methods.table import Overview, overview
@@ -26,8 +52,11 @@ __all__ = [
     "ASTWeights",
     "Adapters",
     "Affine",
+    "BlockWeights",
+    "Bottleneck",
     "ByLayer",
     "Composition",
+    "EmbedWeights",
     "FrozenLinear",
     "Geometry",
     "Layers",
@@ -51,7 +80,10 @@ __all__ = [
     "overview",
     "parse",
     "register",
+    "trainable_copies",
+    "trainable_copy",
     "unregister",
+    "whole",
 ]
 
 for _file in pkgutil.iter_modules(__path__):  # each method registers itself: a new one is a new file and no line here
@@ -60,8 +92,11 @@ for _file in pkgutil.iter_modules(__path__):  # each method registers itself: a 
 
 
 class _Package(ModuleType):
-    """`adapterbank.methods` is this package, and `adapterbank.methods()` lists what is in it: Python calls a module
-    whose class has `__call__`. Type checkers call it by its name, `methods.overview()`."""
+    """`adapterbank.methods` is this package, and `adapterbank.methods()` lists what is in it.
+
+    Python calls a module whose class has `__call__`. Type checkers do not know that; for them the same function is
+    `methods.overview()`.
+    """
 
     def __call__(self) -> Overview:
         return overview()

@@ -13,13 +13,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapterbank.backbone.sites import Sites
-from adapterbank.backbone.weights import ASTWeights, FrozenLinear, Geometry
+from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.errors import ConfigError
 from adapterbank.methods.base import Adapters
-from adapterbank.methods.parts import init
+from adapterbank.methods.parts.bottleneck import Bottleneck
 from adapterbank.methods.parts.gate import gated
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
 from adapterbank.methods.registry import register
@@ -30,50 +30,14 @@ RATIO = 0.25  # 768 -> 192: the bottleneck that gives the paper's 3.567 M and 7.
 SIZE = "(2 D r + r + D), r = int(ratio D)"  # of one adapter
 
 
-class BottleneckAdapter(nn.Module):
-    """Residual-free bottleneck (AAT, eq. 4: the MLP adapter): Linear, GELU, Linear.
-
-    Args:
-        width: D, the backbone's hidden size.
-        ratio: bottleneck width over D.
-        dropout: of the bottleneck, in training.
-
-    Shapes: (R, N, D) -> (R, N, D).
-    Raises: ConfigError if the bottleneck would be empty.
-    """
-
-    def __init__(self, width: int, ratio: float, generator: torch.Generator, dropout: float = 0.0):
-        super().__init__()
-        hidden = int(width * ratio) if isinstance(ratio, (int, float)) and ratio < math.inf else 0
-        if hidden < 1:
-            raise ConfigError(f"got ratio={ratio!r}, which leaves no bottleneck at width {width}; AAT uses {RATIO}.")
-        self.down = init.linear(width, hidden, generator)
-        self.drop = init.dropout(dropout)
-        self.up = init.zero_linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.drop(torch.nn.functional.gelu(self.down(x))))
-
-    def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
-        """As hidden units of a wider MLP."""
-        return FrozenLinear(self.down.weight, self.down.bias), FrozenLinear(self.up.weight, self.up.bias)
-
-    def per_token(self) -> bool:
-        """Always."""
-        return True
-
-
-class SpatialAdapter(BottleneckAdapter):
-    """Bottleneck with a shortcut (AAT, eq. 3). Shapes: (R, N, D) -> (R, N, D)."""
+class SpatialAdapter(Bottleneck):
+    """Bottleneck with a shortcut (AAT, equation 3). Shapes: (R, N, D) -> (R, N, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + super().forward(x)
 
-    def units(self) -> None:
-        """No MLP: it has a shortcut."""
-
     def per_token(self) -> bool:
-        """Always."""
+        """Always; it is said anew because a class with a `forward` of its own does not inherit the promise."""
         return True
 
 
@@ -81,10 +45,14 @@ class AAT(Adapters):
     """One MLP and / or one Spatial adapter in each chosen block.
 
     Args:
-        ratio: bottleneck width over D.
+        mlp, spatial: which of the two kinds to build.
+        ratio: width of the bottleneck over D.
         layers: the blocks, "all" or numbers.
-        gate, gate_level: of the MLP adapters, as in `gate.py`.
-        dropout: of the bottlenecks, in training.
+        gate, gate_level: of the MLP adapters, as in `parts/gate.py`.
+        dropout: of the hidden units, in training.
+
+    Raises:
+        ConfigError: the ratio leaves no hidden unit.
     """
 
     def __init__(
@@ -101,18 +69,26 @@ class AAT(Adapters):
         dropout: float = 0.0,
     ):
         super().__init__()
-        width = geometry.width
+        width, hidden = geometry.width, hidden_units(geometry.width, ratio)
         blocks = chosen(layers, geometry.layers)
         self.mlp, self.spatial = ByLayer(), ByLayer()
         for layer in blocks if mlp else ():
-            adapter = BottleneckAdapter(width, ratio, generator, dropout)
+            adapter = Bottleneck(width, hidden, generator, dropout=dropout)
             self.mlp.put(layer, gated(adapter, gate, gate_level, width))
         for layer in blocks if spatial else ():
-            self.spatial.put(layer, SpatialAdapter(width, ratio, generator, dropout))
+            self.spatial.put(layer, SpatialAdapter(width, hidden, generator, dropout=dropout))
 
     def sites(self, layer: int) -> Sites:
         mlp = self.mlp.at(layer)
         return Sites(beside_mlp=() if mlp is None else (mlp,), after_attention=self.spatial.at(layer))
+
+
+def hidden_units(width: int, ratio: float) -> int:
+    """r = int(ratio D). Raises ConfigError: that is none, or `ratio` is no finite number."""
+    hidden = int(width * ratio) if isinstance(ratio, (int, float)) and ratio < math.inf else 0
+    if hidden < 1:
+        raise ConfigError(f"got ratio={ratio!r}, which leaves no bottleneck at width {width}; AAT uses {RATIO}.")
+    return hidden
 
 
 @register("aat_m", paper=PAPER, parameters=f"L {SIZE}", passes_to=AAT)

@@ -1,21 +1,22 @@
-"""What a method returns: everything it trains inside the backbone."""
+"""What a method returns: `Adapters`, a module that owns every tensor the method trains inside the backbone."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import nn
 
-if TYPE_CHECKING:
-    from adapterbank.backbone.weights import ASTWeights
 from adapterbank.backbone.sites import NOTHING, Sites
+from adapterbank.backbone.weights import ASTWeights
 
 
 class Adapters(nn.Module):
-    """Everything one method trains inside the backbone. A new method overrides one of the two functions below."""
+    """Everything that one method trains inside the backbone.
+
+    A method overrides `sites`, if it plugs modules or tensors into the blocks, or `owned`, if it replaces tensors of
+    the backbone by its own copies. What it overrides neither of trains nothing inside the backbone.
+    """
 
     def sites(self, layer: int) -> Sites:
-        """The sites that are filled in block `layer`, counted from 0."""
+        """What this method fills in block `layer`, counted from 0."""
         return NOTHING
 
     def owned(self, base: ASTWeights) -> ASTWeights:

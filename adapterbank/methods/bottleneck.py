@@ -2,54 +2,26 @@
 
     Pfeiffer (2021): one per block, at the MLP.       Houlsby et al. (2019): also one at the attention.
     parallel:    x + MLP(h) + A(h),  h = LN2(x)       (attention: h = LN1(x))
-    sequential:  x + m + A(m),       m = MLP(h)       (attention: its projected output)
+    sequential:  x + m + A(m),       m = MLP(h)       (attention: m is its projected output)
 
-`up` starts at zero: an untrained adapter changes nothing. (PETL_AST starts both matrices at zero, so that only
-`up.bias` ever trains; we do not.)
+`up` starts at zero: an untrained adapter changes nothing. (PETL_AST starts both matrices at zero. Then no gradient
+reaches either of them and only `up.bias` ever trains, so we do not.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
-from adapterbank.backbone.weights import ASTWeights, FrozenLinear, Geometry
-from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.methods.base import Adapters
-from adapterbank.methods.parts import init
+from adapterbank.methods.parts.bottleneck import Bottleneck
+from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.parts.placed import Placed
 from adapterbank.methods.registry import register
 
 REDUCTION = 64  # PETL_AST: 768 -> 12
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
-
-
-class Bottleneck(nn.Module):
-    """(R, N, D) -> (R, N, D) through `hidden` units."""
-
-    def __init__(self, width: int, hidden: int, activation: str, dropout: float, generator: torch.Generator):
-        super().__init__()
-        self.down = init.linear(width, hidden, generator)
-        self.activation = ACTIVATIONS[activation]
-        self.drop = init.dropout(dropout)
-        self.up = init.zero_linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.drop(self.activation(self.down(x))))
-
-    def units(self) -> tuple[FrozenLinear, FrozenLinear] | None:
-        """As hidden units of a wider MLP, whose activation is a GELU."""
-        if self.activation is not F.gelu:
-            return None
-        return FrozenLinear(self.down.weight, self.down.bias), FrozenLinear(self.up.weight, self.up.bias)
-
-    def per_token(self) -> bool:
-        """Always."""
-        return True
 
 
 @register(
@@ -73,11 +45,11 @@ def bottleneck(
     Args:
         reduction: D over the bottleneck's width.
         activation: "gelu" or "relu".
+        dropout: of the hidden units, in training.
         **where: placement, form, layers and gates, as `Placed` takes them.
     """
-    if activation not in ACTIVATIONS:
-        raise UnknownNameError("activation", activation, ACTIVATIONS)
-    if type(reduction) is not int or not 1 <= reduction <= geometry.width:
-        raise ConfigError(f"got reduction={reduction!r}, expected 1 to {geometry.width}; PETL_AST uses {REDUCTION}.")
-    hidden = geometry.width // reduction
-    return Placed(lambda: Bottleneck(geometry.width, hidden, activation, dropout, generator), geometry, **where)
+    width = geometry.width
+    hidden = width // whole("reduction", reduction, width, hint=f"PETL_AST uses {REDUCTION}")
+    return Placed(
+        lambda: Bottleneck(width, hidden, generator, activation=activation, dropout=dropout), geometry, **where
+    )

@@ -1,15 +1,17 @@
-"""Conformer adapters (Cappellazzo et al., 2024, "PETL_AST"; seed 002, equations 2 and 3).
+"""Conformer adapters (Cappellazzo et al., 2024, whose released code is PETL_AST).
 
     A(Z) = PwConv_up(SiLU(Norm(DWConv_k(GLU(PwConv_down(Z))))))      D -> 2r -> r -> r -> D, r = D / reduction   (2)
     X    = X' + MLP(LN2(X')) + A(LN2(X'))                            Pfeiffer, parallel                          (3)
 
-The depthwise convolution runs along the token sequence, global tokens included, with padding "same". `PwConv_up` starts
-at zero: an untrained adapter changes nothing.
+The equations are numbered as in the reproduction of the Conformer adapter that this file follows. The depthwise
+convolution runs along the token sequence, cls and distillation included, with padding "same". `PwConv_up` starts at
+zero, so an untrained adapter changes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,19 +21,22 @@ from torch import Tensor, nn
 
 from adapterbank.backbone.sites import Affine, Sites
 from adapterbank.backbone.weights import ASTWeights, Geometry
-from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.errors import UnknownNameError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import ByLayer
+from adapterbank.methods.parts.numbers import whole
+from adapterbank.methods.parts.own import trainable_copies
 from adapterbank.methods.parts.placed import Placed
 from adapterbank.methods.registry import register
 
 REDUCTION = 96  # r = 8 at width 768
 KERNEL = 8  # for audio; PETL_AST uses 31 for speech
+LONGEST_KERNEL = 10_000  # tokens; longer than any clip, so a larger number is a slip
 
 
 class ConvolutionModule(nn.Module):
-    """Equation (2). (R, N, D) -> (R, N, D)."""
+    """Equation (2). Shapes: (R, N, D) -> (R, N, D) for R rows of N tokens; inside h = r hidden channels."""
 
     def __init__(
         self,
@@ -53,16 +58,16 @@ class ConvolutionModule(nn.Module):
         self.up = init.zero_linear(hidden, width)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = F.glu(self.down(self.inner_norm(z)), dim=-1)
+        x = F.glu(self.down(self.inner_norm(z)), dim=-1)  # (R, N, 2 r) -> (R, N, r)
         x = self.depthwise(rearrange(x, "r n h -> r h n"))
         x = rearrange(F.silu(self.norm(x)), "r h n -> r n h")
         return self.up(self.drop(x))
 
 
 class Depthwise(nn.Module):
-    """One filter of k taps per channel with padding "same" (k even: one more zero after than before).
+    """One filter of k taps per channel, with padding "same": for an even k one more zero after than before.
 
-    torch's own padding="same" warns for even k and copies the input.
+    We pad by hand, because torch's own padding="same" warns for an even k.
 
     Shapes: (R, h, N) -> (R, h, N).
     """
@@ -78,14 +83,14 @@ class Depthwise(nn.Module):
 
 
 class ByToken(nn.Module):
-    """LayerNorm over the channels of each token, (R, h, N) -> (R, h, N)."""
+    """LayerNorm over the channels of each token. Shapes: (R, h, N) -> (R, h, N)."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.transpose(1, 2)).transpose(1, 2)
+        return rearrange(self.norm(rearrange(x, "r h n -> r n h")), "r n h -> r h n")
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
@@ -96,25 +101,23 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Conformer(Placed):
-    """Convolution modules in the chosen blocks, and where asked for the blocks' own LN2."""
+    """Convolution modules in the chosen blocks, and if asked for the task's own LN2 of these blocks."""
 
     block_norms: ByLayer
 
     def train_norms(self, base: ASTWeights, blocks: Sequence[int]) -> None:
-        """Gives the task its own LN2 of these blocks, starting at the frozen one."""
+        """Gives the task its own LN2 of these blocks, gain and bias (D,), starting at the frozen values."""
         self.block_norms = ByLayer()
         for layer in blocks:
             frozen = {"gain": base.blocks[layer].ln2_weight, "bias": base.blocks[layer].ln2_bias}
-            copies = {name: nn.Parameter(tensor.detach().float().clone()) for name, tensor in frozen.items()}
-            self.block_norms.put(layer, nn.ParameterDict(copies))
+            self.block_norms.put(layer, trainable_copies(frozen))
 
     def sites(self, layer: int) -> Sites:
         sites = super().sites(layer)
         own = self.block_norms.at(layer)
         if own is None:
             return sites
-        affine = {"ln2": Affine(own.get_parameter("gain"), own.get_parameter("bias"))}
-        return Sites(**{**vars(sites), "affine": affine})
+        return replace(sites, affine={"ln2": Affine(own.get_parameter("gain"), own.get_parameter("bias"))})
 
 
 @register(
@@ -148,14 +151,10 @@ def conformer(
     """
     if norm not in NORMS:
         raise UnknownNameError("norm", norm, NORMS)
-    for name, value, most in (("reduction", reduction, geometry.width), ("kernel", kernel, 10_000)):
-        if type(value) is not int or not 1 <= value <= most:
-            raise ConfigError(f"got {name}={value!r}, expected 1 to {most}.")
-    sizes = (geometry.width, geometry.width // reduction, kernel)
+    width, eps = geometry.width, geometry.eps
+    hidden, taps = width // whole("reduction", reduction, width), whole("kernel", kernel, LONGEST_KERNEL)
     adapters = Conformer(
-        lambda: ConvolutionModule(*sizes, norm, inner_norm, dropout, geometry.eps, generator),
-        geometry,
-        **where,
+        lambda: ConvolutionModule(width, hidden, taps, norm, inner_norm, dropout, eps, generator), geometry, **where
     )
     adapters.train_norms(base, [int(layer) for layer in adapters.mlp] if train_block_norms else ())
     return adapters

@@ -1,4 +1,4 @@
-"""Compositions of methods: "aat_ms+prompt" (alias "joint")."""
+"""From a name to adapters: how "lora", "aat_ms+prompt" and the alias "joint" are read, given options, and built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from adapterbank.backbone.sites import Sites, merge
 from adapterbank.backbone.weights import ASTWeights, Geometry, expected_shapes
 from adapterbank.errors import CompositionError, ConfigError, UnknownNameError
 from adapterbank.methods.base import Adapters
-from adapterbank.methods.registry import _REGISTRY, ALIASES, Method, get, names
+from adapterbank.methods.registry import ALIASES, Method, get, names
 
 
 def parse(expression: str) -> tuple[Method, ...]:
@@ -33,9 +33,12 @@ def parse(expression: str) -> tuple[Method, ...]:
 
 
 def foreign(expression: str) -> dict[str, str]:
-    """{method: module that registered it} of the parts that come from outside this package."""
+    """{method: module that registered it} of the parts that come from outside this package.
+
+    Task files name these modules, so that whoever opens one without them is told what to import.
+    """
     modules = {part.name: part.build.__module__ for part in parse(expression)}
-    return {name: module for name, module in modules.items() if not module.startswith(f"{__name__}.")}
+    return {name: module for name, module in modules.items() if not module.startswith(f"{__package__}.")}
 
 
 def build(
@@ -48,6 +51,9 @@ def build(
     """Builds the adapters of a method or composition.
 
     Args:
+        geometry: the sizes of the backbone.
+        base: its frozen tensors; a method may copy them and never writes to them.
+        generator: all random initial values are drawn from it, part by part in the order of the composition.
         options: each goes to every part that has an option of that name; `{"prompt": {"tokens": 24}}`, keyed by a
             part's name, goes to that part alone.
 
@@ -70,7 +76,10 @@ def count(expression: str, geometry: Geometry | None = None, **options: Any) -> 
 
     Args:
         geometry: of the backbone; None is AST-base (12 x 768). Its tensors are not allocated.
-        **options: as in `add_task`.
+        **options: of the method, as in `build`.
+
+    Raises:
+        UnknownNameError, CompositionError, ConfigError: as `build`.
     """
     geometry = geometry or Geometry()
     empty = {name: torch.empty(shape, device="meta") for name, shape in expected_shapes(geometry).items()}
@@ -100,8 +109,8 @@ def options_of(expression: str, options: Mapping[str, Any]) -> dict[str, dict[st
             chosen[part.name][key] = value
     for name, values in own:
         for key, value in values.items():
-            if key not in _REGISTRY[name].options:
-                raise UnknownNameError(f"option of {name}", key, _REGISTRY[name].options)
+            if key not in get(name).options:
+                raise UnknownNameError(f"option of {name}", key, get(name).options)
             chosen[name][key] = value
     return chosen
 
@@ -126,7 +135,11 @@ class Composition(Adapters):
         return dict(self._items())[method]
 
     def check(self, layers: int, base: ASTWeights) -> None:
-        """Finds clashes when the task is added, not when it first runs."""
+        """Finds clashes when the task is added, not when it first runs.
+
+        Raises:
+            CompositionError: two parts fill one site that has room for one, or both own whole blocks.
+        """
         for layer in range(layers):
             self.sites(layer)
         owners = [name for name, part in self._items() if part.owned(base) is not base]

@@ -5,7 +5,7 @@
                                                    differentiated (section 4.3)
 
 A is drawn at random, B starts at zero and m at |W|: an untrained LoRA changes nothing.
-Symbols: R rows, N tokens, r rank, in and out widths of the frozen linear.
+Symbols: R rows of one task and clip length, N tokens, r rank, in and out the widths of the frozen linear.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapterbank.backbone.sites import Sites
+from adapterbank.backbone.sites import NOTHING, Sites
 from adapterbank.backbone.weights import LINEAR_NAMES, ASTWeights, FrozenLinear, Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
+from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.registry import register
 
 RANK = 6  # on q and v: 221,184 on AST-base (PETL_AST)
@@ -30,7 +31,17 @@ SCALE = 8.0  # alpha / rank unless told otherwise (PETL_AST)
 
 
 class LowRank(nn.Module):
-    """The change of one frozen linear, as a hook: (R, N, in), (R, N, out) -> (R, N, out)."""
+    """The change of one frozen linear, as a hook on it.
+
+    Args:
+        weight: W (out, in), whose row norms a DoRA magnitude starts at.
+        rank: r, of A (r, in) and B (out, r).
+        scale: s.
+        dropout: of the input of A, in training.
+        dora: whether to train a magnitude m (out,) too.
+
+    Shapes: input x (R, N, in), frozen output y = W x + b (R, N, out) -> (R, N, out).
+    """
 
     def __init__(self, weight: Tensor, rank: int, scale: float, dropout: float, dora: bool, generator: torch.Generator):
         super().__init__()
@@ -44,31 +55,20 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, frozen: FrozenLinear) -> Tensor:
         dropped = self.drop(x).to(self.down.dtype)
-        change = F.linear(self.scale * F.linear(dropped, self.down), self.up)
+        change = F.linear(self.scale * F.linear(dropped, self.down), self.up)  # s B A x
         if self.magnitude is None:
             return y + change
         with torch.no_grad():
             norm = (frozen.weight.to(self.up.dtype) + self.scale * self.up @ self.down).norm(dim=1)
         bias = 0 if frozen.bias is None else frozen.bias
         if isinstance(self.drop, nn.Dropout) and self.training:
-            plain = F.linear(dropped, frozen.weight.to(dropped.dtype))  # what is rescaled hears the same dropout
+            # As in peft, the frozen product that the magnitude rescales is that of the dropped input, too.
+            plain = F.linear(dropped, frozen.weight.to(dropped.dtype))
             return y + (self.magnitude / norm - 1) * plain + self.magnitude / norm * change
         return self.magnitude / norm * (y - bias + change) + bias
 
-    def merged(self, linear: FrozenLinear, frozen: FrozenLinear) -> FrozenLinear:
-        """`linear` with the change in its matrix."""
-        change = self.scale * self.up @ self.down
-        if self.magnitude is None:
-            return FrozenLinear(linear.weight + change, linear.bias)
-        factor = self.magnitude / (frozen.weight.to(change.dtype) + change).norm(dim=1)
-        moved = None
-        if linear.bias is not None:
-            bias = linear.bias.new_zeros(()) if frozen.bias is None else frozen.bias.to(factor.dtype)
-            moved = factor * (linear.bias - bias) + bias
-        return FrozenLinear(factor[:, None] * (linear.weight + change), moved)
-
     def per_token(self) -> bool:
-        """Always."""
+        """Always: a linear's output at one token is made of its input at that token."""
         return True
 
 
@@ -97,7 +97,7 @@ class LoRA(Adapters):
 
     def sites(self, layer: int) -> Sites:
         changes = self.changes.at(layer)
-        return Sites() if changes is None else Sites(linear={name: (hook,) for name, hook in changes.named_children()})
+        return NOTHING if changes is None else Sites(linear={name: (hook,) for name, hook in changes.named_children()})
 
 
 @register(
@@ -122,10 +122,12 @@ def lora(
 
     Args:
         targets: some of q, k, v, proj, fc1, fc2.
-        alpha: the scale is alpha / rank (rsLoRA: alpha / sqrt(rank)); None makes alpha / rank PETL_AST's 8.
+        alpha: the scale s is alpha / rank; None makes that PETL_AST's 8.
+        rslora: the scale is alpha / sqrt(rank).
+        dora: each linear gets a trained magnitude.
+        dropout: of the input of A, in training.
     """
-    if type(rank) is not int or rank < 1:
-        raise ConfigError(f"got rank={rank!r}, expected a positive integer; PETL_AST uses {RANK}.")
+    whole("rank", rank, hint=f"PETL_AST uses {RANK}")
     if isinstance(targets, str) or not targets or len(set(targets)) != len(targets):
         raise ConfigError(f"got targets={targets!r}, expected a list of {', '.join(LINEAR_NAMES)}, each once.")
     for name in targets:

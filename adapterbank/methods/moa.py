@@ -1,10 +1,11 @@
 """Mixtures of adapters beside the MLP (Cappellazzo et al., 2024, "Soft Mixture of Adapters"; PETL_AST).
 
-    dense   A(h) = sum_e softmax(h W)_e A_e(h)               every adapter sees every token; (W) D x E
-    soft    slots = softmax_tokens(h P)^T h                  each slot is a mean of the clip's tokens; (P) D x (E S)
+    dense   A(h) = sum_e softmax(h W)_e A_e(h)               every adapter sees every token; W is (D, E)
+    soft    slots = softmax_tokens(h P)^T h                  each slot is a mean of the clip's tokens; P is (D, E S)
             A(h)  = softmax_slots(h P) [A_e(slots)]          (Soft MoE: Puigcerver et al., 2024)
 
 The adapters A_e are bottlenecks with a GELU; `up` starts at zero, so an untrained mixture changes nothing.
+Symbols: R rows of one task and clip length, N tokens, D width, E experts (the adapters), S slots per expert.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from adapterbank.backbone.weights import ASTWeights, Geometry
-from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.errors import UnknownNameError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import Layers
+from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.parts.placed import Placed
 from adapterbank.methods.registry import register
 
@@ -27,7 +29,7 @@ KINDS = ("soft", "dense")
 
 
 class Mixture(nn.Module):
-    """E bottlenecks and a router. (R, N, D) -> (R, N, D)."""
+    """E bottlenecks, whose tensors are stacked, and a router (D, E) or (D, E S). Shapes: (R, N, D) -> (R, N, D)."""
 
     def __init__(self, width: int, hidden: int, experts: int, slots: int, kind: str, generator: torch.Generator):
         super().__init__()
@@ -40,17 +42,17 @@ class Mixture(nn.Module):
         self.up_bias = nn.Parameter(torch.zeros(experts, 1, width))
 
     def forward(self, h: Tensor) -> Tensor:
-        routes = h.to(self.router.dtype) @ self.router  # (R, N, E S)
+        routes = h.to(self.router.dtype) @ self.router  # (R, N, E) or (R, N, E S)
         if self.kind == "dense":
             x = self._experts(rearrange(h, "r n d -> 1 (r n) d"))  # (E, R N, D)
             return einsum(routes.softmax(-1).flatten(0, 1), x, "t e, e t d -> t d").unflatten(0, h.shape[:2])
-        slots = einsum(routes.softmax(1), h.to(routes.dtype), "r n s, r n d -> r s d")
+        slots = einsum(routes.softmax(1), h.to(routes.dtype), "r n s, r n d -> r s d")  # (R, E S, D)
         grouped = rearrange(slots, "r (e s) d -> e (r s) d", e=len(self.down))
         answers = rearrange(self._experts(grouped), "e (r s) d -> r (e s) d", r=len(h))
         return routes.softmax(2) @ answers
 
     def _experts(self, x: Tensor) -> Tensor:
-        """(E or 1, X, D) -> (E, X, D), expert by expert."""
+        """Each expert on its own tokens, (E, X, D) -> (E, X, D); all of them on the same for (1, X, D)."""
         x = x.to(self.down.dtype)
         return F.gelu(x @ self.down + self.down_bias) @ self.up + self.up_bias
 
@@ -86,8 +88,7 @@ def moa(
     if kind not in KINDS:
         raise UnknownNameError("kind of moa", kind, KINDS)
     for name, value in (("experts", experts), ("slots", slots), ("reduction", reduction)):
-        if type(value) is not int or not 1 <= value <= geometry.width:
-            raise ConfigError(f"got {name}={value!r}, expected 1 to {geometry.width}.")
+        whole(name, value, geometry.width)
     hidden = geometry.width // reduction
     return Placed(
         lambda: Mixture(geometry.width, hidden, experts, slots, kind, generator),

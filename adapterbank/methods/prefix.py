@@ -1,7 +1,7 @@
 """Prefix tuning: P trained keys and values per block, beside those of the tokens (Li and Liang, 2021; PETL_AST).
 
-Unlike deep prompts they skip LN1, W_k and W_v. They take part of the attention from the start, so an untrained prefix
-is not the base: keys and values are drawn from a normal distribution of deviation 0.02.
+Unlike deep prompts they do not pass through LN1, W_k and W_v. Keys and values are drawn from a normal distribution with
+a standard deviation of 0.02. The tokens attend to them from the start, so an untrained prefix is not the base.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from adapterbank.backbone.sites import Sites
+from adapterbank.backbone.sites import NOTHING, Sites
 from adapterbank.backbone.weights import ASTWeights, Geometry
-from adapterbank.errors import ConfigError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
+from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.registry import register
 
 TOKENS = 12  # keys, and as many values, per block: PETL_AST's 24
@@ -25,8 +25,7 @@ class Prefix(Adapters):
 
     def __init__(self, geometry: Geometry, generator: torch.Generator, tokens: int, layers: Layers):
         super().__init__()
-        if type(tokens) is not int or tokens < 1:
-            raise ConfigError(f"got tokens={tokens!r}, expected at least 1 per layer; PETL_AST uses {TOKENS}.")
+        whole("tokens", tokens, of="per layer", hint=f"PETL_AST uses {TOKENS}")
         self.pairs = ByLayer()
         for layer in chosen(layers, geometry.layers):
             drawn = STD * torch.randn(2, tokens, geometry.width, generator=generator)
@@ -35,7 +34,7 @@ class Prefix(Adapters):
     def sites(self, layer: int) -> Sites:
         pair = self.pairs.at(layer)
         if pair is None:
-            return Sites()
+            return NOTHING
         return Sites(extra_kv=((pair.get_parameter("key"), pair.get_parameter("value")),))
 
 

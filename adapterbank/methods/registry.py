@@ -1,7 +1,7 @@
-"""The registry of methods and the grammar of compositions: "aat_ms", "aat_ms+prompt" (alias "joint").
+"""The registry of methods: name -> how it is built, its options, its paper.
 
-A method is one file: it registers a function `(geometry, base, generator, **options) -> Adapters` and never sees a
-bank, a trainer or another task. `adapterbank.methods()` lists them all.
+A method is one file. It registers a function `(geometry, base, generator, **options) -> Adapters`: the sizes of the
+backbone, its frozen tensors, and where to draw random values from. It never sees a bank, a trainer or another task.
 """
 
 from __future__ import annotations
@@ -16,23 +16,21 @@ from adapterbank.methods.base import Adapters
 
 Builder = Callable[..., Adapters]
 
-
-ALIASES = {"joint": "aat_ms+prompt"}  # AAT, section 3.3
-
-
-_FIXED = ("geometry", "base", "generator")
-
-
+ALIASES = {"joint": "aat_ms+prompt"}  # names of compositions; AAT, section 3.3
+_FIXED = ("geometry", "base", "generator")  # what every builder is given; its other parameters are options
 _HINT = "Compose several with '+', as in 'aat_ms+prompt'; a method of your own is known once its file is imported."
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registered method: how to build it, its options with their defaults, and where it was published.
+    """A registered method.
 
     Attributes:
-        parameters: how many numbers it trains, without a head; see `register`.
-        defaults: of the task around it, where the paper has others than AAT: "head", "pooling".
+        build: `(geometry, base, generator, **options) -> Adapters`.
+        options: with their defaults.
+        paper: where it was published.
+        parameters: how many numbers it trains, without a head, as a formula; see `register`.
+        defaults: "head" and "pooling" of its tasks, where its paper has others than AAT.
     """
 
     name: str
@@ -63,11 +61,13 @@ def register(
 
     Args:
         paper: where the method was published.
-        parameters: how many numbers it trains, without a head, such as "L (2 D r + r + D), r = D // reduction": a
-            space multiplies; L chosen blocks, D width, M MLP width, N tokens and P patch side of the backbone; names
-            of options; others are defined after commas. Options that it does not name are at their defaults. A
+        parameters: how many numbers it trains, without a head, as a formula such as
+            "L (2 D r + r + D), r = D // reduction". A space multiplies. L is the number of chosen blocks; D width,
+            M MLP width, N tokens and P patch side are those of the backbone; names of options stand for their values,
+            and what is left is defined after commas. Options that the formula does not name are at their defaults. A
             remark may follow a semicolon.
-        passes_to: what the builder hands its `**options` to; the keyword-only options of both are the method's.
+        passes_to: the function or class that the builder hands its `**options` to. The method then has the
+            keyword-only options of both; where both have one, the builder's default counts.
         defaults: "head" and "pooling" of its tasks unless they are given.
 
     Raises:
@@ -90,12 +90,16 @@ def register(
 
 
 def _options(name: str, builder: Builder, passes_to: Callable[..., Any] | None) -> dict[str, Any]:
-    """The options of a method with their defaults, read from signatures."""
+    """The options of a method with their defaults, read from signatures.
+
+    Raises:
+        ConfigError: an option without a default, or options that have no names.
+    """
     found = {key: p for key, p in inspect.signature(builder).parameters.items() if key not in _FIXED}
     if passes_to is not None:
         found = {key: p for key, p in found.items() if p.kind is not p.VAR_KEYWORD}
         shared = inspect.signature(passes_to).parameters
-        found = {key: p for key, p in shared.items() if p.kind is p.KEYWORD_ONLY} | found  # its own defaults win
+        found = {key: p for key, p in shared.items() if p.kind is p.KEYWORD_ONLY} | found
     for key, p in found.items():
         if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL):
             raise ConfigError(f"the method {name!r} takes any {key!r}; name its options, or use passes_to=.")
@@ -114,8 +118,13 @@ def unregister(name: str) -> None:
     del _REGISTRY[name]
 
 
+def registered() -> tuple[Method, ...]:
+    """All methods in the order of their names, without the aliases."""
+    return tuple(_REGISTRY[name] for name in sorted(_REGISTRY))
+
+
 def names() -> tuple[str, ...]:
-    """All methods, and the aliases of compositions."""
+    """The names of all methods, then the aliases of compositions."""
     return (*sorted(_REGISTRY), *sorted(ALIASES))
 
 

@@ -9,28 +9,27 @@ import math
 
 import torch
 
-from adapterbank.backbone.sites import Sites
+from adapterbank.backbone.sites import NOTHING, Sites
 from adapterbank.backbone.weights import ASTWeights, Geometry
-from adapterbank.errors import ConfigError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
+from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.registry import register
 
 TOKENS = 300  # PETL_AST
 
 
 class ShallowPrompt(Adapters):
-    """(P, D), uniform as `prompt.DeepPrompt` draws them."""
+    """P prompts, (P, D), drawn like those of `prompt.DeepPrompt`."""
 
     def __init__(self, geometry: Geometry, generator: torch.Generator, tokens: int):
         super().__init__()
-        if type(tokens) is not int or tokens < 1:
-            raise ConfigError(f"got tokens={tokens!r}, expected at least 1 prompt; PETL_AST uses {TOKENS}.")
+        whole("tokens", tokens, of="prompt", hint=f"PETL_AST uses {TOKENS}")
         bound = math.sqrt(6 / (3 * geometry.patch**2 + geometry.width))
         self.prompts = init.uniform((tokens, geometry.width), bound, generator)
 
     def sites(self, layer: int) -> Sites:
-        return Sites(tokens=(self.prompts,)) if layer == 0 else Sites()
+        return Sites(tokens=(self.prompts,)) if layer == 0 else NOTHING
 
 
 @register("shallow_prompt", paper="VPT-shallow (Jia et al., 2022); PETL_AST, 2024", parameters="tokens D")

@@ -1,11 +1,11 @@
-"""All methods at a glance: what `adapterbank.methods()` prints, and the README's table."""
+"""All methods at a glance: the table that `adapterbank.methods()` shows, and the one of the README."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
 from io import StringIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -15,17 +15,15 @@ from rich.text import Text
 
 from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.methods.base import Adapters
-
-if TYPE_CHECKING:
-    from adapterbank.methods.registry import Method
 from adapterbank.methods.grammar import build, count, parse
-from adapterbank.methods.registry import _REGISTRY, ALIASES, Method
+from adapterbank.methods.registry import ALIASES, Method, registered
+
+SYMBOLS = "AST-base: 12 x 768, without a head. L blocks, D width, M MLP width, N tokens, P patch side."
 
 
 def overview() -> Overview:
     """All methods and aliases with options, parameters and paper: a tuple of `Method` that prints as a table."""
-    known = [_REGISTRY[name] for name in sorted(_REGISTRY)]
-    return Overview([*known, *(_as_method(name, ALIASES[name]) for name in sorted(ALIASES))], count)
+    return Overview([*registered(), *(_as_method(name, ALIASES[name]) for name in sorted(ALIASES))], count)
 
 
 def _as_method(name: str, expression: str) -> Method:
@@ -44,14 +42,11 @@ def _as_method(name: str, expression: str) -> Method:
     return Method(name, builder, options, "; ".join(papers), ", ".join((total, *definitions)))
 
 
-SYMBOLS = "AST-base: 12 x 768, without a head. L blocks, D width, M MLP width, N tokens, P patch side."
-
-
-class Overview(tuple["Method", ...]):
-    """The methods in their order; a tuple that prints as a table.
+class Overview(tuple[Method, ...]):
+    """The methods in their order: a tuple whose `repr` is a table for the terminal.
 
     Args:
-        count: name -> trained numbers on AST-base.
+        count: name -> how many numbers it trains on AST-base. It is called when a table is made, not before.
     """
 
     _count: Callable[[str], int]

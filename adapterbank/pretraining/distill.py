@@ -1,16 +1,16 @@
-"""Pretrains a small AST from frozen teachers or from masked patches: a training loop that resumes to the bit.
+"""Pretrains a small AST from frozen teachers or from masked patches. A killed training resumes to the same bits.
 
-The student's two global tokens learn what the teachers say about the whole view; the mean of each patch column learns
-what they say about that moment. Each target has linear projection heads of its own, thrown away afterwards. Without
-teachers the student guesses hidden patches (`masked.py`).
+The student's two global tokens learn what the teachers say about a whole view. The mean of the tokens of each patch
+column learns what they say about that moment. Each target has projection heads of its own, which are thrown away after
+the training. Without teachers the student guesses hidden patches (`masked.py`).
 
 Symbols: R rows of a batch, F frames, M mel bins, t patch columns, N tokens, D width, S rows of a target, E its width.
 """
 
 from __future__ import annotations
 
+import io
 import math
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +24,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from adapterbank.audio.masks import spec_augment
 from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, normalise
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError, UnknownNameError
+from adapterbank.files import write_atomically
 from adapterbank.pretraining.distill_losses import distill_loss, init_heads, target_statistics
 from adapterbank.pretraining.masked import MaskedPatches
 from adapterbank.pretraining.student import MINI, Tensors, init_student, student_tokens
@@ -52,15 +54,21 @@ class DistillOptions:
         objective: "teachers", or "masked_patch", which asks no teacher and draws no SpecAugment masks.
         hidden_share: of the patches that "masked_patch" hides.
         masked_weight: of the masked-patch loss beside the teachers', a second forward pass; 0 leaves it out.
-        steps: optimiser steps in all; the cosine ends there.
-        batch_tokens: patch columns x 8 and the two global tokens, over the rows of one micro-batch of one length.
-        accumulate: micro-batches (each of another length) per step.
+        steps: optimiser steps in all; the learning rate reaches its end there.
+        batch_tokens: tokens of a micro-batch, in which all views have one length: two global tokens and the patches of
+            each view, of which a patch column has `geometry.rows`.
+        accumulate: micro-batches per step; each may be of another length.
+        warmup: share of the steps in which the learning rate rises.
+        clip: largest gradient norm.
+        ema: how slowly the averaged student, which is exported, follows the trained one.
         probability_weight: of the cross-entropy, summed over classes, beside the mean squared errors.
         row_weight: of the column-wise losses beside those of the global tokens.
         head_width: hidden width of the projection heads; 0 makes them linear.
         mask_frequency, mask_time: widest SpecAugment masks, in mel bins and as a share of the frames.
-        keep_rows: of the student's patch rows, drawn per clip, until the share `keep_until` of the steps; then all.
-        gain: random offset in dB of the student's input only; teachers differ in how they take loudness.
+        keep_rows: how many rows of patches (bands of frequency) the student hears of each view, drawn anew each time.
+        keep_until: the share of the steps after which it hears all rows.
+        gain: the student hears each view up to so many dB louder or softer than the teachers did, because teachers
+            differ in what they make of loudness.
     """
 
     steps: int
@@ -91,20 +99,8 @@ class DistillOptions:
             raise ConfigError(f"got steps={self.steps}, accumulate={self.accumulate}; both are at least 1.")
 
 
-def spec_augment(mel: Tensor, options: DistillOptions, generator: torch.Generator) -> Tensor:
-    """One frequency and one time mask per clip, filled with 0 (about the mean of normalised log-mels)."""
-    rows, frames, bins = mel.shape
-    for axis, size, widest in ((1, frames, int(options.mask_time * frames)), (2, bins, options.mask_frequency)):
-        width = torch.rand(rows, generator=generator) * (widest + 1)
-        start = torch.rand(rows, generator=generator) * (size - width)
-        index = torch.arange(size)
-        masked = (index >= start.floor()[:, None]) & (index < (start.floor() + width.floor())[:, None])
-        mel = mel.masked_fill(masked[:, :, None] if axis == 1 else masked[:, None, :], 0.0)
-    return mel
-
-
 def random_gain(mel: Tensor, options: DistillOptions, generator: torch.Generator) -> Tensor:
-    """Normalised log-mels of clips that are up to `gain` dB louder or softer."""
+    """Normalised log-mels (R, F, M), each of a clip that is up to `gain` dB louder or softer."""
     decibel = (torch.rand(len(mel), 1, 1, generator=generator) * 2 - 1) * options.gain
     return mel + decibel * (math.log(10) / 10) / (2 * AUDIOSET_STD)
 
@@ -113,7 +109,7 @@ def random_gain(mel: Tensor, options: DistillOptions, generator: torch.Generator
 
 
 def epoch_batches(columns: np.ndarray, options: DistillOptions, geometry: Geometry, epoch: int) -> list[np.ndarray]:
-    """All views once: micro-batches of one length, shuffled by (seed, epoch)."""
+    """Micro-batches that hold every view once, each of views of one length, in an order drawn by (seed, epoch)."""
     rng = np.random.default_rng((options.seed, epoch))
     batches = []
     for length in np.unique(columns):
@@ -144,9 +140,10 @@ def learning_rate(step: int, options: DistillOptions) -> float:
 
 
 class Distiller:
-    """Student, heads, EMA and optimiser: all that a checkpoint holds.
+    """A student in training, with its heads, its average over time and its optimiser: all that a checkpoint holds.
 
-    Batches, masks and learning rate are functions of (seed, step), so that the state has no generator in it.
+    Batches, masks and learning rate follow from the seed and the number of the step alone. A checkpoint therefore holds
+    no random generator, and a resumed training goes on to the same bits.
     """
 
     def __init__(
@@ -182,7 +179,7 @@ class Distiller:
         self._pool = ThreadPoolExecutor(max_workers=options.accumulate)
 
     def loss(self, views: np.ndarray, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Of one micro-batch of views of one length."""
+        """The loss of one micro-batch of views of one length, and its parts by name."""
         clean = normalise(self.store.batch("mel", views), AUDIOSET_MEAN, AUDIOSET_STD)
         total = torch.zeros(())
         parts: dict[str, float] = {}
@@ -198,7 +195,8 @@ class Distiller:
     def _taught_loss(
         self, views: np.ndarray, mel: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, float]]:
-        mel = random_gain(spec_augment(mel, self.options, generator), self.options, generator)
+        masked = spec_augment(mel, self.options.mask_frequency, float(self.options.mask_time), generator)
+        mel = random_gain(masked, self.options, generator)
         answers = {target.name: self.store.batch(target.name, views) for target in self.store.targets}
         kept = None
         if self.step < self.options.keep_until * self.options.steps:
@@ -219,8 +217,8 @@ class Distiller:
     def train_step(self, batches: list[np.ndarray]) -> dict[str, float]:
         """One optimiser step.
 
-        Micro-batches count by the root of their rows: between every clip alike, where a hundred short clips drown ten
-        long ones, and every token alike, where short clips hardly count.
+        A micro-batch counts by the root of its number of views. If every view counted alike, a hundred short views
+        would drown ten long ones; if every token counted alike, short views would hardly count.
         """
         total = sum(len(b) ** 0.5 for b in batches)
         means: dict[str, float] = {}
@@ -309,9 +307,9 @@ class Distiller:
             "statistics": self.statistics,
             "optimiser": self.optimiser.state_dict(),
         }
-        temporary = f"{path}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_atomically(Path(path), content.getvalue())
 
     def start_from(self, path: str | Path) -> None:
         """Begins with the averaged student of an earlier run, and with its heads as far as the targets are the same.
@@ -331,7 +329,7 @@ class Distiller:
                     tensor.copy_(state["heads"][name])
 
     def load(self, path: str | Path) -> None:
-        """Goes on from `save`. Only `steps` may differ, and there may be more views: a run may be prolonged.
+        """Goes on from what `save` wrote. A training may be prolonged: `steps` may differ, and there may be more views.
 
         Raises:
             StorageError: not a checkpoint, or one of other options, geometry or views.

@@ -13,15 +13,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from adapterbank.backbone.checkpoints.opening import INIT_STD
+from adapterbank.backbone.checkpoints.untrained import INIT_STD
 from adapterbank.pretraining.student import Tensors
 from adapterbank.pretraining.teachers import Target
 from adapterbank.pretraining.views import Views
 
-CLIP_SIGMA = 6.0  # standardised targets are cut here: YAMNet's embedding is sparse, its rare units have long tails
-
-
-STATISTIC_VIEWS = 3_000
+CLIP_SIGMA = 6.0  # standardised targets are cut here, because the rare units of YAMNet's embedding have long tails
+STATISTIC_VIEWS = 3_000  # of which mean and deviation of the targets are taken
 
 
 def pooled_target(target: Target, rows: Tensor) -> Tensor:
@@ -30,7 +28,11 @@ def pooled_target(target: Target, rows: Tensor) -> Tensor:
 
 
 def target_statistics(store: Views, seed: int) -> Tensors:
-    """Mean and standard deviation per dimension, of rows and of pooled targets, over a sample of views."""
+    """Mean and standard deviation of every dimension of every target, over a sample of views.
+
+    Returns:
+        {"<target>.<rows or pooled>.<mean or std>": (E,) or (parts x E,)}.
+    """
     rng = np.random.default_rng((seed, 2))
     sample = np.sort(rng.choice(store.done, min(STATISTIC_VIEWS, store.done), replace=False))
     statistics = {}
@@ -46,7 +48,14 @@ def target_statistics(store: Views, seed: int) -> Tensors:
 
 
 def init_heads(targets: Sequence[Target], statistics: Tensors, student_width: int, hidden: int, seed: int) -> Tensors:
-    """Projection heads, with one hidden layer unless `hidden` is 0; those of probabilities start at the mean score."""
+    """The projection heads from the student's features to each target, as tensors by name.
+
+    A head of probabilities starts with the bias that answers with the mean score.
+
+    Args:
+        student_width: D.
+        hidden: width of the one hidden layer of a head; 0 makes heads linear.
+    """
     generator = torch.Generator().manual_seed(seed + 1)
     heads: Tensors = {}
     for target in targets:

@@ -17,24 +17,20 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from adapterbank.backbone.checkpoints.opening import INIT_STD
+from adapterbank.backbone.checkpoints.untrained import INIT_STD
 from adapterbank.backbone.embedding import embed
 from adapterbank.backbone.weights import PREFIX_TOKENS, ASTWeights, Geometry
 from adapterbank.errors import ConfigError
 from adapterbank.pretraining.student import Tensors, student_blocks
 
 RECONSTRUCTION_WEIGHT = 10.0  # lambda of SSAST's eq. 3
-
-
 SMALLEST_CLUSTER, LARGEST_CLUSTER = 3, 5  # patches; SSAST's C
-
-
-HEADS = ("match", "pixels")  # eq. 1 and eq. 2, each a perceptron with one hidden layer of width D
+HEADS = ("match", "pixels")  # of eq. 1 and of eq. 2; each is a perceptron with one hidden layer of width D
 
 
 @dataclass(frozen=True)
 class MaskedPatches:
-    """The objective of a `Distiller` that has no teacher.
+    """The loss of a `Distiller` that has no teacher, or beside its teachers.
 
     Attributes:
         share: of the patches that are hidden; SSAST hides 400 of 512.
@@ -76,7 +72,14 @@ class MaskedPatches:
         dtype: torch.dtype,
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Of normalised spectrograms (R, F, M), each cut to whole patches."""
+        """The loss of normalised spectrograms (R, F, M), F a whole number of patches, and its two parts by name.
+
+        Args:
+            student: its tensors by name, as `init_student` makes them.
+            heads: as `init_heads` makes them.
+            dtype: in which the student's blocks compute.
+            generator: draws which patches are hidden.
+        """
         size = self.geometry.patch
         patches = rearrange(mel, "r (t b) (rows a) -> r (rows t) (a b)", a=size, b=size)  # frequency-major, as `embed`
         hidden = draw_hidden(len(mel), self.geometry.rows, mel.shape[1] // size, self.share, generator)

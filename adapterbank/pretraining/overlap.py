@@ -1,4 +1,6 @@
-"""How alike two recordings are: sketches of log-mels that find copies at any offset, and waveforms that confirm them.
+"""How alike two recordings are: is one a copy of the other, or of a part of it?
+
+Sketches, which are coarse log-mel spectrograms, find candidates at any offset. The waveforms of a candidate confirm it.
 
 Symbols: T samples at 16 kHz, S steps of 40 ms.
 """
@@ -13,39 +15,19 @@ from torch import Tensor
 from adapterbank.audio.mel import SAMPLE_RATE, log_mel
 
 BANDS, STEP = 32, 4  # steps of 40 ms
-
-
 STEP_SECONDS = 160 * STEP / SAMPLE_RATE
-
-
 WINDOW, QUERY_HOP, POOL_HOP = 16, 8, 4  # steps: 0.64 s, every 0.32 and 0.16 s
-
-
 EXCERPT, EXCERPTS = 25, 3  # steps: one second; how many of them
-
-
 SHORTEST = 8  # steps: a third of a second; shorter sounds are like many others
-
-
 FLOOR = 8.0  # nats below a clip's maximum: quieter is silence
-
-
 SOUNDING = 0.2  # share of an excerpt's cells above the floor; with fewer there is nothing to recognise
-
-
 WAVE_RATE = 8_000  # Hz: codecs keep the waveform of low frequencies
-
-
 LOWEST = 60.0  # Hz
-
-
-WAVE_OVERLAP = 0.2  # seconds that two waveforms share at least, and either
-
-
-WAVE_ENERGY = 0.1  # this share of the energy of both,
-
-
-WAVE_LENGTH = 0.5  # or of the length of the shorter one
+# Two waveforms are compared where they overlap by at least WAVE_OVERLAP seconds, if the overlap has at least the share
+# WAVE_ENERGY of the energy of each, or at least the share WAVE_LENGTH of the length of the shorter one.
+WAVE_OVERLAP = 0.2
+WAVE_ENERGY = 0.1
+WAVE_LENGTH = 0.5
 
 
 def sketch(wave: Tensor) -> Tensor:

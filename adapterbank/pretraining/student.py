@@ -1,4 +1,4 @@
-"""A small AST made to be trained: its initialisation, a forward pass with a fast backward, and export.
+"""A small AST made to be trained: its initialisation, its forward pass, and its export as a backbone.
 
 Symbols: R rows of a batch, F frames, M mel bins, N tokens, D width.
 """
@@ -6,22 +6,22 @@ Symbols: R rows of a batch, F frames, M mel bins, N tokens, D width.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from safetensors.torch import save
 from torch import Tensor
 
 from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
+from adapterbank.backbone import plain
 from adapterbank.backbone.checkpoints.huggingface import MODEL_TYPE
 from adapterbank.backbone.checkpoints.names import on_disk
-from adapterbank.backbone.checkpoints.opening import INIT_STD
+from adapterbank.backbone.checkpoints.untrained import INIT_STD
 from adapterbank.backbone.embedding import embed
-from adapterbank.backbone.weights import ASTWeights, BlockWeights, Geometry, expected_shapes
+from adapterbank.backbone.weights import ASTWeights, Geometry, expected_shapes
+from adapterbank.files import write_atomically
 
 MINI = Geometry(
     layers=12, width=192, heads=3, mlp_width=768, max_frames=1024, frequency_stride=16, time_stride=16, eps=1e-6
@@ -29,24 +29,24 @@ MINI = Geometry(
 
 
 SINUSOID_BASE = 100.0  # the slowest wave is 2 pi x 100 columns long
-
-
 SINUSOID_SCALE = 0.5  # about the spread of embedded patches
-
-
 QUERY_KEY_SCALE = 0.7  # a token's logit for itself is about 8 x 0.7^2 = 4
-
-
 Tensors = dict[str, Tensor]
 
 
 def init_student(geometry: Geometry, seed: int) -> Tensors:
-    """Canonical tensors of a new AST, made for short training.
+    """The tensors of a new AST, initialised so that a short training suffices.
 
-    Linears: normal with variance 1 / fan-in (0.02, as published ViTs start, leaves small models on a plateau for
-    thousands of steps), those that write to the residual stream smaller by sqrt(2 x layers). Query and key start equal
-    and orthogonal, so that tokens attend to similar ones, and positions as 2-D sinusoids, so that near means similar
-    (mimetic initialisation: Trockman and Kolter, 2023). Norms 1, biases 0.
+    - Linears are drawn from a normal distribution with variance 1 / fan-in. (Published vision transformers start with a
+      standard deviation of 0.02, which leaves small models on a plateau for thousands of steps.) The linears that write
+      to the residual stream are smaller by sqrt(2 x layers).
+    - Query and key start equal and orthogonal, so that a token attends to tokens that are like it. Positions start as
+      2-D sinusoids, so that patches that are near each other have similar positions. Both are the mimetic
+      initialisation of Trockman and Kolter (2023).
+    - LayerNorms start at 1, biases at 0.
+
+    Returns:
+        The tensors by their names in `ASTWeights.named()`.
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -98,9 +98,7 @@ def student_tokens(
         kept: (R, k) patch rows (frequency) that each clip keeps; the rest are left out of the sequence, which costs
             less and generalises better (patchout: Koutini et al., 2021). None keeps all.
 
-    The same function as `ast.encode` without sites, made for the backward pass: q, k and v in one matmul, the stream
-    in `dtype`, and attention written out, because on CPUs the fused kernel's backward pass takes longer than
-    all matmuls of the block together.
+    The stream runs in `dtype`, too, unlike in a bank.
     """
     weights = ASTWeights.from_named(tensors, geometry.layers)
     x = embed(mel, weights.embed, geometry).to(dtype)
@@ -112,28 +110,13 @@ def student_tokens(
 
 def student_blocks(weights: ASTWeights, x: Tensor, geometry: Geometry) -> Tensor:
     """All blocks and the final norm, in the dtype of the embedded tokens. (R, N, D) -> (R, N, D) in fp32."""
-    dtype, scale = x.dtype, (geometry.width // geometry.heads) ** -0.5
-    for stored in weights.blocks:
-        b = BlockWeights(*(t.to(dtype) for t in stored if t is not None))  # a student has every bias
-        h = F.layer_norm(x, (geometry.width,), b.ln1_weight, b.ln1_bias, geometry.eps)
-        bias = torch.cat([b.q_bias, b.k_bias, b.v_bias])  # type: ignore[list-item]
-        qkv = F.linear(h, torch.cat((b.q_weight, b.k_weight, b.v_weight)), bias)
-        q, k, v = rearrange(qkv, "r n (three h d) -> three r h n d", three=3, h=geometry.heads)
-        mixed = ((q * scale) @ k.transpose(-1, -2)).softmax(-1) @ v
-        x = x + F.linear(rearrange(mixed, "r h n d -> r n (h d)"), b.proj_weight, b.proj_bias)
-        h = F.layer_norm(x, (geometry.width,), b.ln2_weight, b.ln2_bias, geometry.eps)
-        x = x + F.linear(F.gelu(F.linear(h, b.fc1_weight, b.fc1_bias)), b.fc2_weight, b.fc2_bias)
-    return F.layer_norm(x.float(), (geometry.width,), *weights.norm, geometry.eps)
+    cast = weights.map(lambda name, tensor: tensor.to(x.dtype) if name.startswith("blocks.") else tensor)
+    return plain.blocks(x, cast, geometry)
 
 
-def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: str | Path) -> None:
-    """Writes config.json, preprocessor_config.json and model.safetensors (bf16), as `ASTModel.save_pretrained` does.
-
-    Each file appears whole or not at all, so that others may read the folder while it is refreshed.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {
+def _model_config(geometry: Geometry) -> dict[str, Any]:
+    """What transformers' `ASTConfig` says of this geometry."""
+    return {
         "architectures": ["ASTModel"],
         "attention_probs_dropout_prob": 0.0,
         "dtype": "bfloat16",
@@ -153,7 +136,11 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
         "qkv_bias": True,
         "time_stride": geometry.time_stride,
     }
-    extractor = {
+
+
+def _extractor_config(geometry: Geometry) -> dict[str, Any]:
+    """What transformers' `ASTFeatureExtractor` has to know to make the spectrograms that the student heard."""
+    return {
         "do_normalize": True,
         "feature_extractor_type": "ASTFeatureExtractor",
         "feature_size": 1,
@@ -166,6 +153,16 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
         "sampling_rate": SAMPLE_RATE,
         "std": AUDIOSET_STD,
     }
+
+
+def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: str | Path) -> None:
+    """Writes config.json, preprocessor_config.json and model.safetensors (bf16), as `ASTModel.save_pretrained` does.
+
+    Each file appears whole or not at all, so that other processes may read the folder while it is written anew.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config, extractor = _model_config(geometry), _extractor_config(geometry)
     named = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().to(torch.bfloat16)
@@ -177,8 +174,6 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
             tensor = tensor[None]
         named[on_disk(name)] = tensor.contiguous()
     # `save_file` would leave a file that only its owner can read.
-    (folder / "model.tmp").write_bytes(save(named, metadata={"format": "pt"}))
-    os.replace(folder / "model.tmp", folder / "model.safetensors")
+    write_atomically(folder / "model.safetensors", save(named, metadata={"format": "pt"}))
     for name, content in (("config", config), ("preprocessor_config", extractor)):
-        (folder / f"{name}.tmp").write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(folder / f"{name}.tmp", folder / f"{name}.json")
+        write_atomically(folder / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())

@@ -26,11 +26,7 @@ from adapterbank.audio.mel import SAMPLE_RATE, log_mel
 from adapterbank.errors import BackboneError, ConfigError, NameTakenError, UnknownNameError
 
 COLUMN_SAMPLES = 2_560  # 16 frames of 10 ms at 16 kHz
-
-
 LONGEST_PIECE = 62  # columns: 10 s
-
-
 TAIL_SAMPLES = 240  # what the last 25 ms window reaches beyond its 10 ms step
 
 
@@ -165,8 +161,6 @@ def mel_halves(mel: Tensor) -> Tensor:
 # --- YAMNet ----------------------------------------------------------------------------------------------------------
 
 YAMNET_WINDOW, YAMNET_HOP = 96, 48  # frames: 0.96 s every 0.48 s, that is 6 patch columns every 3
-
-
 YAMNET_OFFSET = 1e-3  # added before the logarithm; YAMNet's own constant
 
 
@@ -236,14 +230,8 @@ def _triangles(edges: np.ndarray, bins: np.ndarray) -> np.ndarray:
 # --- Whisper ---------------------------------------------------------------------------------------------------------
 
 WHISPER_HEADS = 6
-
-
 WHISPER_ROWS = 1_500  # of 20 ms: the 30 s that it was trained on
-
-
 ROWS_PER_COLUMN = COLUMN_SAMPLES // 320  # 8
-
-
 MARGIN_ROWS = 8  # kept exactly after the end of the sound, before silence is thinned
 
 

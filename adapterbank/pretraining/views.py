@@ -1,153 +1,50 @@
-"""What the student hears: a pool of unlabelled audio, pre-drawn views of it, and what the teachers say about each view.
+"""What the student hears: views drawn from a pool of unlabelled audio, and what the teachers say about each of them.
 
-Teachers and student hear the same augmented waveform, so a teacher runs once per view and its answers wait on disk as
-memory-mapped arrays. Rows of a view lie one after another: its columns in `mel`, its target rows in each target.
+A view is one augmented piece of a clip. Teachers and student hear the same view, so that each teacher has to hear it
+only once: its answers are kept on disk, in one memory-mapped array per target. The rows of one view lie one after
+another in each array.
+
+Symbols: R views of a batch, F frames, M mel bins, t patch columns, V all views.
 """
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio.functional
 from rich.progress import track
 from torch import Tensor
 
-from adapterbank.audio.mel import SAMPLE_RATE, frame_count, log_mel, pad_frames
+from adapterbank.audio.mel import frame_count, log_mel, pad_frames
 from adapterbank.errors import DatasetError
+from adapterbank.files import write_atomically
+from adapterbank.pretraining.pool import Pool
 from adapterbank.pretraining.teachers import Target, Teacher, view_samples
 
 Mode = Literal["r", "r+", "w+"]
-
-
 FRAMES_PER_COLUMN = 16
-
-
 MEL_BINS = 128
-
-
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
-
-
-SPEEDS = ((6, 5), (9, 8), (1, 1), (1, 1), (1, 1), (1, 1), (8, 9), (5, 6))  # output over input length; half are 1
-
-
+SPEEDS = ((6, 5), (9, 8), (1, 1), (1, 1), (1, 1), (1, 1), (8, 9), (5, 6))  # output over input length, half of them 1
 # (share, fewest, most patch columns): up to 0.6 s (notes, syllables), about 1 s, 2 s, 3-5 s and 5-10 s
 LENGTHS = ((0.18, 1, 4), (0.30, 5, 7), (0.30, 10, 13), (0.15, 18, 31), (0.07, 31, 62))
 
 
-class Pool:
-    """All clips of a folder as one memory-mapped int16 array at 16 kHz.
-
-    Args:
-        folder: shards with an `index.csv` (`shard,start_sample,num_samples`), or any tree of audio files.
-        cache: where the decoded samples are kept.
-        exclude: clips to leave out, by their number among all, as `recipes/check_overlap.py` prints it.
-
-    Raises:
-        DatasetError: no audio there, a file that cannot be read, a cache of another folder's audio, or a number in
-            `exclude` that no clip has.
-    """
-
-    def __init__(self, folder: str | Path, cache: str | Path, exclude: Sequence[int] = ()):
-        folder, cache = Path(folder), Path(cache)
-        files = _audio_files(folder)
-        source = {"files": [[path.name, path.stat().st_size] for path in files]}
-        cache.mkdir(parents=True, exist_ok=True)
-        marker = cache / "source.json"
-        if not marker.is_file():
-            _decode(folder, files, cache)
-            _write_json(marker, source)
-        elif json.loads(marker.read_text(encoding="utf-8")) != source:
-            raise DatasetError(f"{cache} holds the audio of another folder than {folder}; choose another, or empty it.")
-        clips = np.load(cache / "clips.npy")  # (clips, 2): start, samples
-        if wrong := [number for number in exclude if not 0 <= number < len(clips)]:
-            raise DatasetError(f"got exclude={wrong}, expected clip numbers from 0 to {len(clips) - 1}.")
-        self.numbers = np.delete(np.arange(len(clips)), list(exclude))  # of the clips that are left, among all
-        self.clips = clips[self.numbers]
-        self.samples = np.memmap(cache / "samples.i16", np.int16, "r")
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def read(self, clip: int, start: int = 0, samples: int | None = None) -> Tensor:
-        """Part of a clip as fp32 in [-1, 1]."""
-        first, count = self.clips[clip]
-        stop = count if samples is None else min(count, start + samples)
-        return torch.from_numpy(self.samples[first + start : first + stop].astype(np.float32) / 32768)
-
-
-def _index(folder: Path) -> list[dict[str, str]]:
-    """The rows of `index.csv`; none where there is no such file."""
-    index = folder / "index.csv"
-    if not index.is_file():
-        return []
-    with index.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _shards(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    return sorted({row["shard"] for row in rows})
-
-
-def _audio_files(folder: Path) -> list[Path]:
-    shards = _shards(_index(folder))
-    files = [next(folder.glob(f"{Path(shard).stem}.*"), folder / shard) for shard in shards]
-    files = files or sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
-    if absent := [path.name for path in files if not path.is_file()]:
-        raise DatasetError(f"{folder / 'index.csv'} names {absent[0]}, which is not there; fetch the shards again.")
-    if not files:
-        raise DatasetError(f"no audio in {folder}; put audio files there, or shards with an index.csv.")
-    return files
-
-
-def _decode(folder: Path, files: Sequence[Path], cache: Path) -> None:
-    clips: list[tuple[int, int]] = []
-    written = 0
-    rows = _index(folder)
-    shards = _shards(rows)
-    partial = cache / "samples.part"
-    with partial.open("wb") as out:
-        for number, path in enumerate(track(files, "decoding the pool")):
-            audio = _read(path)
-            out.write((audio.clip(-1, 1) * 32767).astype(np.int16).tobytes())
-            if shards:
-                mine = [row for row in rows if row["shard"] == shards[number]]
-                clips += [(written + int(row["start_sample"]), int(row["num_samples"])) for row in mine]
-            else:
-                clips.append((written, len(audio)))
-            written += len(audio)
-    partial.replace(cache / "samples.i16")
-    np.save(cache / "clips.npy", np.array(clips, dtype=np.int64))
-
-
-def _read(path: Path) -> np.ndarray:
-    try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DatasetError(f"cannot read {path}: {error}. Remove it from the pool, or fetch it again.") from error
-    mono = audio.mean(1)
-    if rate == SAMPLE_RATE:
-        return mono
-    return torchaudio.functional.resample(torch.from_numpy(mono), rate, SAMPLE_RATE).numpy()
-
-
 @dataclass(frozen=True)
 class View:
-    """One augmented crop: where its sound comes from, and the generator's state for the rest.
+    """One augmented piece of a clip: where its sound comes from, and the seed from which `render` draws the rest.
 
     Attributes:
-        clips: the first is the view's own; more are joined after it.
-        columns: its length in patch columns.
-        mix: a clip laid over it, or -1.
+        seed: of all that `render` draws: where the piece begins, levels, offsets.
+        clips: the clip itself, and the clips that are joined after it because it is too short.
+        columns: the length of the view in patch columns.
+        speed: output length over input length, as two integers.
+        mix: the clip that is laid over the view, or -1 for none.
     """
 
     seed: tuple[int, int]
@@ -161,9 +58,9 @@ def draw_views(pool: Pool, per_clip: int, seed: int, mix: float = 0.3, join: flo
     """`per_clip` views of every clip, pass after pass.
 
     Args:
-        mix: share of views with a second clip laid over.
-        join: share of the clips too short for the drawn length that are filled up with others; the rest keep
-            their own length, as short clips do in use.
+        mix: the share of views over which a second clip is laid.
+        join: of the clips that are too short for the drawn length, the share that is filled up with other clips. The
+            rest keep their own length, as short clips do when the backbone is used.
     """
     views = []
     shares = np.array([share for share, _, _ in LENGTHS])
@@ -213,7 +110,13 @@ def _at_speed(sound: Tensor, speed: tuple[int, int]) -> Tensor:
 
 
 class Views(Protocol):
-    """What a student needs of prepared views: one store, or several joined."""
+    """What a training needs of prepared views: one store has it, and several joined stores have it, too.
+
+    Attributes:
+        columns: (V,) the length of each view in patch columns.
+        targets: what the teachers answer with.
+        done: how many views have all their answers.
+    """
 
     columns: np.ndarray
     targets: tuple[Target, ...]
@@ -225,12 +128,14 @@ class Views(Protocol):
 class ViewStore:
     """Log-mels and teacher targets of all views, memory-mapped fp16 arrays in one folder.
 
-    Views are kept sorted by pass, then by length, so that a contiguous run of one length is a batch without padding.
+    Views are sorted by pass, and within a pass by length, so that neighbours of equal length are a batch that needs no
+    padding.
 
     Args:
         folder: of the arrays.
-        columns: patch columns of every view, in the stored order.
-        targets: what each teacher says, with its width.
+        columns: (V,) the length of every view in patch columns, in the order in which they are stored.
+        targets: what the teachers answer with.
+        mode: as `numpy.memmap` takes it; with "r+" an array that is not there yet is made.
     """
 
     def __init__(self, folder: str | Path, columns: np.ndarray, targets: Sequence[Target], mode: Mode = "r"):
@@ -293,7 +198,7 @@ class ViewStore:
 
 
 class JoinedViews:
-    """The finished views of several stores as one, so that a second leg hears the views of the first as well.
+    """The finished views of several stores as one, so that a later training also hears the views of an earlier one.
 
     Args:
         exclude: views with any of these clips in them are left out (numbers as for `Pool`).
@@ -332,8 +237,9 @@ def prepare(
     """Runs the teachers over all views; goes on where a killed run stopped.
 
     Args:
-        pass_size: views are sorted by length inside runs of so many, so that a first pass can be used early.
-        batch_columns: about how many patch columns go through a teacher at once.
+        pass_size: views are sorted by length only within groups of this many, so that the first group is complete and
+            can be trained on while the teachers hear the next one. None: one group.
+        batch_columns: about how many patch columns a teacher hears at once.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -392,6 +298,4 @@ def _ask(pool: Pool, views: Sequence[View], teachers: Sequence[Teacher], store: 
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(content).encode())

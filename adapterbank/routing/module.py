@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from adapterbank.audio.mel import SAMPLE_RATE
-from adapterbank.backbone.backbone import Backbone
 from adapterbank.routing.run import mels_of, run_rows
+from adapterbank.task.host import HasBackbone
 from adapterbank.task.task import Task
-
-
-class HasBackbone(Protocol):
-    @property
-    def backbone(self) -> Backbone: ...
 
 
 class TaskModule(nn.Module):

@@ -90,8 +90,9 @@ class CompiledTask(nn.Module):
 
     def _logits(self, spectrograms: Tensor) -> Tensor:
         """Normalised spectrograms of one length (R, F, M) -> (R, C)."""
+        # Where the task owns a block, None stands in the place that its own tensors are about to take.
         blocks: Any = tuple(block() if isinstance(block, Buffers) else None for block in self.blocks)
-        segment = self._task.segment(ASTWeights(self.embed(), blocks, self.norm()))  # the task's own where None is
+        segment = self._task.segment(ASTWeights(self.embed(), blocks, self.norm()))
         (tokens,) = encode([spectrograms], [segment], self._geometry)
         return self._task.logits(tokens)
 

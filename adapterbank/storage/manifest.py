@@ -6,7 +6,6 @@ last in one step, decides which files count. A save that dies at any moment leav
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -14,22 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.backbone.checkpoints.opening import load_backbone
+from adapterbank.backbone.checkpoints import load_backbone
 from adapterbank.errors import AdapterBankError, BackboneError, StorageError
-from adapterbank.files import write_atomically
+from adapterbank.files import MiB, read_json, sha256, sync_folder, write_atomically
 from adapterbank.storage.skeleton import Skeletons
 from adapterbank.storage.task_file import FORMAT_VERSION, SavedTask, call_of, check_fingerprint, read_bytes, task_bytes
 from adapterbank.task.task import Task, check_name
 
 FORMAT = "adapterbank"
-
-
 MANIFEST = "manifest.json"
-
+_LIMIT = 1024 * MiB  # of the manifest; a task takes about 1 KiB of it, and 10 with the 527 labels of AudioSet
 
 _WRITTEN = re.compile(r"[a-z0-9][a-z0-9._-]*\.[0-9a-f]{12}\.safetensors")  # a name of ours: never delete others' files
-
-
 _FILE = re.compile(r"tasks/[a-z0-9][a-z0-9._-]*\.safetensors")
 
 
@@ -49,6 +44,7 @@ def save_bank(
         StorageError: the folder cannot be written, or holds something else than a bank; a saved task is missing, cut or
             tampered with.
     """
+    which = "as it was"
     try:
         (folder / "tasks").mkdir(parents=True, exist_ok=True)
         if (folder / MANIFEST).exists():
@@ -62,7 +58,10 @@ def save_bank(
             "tasks": entries,
         }
         manifest["digest"] = _digest_of(manifest)
-        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode())
+        sync_folder(folder / "tasks")  # the manifest must not be there before the files that it names
+        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode(), sync=False)
+        which = "the new one"
+        sync_folder(folder)  # and the files that the old one names must be there until the new one is
         written({name: SavedTask(folder, name, entry) for name, entry in entries.items()})
         current = {entry["file"] for entry in entries.values()}
         for file in (folder / "tasks").iterdir():
@@ -71,7 +70,7 @@ def save_bank(
     except OSError as error:
         if isinstance(error, AdapterBankError):
             raise
-        raise StorageError(f"cannot save the bank to {folder}: {error}. The bank there is as it was.") from error
+        raise StorageError(f"cannot save the bank to {folder}: {error}. The bank there is {which}.") from error
 
 
 def _described(backbone: Backbone) -> dict[str, Any]:
@@ -113,7 +112,7 @@ def _write(folder: Path, task: Task | SavedTask, backbone: Backbone, kinds: Skel
             _put(folder / file, task.content(), digest)
         return {**task.entry, "file": file}
     content = task_bytes(task, backbone)
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256(content)
     file = _file(task.name, digest)
     _put(folder / file, content, digest)
     return {
@@ -133,8 +132,8 @@ def _file(name: str, digest: str) -> str:
 def _put(path: Path, content: bytes, digest: str) -> None:
     """Writes a file unless it is there with this content."""
     same_size = path.exists() and path.stat().st_size == len(content)
-    if not same_size or hashlib.sha256(read_bytes(path)).hexdigest() != digest:
-        write_atomically(path, content)
+    if not same_size or sha256(read_bytes(path)) != digest:
+        write_atomically(path, content, sync=False)  # the folder is synced after the last
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -145,14 +144,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        manifest = read_json(path, StorageError, "Restore the file from a copy.", _LIMIT)
+    except StorageError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
         raise StorageError(
             f"there is no bank at {folder}: {MANIFEST} is missing. Save one with bank.save()."
         ) from error
-    except (OSError, ValueError) as error:
-        raise StorageError(f"cannot read {path}: {error}. Restore the file from a copy.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if manifest.get("format") != FORMAT:
         raise StorageError(f"{path} is no manifest of a bank (its 'format' is not {FORMAT!r}).")
     version = manifest.get("format_version")
     if version != FORMAT_VERSION:
@@ -195,4 +194,4 @@ def saved_tasks(folder: Path, manifest: Mapping[str, Any], backbone: Backbone) -
 
 
 def _digest_of(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(manifest, sort_keys=True).encode())

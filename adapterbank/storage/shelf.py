@@ -1,9 +1,16 @@
 """The tasks of a bank: those in memory, and those of a saved bank that are opened when they are asked for.
 
-The bank itself only reads a task while it answers (`use`): such tasks are as their files are, so at most `resident` of
-them stay in memory, and the one that was not used for longest is put back. A task that was handed out (`shelf[name]`)
-or put in may be trained, changed or held by anybody, in ways that nothing can see from outside: it is the one task of
-its name from then on and is never put back.
+A task that was added, imported, renamed or changed is a task of memory: it stays. All others are as their files are,
+and each is opened when somebody asks for it. Of those, the `resident` that were used last stay in memory. One more is
+opened, and the least recently used of them is put back, which means that it is forgotten and opened again when it is
+asked for. Two kinds are not put back:
+
+- A task that somebody outside still holds, or of which somebody holds a part. It is lent: it stays in memory, so that
+  one name always gives one object, and is looked at again when later tasks are opened.
+- A task that was changed since it was handed out (trained, given metrics, moved to other tensors): no file has what it
+  is now, so it becomes a task of memory.
+
+The bank itself only reads tasks while it answers (`use`). What only the bank has seen needs no such look.
 """
 
 from __future__ import annotations
@@ -12,25 +19,50 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.errors import ConfigError, NameTakenError, UnknownNameError
 from adapterbank.storage import manifest as storage
+from adapterbank.storage.marks import is_held, mark
 from adapterbank.storage.skeleton import Skeletons
 from adapterbank.storage.task_file import SavedTask
 from adapterbank.task.task import Facts, Task, check_name
+
+_LOOKS = 4  # lent tasks that are looked at whenever one is opened: many that are held must not make opening slow
+
+
+class _Opened:
+    """A task of a saved bank that is in memory.
+
+    Attributes:
+        mark: what it was like when it was handed out; None: it never was.
+    """
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.mark: bytes | None = None
+
+    def was_changed(self) -> bool:
+        """Whether it is another than its file says. What was never handed out cannot be."""
+        return self.mark is not None and mark(self.task) != self.mark
+
+    def mark_again(self) -> None:
+        """After a change of the bank's own, which is no reason to keep the task."""
+        self.mark = self.mark and mark(self.task)
 
 
 class Shelf(MutableMapping[str, Task]):
     """Tasks by name, in their order. Threads may share it: opening and putting back is one step.
 
-    `values()`, `items()` and `copy()` hand out every task, and so open all and keep them; names alone open none.
+    Reading a task, also by `values()` or `items()`, opens it and pins nothing: it may be put back once nobody holds it,
+    unless it was changed. Names alone open none.
 
     Args:
         backbone: that tasks are opened for.
-        resident: how many tasks that were opened for the bank's own use stay in memory; None opens all now.
+        resident: how many tasks that are as their files are stay in memory; None opens all now, and all stay.
 
     Raises:
         ConfigError: `resident` is no positive integer.
@@ -43,12 +75,13 @@ class Shelf(MutableMapping[str, Task]):
         self._backbone = backbone
         self._tasks: dict[str, Task | SavedTask] = dict(tasks)
         self._limit = resident
-        self._opened: OrderedDict[str, Task] = OrderedDict()  # for `use` only; the least recently used first
+        self._opened: OrderedDict[str, _Opened] = OrderedDict()  # the least recently used first
+        self._lent: OrderedDict[str, _Opened] = OrderedDict()  # the one that was looked at first comes first
         self._kinds = Skeletons()
         self._lock = threading.RLock()
         if resident is None:
-            for name in self._tasks:
-                self[name]
+            for name in list(self._tasks):
+                self._keep(name)
 
     def known(self, name: str) -> str:
         """The name itself. Raises UnknownNameError."""
@@ -56,19 +89,17 @@ class Shelf(MutableMapping[str, Task]):
             raise UnknownNameError("task", name, self._tasks, "Add it with bank.add_task(name, ...).")
         return name
 
+    def free(self, name: str, advice: str = "choose another name.") -> str:
+        """The name itself, which a new task can have. Raises NameTakenError, InvalidNameError."""
+        if check_name(name) in self._tasks:
+            raise NameTakenError(f"a task {name!r} exists; {advice}")
+        return name
+
     def use(self, name: str) -> Task:
         """The task, to be read and neither changed nor given away. Raises UnknownNameError, StorageError."""
         with self._lock:
             task = self._tasks[self.known(name)]
-            if isinstance(task, Task):
-                return task
-            if name in self._opened:
-                self._opened.move_to_end(name)
-            else:
-                self._opened[name] = task.open(self._backbone, self._kinds)
-                while self._limit is not None and len(self._opened) > self._limit:
-                    self._opened.popitem(last=False)
-            return self._opened[name]
+            return self._open(name, task).task if isinstance(task, SavedTask) else task
 
     def by_row(self, names: str | Iterable[str], rows: int) -> list[Task]:
         """The task of each row, to be read only: one name for all of them, or one per row; each is looked up once.
@@ -85,23 +116,68 @@ class Shelf(MutableMapping[str, Task]):
         return [used[name] for name in known]
 
     def __getitem__(self, name: str) -> Task:
-        """The task for good. Raises KeyError, StorageError."""
+        """The task, for the caller to do with as they like. Raises KeyError, StorageError."""
         with self._lock:
             task = self._tasks[name]
-            if isinstance(task, SavedTask):
-                known = self._opened.pop(name, None)
-                task = self._tasks[name] = task.open(self._backbone, self._kinds) if known is None else known
-            return task
+            if isinstance(task, Task):
+                return task
+            opened = self._open(name, task)
+            if opened.mark is None:
+                opened.mark = mark(opened.task)
+            return opened.task if opened.mark else self._keep(name)  # without a mark, a change could get lost
+
+    def _open(self, name: str, file: SavedTask) -> _Opened:
+        """The task in memory, now the most recently used; to be called with the lock."""
+        if name in self._opened:
+            self._opened.move_to_end(name)
+            return self._opened[name]
+        opened = self._lent.pop(name, None) or _Opened(file.open(self._backbone, self._kinds))
+        for lent in list(islice(self._lent, _LOOKS)):
+            self._put_back(lent, self._lent.pop(lent))
+        self._opened[name] = opened
+        while self._limit is not None and len(self._opened) > self._limit:
+            self._put_back(*self._opened.popitem(last=False))
+        return opened
+
+    def _put_back(self, name: str, opened: _Opened) -> None:
+        """Forgets a task that was taken off both lists, unless that would lose something."""
+        if opened.mark is None:
+            return
+        if is_held(opened):
+            self._lent[name] = opened
+        elif opened.was_changed():
+            self._tasks[name] = opened.task
+
+    def _keep(self, name: str) -> Task:
+        """Makes a task one of memory, and returns it."""
+        task = self._tasks[name]
+        if isinstance(task, SavedTask):
+            opened = self._in_memory(name)
+            self[name] = task = opened.task if opened else task.open(self._backbone, self._kinds)
+        return task
+
+    def _in_memory(self, name: str) -> _Opened | None:
+        return self._opened.get(name) or self._lent.get(name)
+
+    def _keep_changed(self) -> None:
+        """Makes every task that was changed one of memory, whether somebody holds it or not."""
+        for name, opened in [*self._opened.items(), *self._lent.items()]:
+            if opened.was_changed():
+                self._keep(name)
 
     def __setitem__(self, name: str, task: Task) -> None:
         with self._lock:
-            self._opened.pop(name, None)
+            self._forget(name)
             self._tasks[name] = task
 
     def __delitem__(self, name: str) -> None:
         with self._lock:
-            self._opened.pop(name, None)
+            self._forget(name)
             del self._tasks[name]
+
+    def _forget(self, name: str) -> None:
+        self._opened.pop(name, None)
+        self._lent.pop(name, None)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tasks
@@ -119,45 +195,57 @@ class Shelf(MutableMapping[str, Task]):
         return f"Shelf({list(self._tasks)})"
 
     def copy(self) -> dict[str, Task]:
-        """All tasks as a dict of its own."""
+        """All tasks as a dict of its own, which holds them."""
         return dict(self.items())
 
     def rename(self, name: str, new_name: str) -> None:
         """Gives a task another name; its place stays. Raises UnknownNameError, NameTakenError, InvalidNameError."""
         with self._lock:
             self.known(name)
-            if check_name(new_name) in self._tasks:
-                raise NameTakenError(f"a task {new_name!r} exists; choose another name.")
-            task = self[name]
+            self.free(new_name)
+            task = self._keep(name)
             task.spec = task.spec.renamed(new_name)
             self._tasks = {new_name if key == name else key: value for key, value in self._tasks.items()}
 
-    def record(self, name: str, metrics: dict[str, float]) -> None:
+    def record(self, name: str, metrics: Mapping[str, float]) -> None:
         """Notes metrics of a task, also if it is put back meanwhile; ignored if it is gone."""
         with self._lock:
-            task = self._tasks.get(name)
-            if isinstance(task, SavedTask):
-                self._tasks[name] = replace(task, metrics=metrics)
-                task = self._opened.get(name)
-            if task is not None:
-                task.metrics = metrics
+            if name not in self._tasks:
+                return
+            opened = self._in_memory(name)
+            if opened and opened.was_changed():
+                self._keep(name)
+            task = self._tasks[name]
+            if isinstance(task, Task):
+                task.metrics = dict(metrics)
+                return
+            self._tasks[name] = replace(task, metrics=dict(metrics))
+            if opened:
+                opened.task.metrics = dict(metrics)
+                opened.mark_again()
 
     def facts(self, name: str) -> Facts:
         """What is known of a task without opening it. Raises UnknownNameError, StorageError."""
         with self._lock:  # a save in another thread replaces the files, then removes the old ones
-            return self._tasks[self.known(name)].facts()
+            task, opened = self._tasks[self.known(name)], self._in_memory(name)
+            return (opened.task if opened and opened.mark else task).facts()  # handed out: may not be as its file says
 
     def to(self, backbone: Backbone) -> None:
         """Moves all tasks in memory to a backbone's device, and opens the others for it from now on."""
         with self._lock:
             self._backbone = backbone
-            for task in (*self._tasks.values(), *self._opened.values()):
+            self._keep_changed()
+            for task in self._tasks.values():
                 if isinstance(task, Task):
                     task.to(backbone.device)
+            for opened in (*self._opened.values(), *self._lent.values()):
+                opened.task.to(backbone.device)
+                opened.mark_again()
 
     def save(self, folder: Path) -> None:
-        """Writes a bank, as `storage.save_bank` says. What is not in memory is copied from where it is."""
+        """Writes a bank, as `storage.save_bank` says. What is as its file is, in memory or not, is copied from it."""
         with self._lock:
+            self._keep_changed()
             tasks = dict(self._tasks)
 
         def written(files: Mapping[str, SavedTask]) -> None:
@@ -172,8 +260,15 @@ class Shelf(MutableMapping[str, Task]):
         storage.save_bank(folder.absolute(), self._backbone, tasks, written)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For processes that are spawned: locks cannot be sent, and what can be opened there need not be."""
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_opened")}
+        """For processes that are spawned. Locks cannot be sent, and what can be opened there need not be; a task that
+        was changed or is held goes along, so that whoever is sent with it still has the bank's own task there."""
+        with self._lock:
+            sent = dict(self._tasks)
+            for name, opened in (*self._opened.items(), *self._lent.items()):
+                if opened.mark is not None and (is_held(opened) or opened.was_changed()):
+                    sent[name] = opened.task
+            state = {**self.__dict__, "_tasks": sent}
+        return {key: value for key, value in state.items() if key not in ("_lock", "_opened", "_lent")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock(), _opened=OrderedDict())
+        self.__dict__.update(state, _lock=threading.RLock(), _opened=OrderedDict(), _lent=OrderedDict())

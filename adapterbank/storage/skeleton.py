@@ -30,10 +30,7 @@ class Skeleton:
 
     def __init__(self, task: Task):
         self.shapes = shapes_of(task)
-        state = task.state_dict(keep_vars=True)
-        content = io.BytesIO()
-        _Leaving({id(tensor): name for name, tensor in state.items()}, content).dump(task)
-        self._content = content.getvalue()
+        self._content = without_tensors(task)
 
     def task(self, spec: TaskSpec, backbone: Backbone, tensors: Mapping[str, Tensor]) -> Task:
         """A task of this kind with copies of these tensors on the backbone's device; they have been checked."""
@@ -77,6 +74,19 @@ class Skeletons:
             return self._kinds.setdefault(kind, Skeleton(task))
         except (pickle.PicklingError, AttributeError):  # a local function in it, or a tensor that is not saved
             return Built(task)
+
+
+def without_tensors(task: Task) -> bytes:
+    """The pickle of a task's modules, with a name in place of each tensor.
+
+    Raises:
+        pickle.PicklingError, AttributeError: a tensor in it is not in its state dict, or an object in it, such as a
+            local function, cannot be pickled.
+    """
+    names = {id(tensor): name for name, tensor in task.state_dict(keep_vars=True).items()}
+    content = io.BytesIO()
+    _Leaving(names, content).dump(task)
+    return content.getvalue()
 
 
 def shapes_of(task: Task) -> dict[str, tuple[torch.Size, torch.dtype]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -20,12 +19,11 @@ from torch import Tensor
 from adapterbank import methods
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.errors import BackboneMismatchError, StorageError, UnknownNameError
+from adapterbank.files import sha256
 from adapterbank.storage.skeleton import Built, Skeletons
 from adapterbank.task.task import Facts, Task, TaskSpec
 
 FORMAT_VERSION = 1
-
-
 _HEADER = "adapterbank"  # key of our JSON in a safetensors file's metadata
 
 
@@ -85,7 +83,7 @@ class SavedTask:
         """The file, verified by size and SHA-256. Raises StorageError."""
         self.check()
         content = read_bytes(self.path)
-        if hashlib.sha256(content).hexdigest() != self.entry["sha256"]:
+        if sha256(content) != self.entry["sha256"]:
             raise StorageError(f"task {self.name!r}: the content of {self.path} was changed; its SHA-256 does not fit.")
         return content
 

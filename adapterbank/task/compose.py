@@ -1,4 +1,7 @@
-"""New tasks from trained ones: two adapter sets in one forward pass, as copies (AAT, section 3.3, after the fact)."""
+"""A new task from trained ones: copies of their adapters, all of them in one forward pass.
+
+AAT (section 3.3) trains two methods together from the start; here they are put together after each was trained.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from adapterbank.errors import CompositionError, ConfigError, LabelsError, Unkno
 from adapterbank.task.task import Task, TaskSpec
 
 HOWS = ("joint",)
-
-
 # What the parts share in one forward pass: tasks that differ here cannot be composed without saying which counts.
 _SHARED = ("multilabel", "pooling", "head", "clip_seconds", "normalize")
 
@@ -32,6 +33,9 @@ def compose(
     """A task whose adapters are copies of those of `sources`, all of them in one forward pass.
 
     Args:
+        name: of the new task.
+        sources: tasks of different methods, or of compositions without a method in common; they are not changed.
+        backbone: the one that all of them run on.
         how: "joint": the sites of all sources are filled at once, by the rules of `a+b`.
         freeze: names of sources whose copies are not trained further; True for all, so that only the head is.
         head_from: a source whose head is copied with its labels; None gives a new head.
@@ -85,6 +89,11 @@ def _parts(task: Task) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _labels(sources: Sequence[Task], head: Task | None, labels: Sequence[str] | None) -> tuple[str, ...]:
+    """Those of the source whose head is copied, those that were given, or those that all sources share.
+
+    Raises:
+        LabelsError: none of these, or two that differ.
+    """
     if head is not None:
         if labels is not None and tuple(labels) != head.labels:
             raise LabelsError(
@@ -100,6 +109,11 @@ def _labels(sources: Sequence[Task], head: Task | None, labels: Sequence[str] | 
 
 
 def _shared_fields(sources: Sequence[Task], given: Mapping[str, Any], head: Task | None) -> dict[str, Any]:
+    """The fields of `_SHARED`: as given, or as all sources have them; what a head implies follows a copied head.
+
+    Raises:
+        ConfigError: the sources differ and nothing was given. UnknownNameError: something else was given.
+    """
     for key in given:
         if key not in _SHARED:
             raise UnknownNameError("option of compose", key, (*_SHARED, "how", "freeze", "head_from", "labels", "seed"))

@@ -1,4 +1,4 @@
-"""The classification head that every task has, and the method that trains nothing else (AAT, section 3.1.3)."""
+"""The classification head that every task has, and the pooling that it reads (AAT, section 3.1.3)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from adapterbank.errors import UnknownNameError
 from adapterbank.methods.parts import init
 
 HEADS = ("ln_linear", "linear")
-
-
 POOLINGS = ("cls_dist", "mean")
 
 
 class Head(nn.Module):
-    """LayerNorm and Linear (AST, AAT), or a bare Linear (PETL_AST).
+    """LayerNorm and Linear ("ln_linear": AST, AAT), or a bare Linear ("linear": PETL_AST).
+
+    Args:
+        kind: one of `HEADS`.
+        width: D, of the pooled features.
+        classes: C.
+        eps: of the LayerNorm.
+        generator: draws the weights of the Linear; its bias starts at zero.
 
     Shapes: pooled features (R, D) -> logits (R, C).
+
+    Raises:
+        UnknownNameError: another kind.
     """
 
     def __init__(self, kind: str, width: int, classes: int, eps: float, generator: torch.Generator):
@@ -33,10 +41,14 @@ class Head(nn.Module):
 
 
 def pool(tokens: Tensor, how: str) -> Tensor:
-    """(R, N, D) -> (R, D): the mean of cls and distillation ("cls_dist", AST), or of all tokens ("mean", PETL_AST)."""
+    """The features that a head reads, (R, N, D) -> (R, D).
+
+    Args:
+        how: "cls_dist", the mean of the cls and distillation tokens (AST), or "mean", that of all tokens (PETL_AST).
+    """
     return (tokens[:, :PREFIX_TOKENS] if how == "cls_dist" else tokens).mean(dim=1)
 
 
 def tokens_read(how: str) -> int | None:
-    """How many of the first tokens `pool` reads; None for all."""
+    """How many of the first tokens `pool` reads; None for all. The last block may leave the others out."""
     return PREFIX_TOKENS if how == "cls_dist" else None

@@ -1,11 +1,11 @@
-"""One task of a bank: what the manifest stores of it, and every tensor that training it may change."""
+"""One task of a bank: its description, which the manifest stores, and every tensor that training it may change."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
-import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -19,19 +19,19 @@ from adapterbank.audio.mel import normalise, pad_frames
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.encode import Segment
 from adapterbank.backbone.weights import ASTWeights, NormWeights
-from adapterbank.errors import ConfigError, InvalidNameError, LabelsError, StorageError, UnknownNameError
+from adapterbank.errors import ConfigError, InvalidNameError, StorageError, UnknownNameError
 from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts.own import trainable_copies
 from adapterbank.task.head import HEADS, POOLINGS, Head, pool, tokens_read
-from adapterbank.task.lengths import clip_frames
+from adapterbank.task.labels import check_labels, targets
+from adapterbank.task.lengths import padded_frames
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-
 RESERVED = ("auto", "all", "base", "unknown")
 
 
 def check_name(name: Any) -> str:
-    """A task name that is a file name everywhere.
+    """`name` itself, if it is one for a task: such names are file names on every system.
 
     Raises:
         InvalidNameError: another form, or a reserved word.
@@ -59,9 +59,16 @@ class TaskSpec:
         method: a method or composition, as in `adapterbank.methods.names()`.
         options: of the method.
         labels: class names in the order of the logits.
+        multilabel: each class is present or not, instead of one of all.
+        head, pooling: one of `HEADS` and one of `POOLINGS`.
+        train_final_norm: the task has its own copy of the LayerNorm behind the last block.
         clip_seconds: shorter clips are padded to this length; None keeps each clip's own.
         normalize: "backbone", or the (mean, std) of this task's log-mels.
+        seed: together with the name it decides all random initial values.
         frozen: parts of the method that training leaves as they are, as `compose` makes them.
+
+    Raises:
+        InvalidNameError, UnknownNameError, CompositionError, LabelsError, ConfigError: the description is impossible.
     """
 
     name: str
@@ -83,23 +90,15 @@ class TaskSpec:
         for part in self.frozen:
             if part not in parts:
                 raise UnknownNameError(f"part of {self.method}", part, parts)
-        _check_labels(self.labels)
+        check_labels(self.labels)
         if self.head not in HEADS:
             raise UnknownNameError("head", self.head, HEADS)
         if self.pooling not in POOLINGS:
             raise UnknownNameError("pooling", self.pooling, POOLINGS)
         if self.clip_seconds is not None and not (_is_number(self.clip_seconds) and self.clip_seconds > 0):
             raise ConfigError(f"got clip_seconds={self.clip_seconds!r}, expected a positive number or None.")
-        if self.normalize != "backbone":
-            pair = self.normalize
-            if (
-                not isinstance(pair, Sequence)
-                or isinstance(pair, str)
-                or len(pair) != 2
-                or not all(map(_is_number, pair))
-                or not pair[1] > 0
-            ):
-                raise ConfigError(f"got normalize={pair!r}, expected 'backbone' or (mean, std) with std > 0.")
+        if self.normalize != "backbone" and not _is_mean_std(self.normalize):
+            raise ConfigError(f"got normalize={self.normalize!r}, expected 'backbone' or (mean, std) with std > 0.")
         if not isinstance(self.seed, int):
             raise ConfigError(f"got seed={self.seed!r}, expected an integer.")
 
@@ -109,14 +108,20 @@ class TaskSpec:
         return "map" if self.multilabel else "accuracy"
 
     def renamed(self, name: str) -> TaskSpec:
+        """The same description under another name."""
         return replace(self, name=name)
 
     def to_json(self) -> dict[str, Any]:
+        """As a dict of what JSON knows: tuples are lists."""
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_json(cls, content: Any) -> TaskSpec:
-        """Raises StorageError for other than what `to_json` writes."""
+        """The inverse of `to_json`.
+
+        Raises:
+            StorageError: something else than what `to_json` writes.
+        """
         known = {entry.name for entry in fields(cls)}
         if not isinstance(content, dict) or not {"name", "method", "labels"} <= content.keys() <= known:
             raise StorageError(f"got a task description {str(content)[:80]!r}, expected the fields {sorted(known)}.")
@@ -151,14 +156,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_labels(labels: Sequence[str]) -> None:
-    if not labels:
-        raise LabelsError("got no labels, expected at least one class.")
-    if not all(isinstance(label, str) and label for label in labels):
-        raise LabelsError(f"got labels {list(labels)[:5]}, expected non-empty strings.")
-    if len(set(labels)) != len(labels):
-        double = next(label for label in labels if list(labels).count(label) > 1)
-        raise LabelsError(f"the label {double!r} stands twice; class names must differ.")
+def _is_mean_std(value: Any) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        return False
+    return all(map(_is_number, value)) and value[1] > 0
 
 
 class Facts(NamedTuple):
@@ -175,7 +176,10 @@ class Task(nn.Module):
 
     Args:
         spec: what to build.
-        backbone: gives sizes and the values that `full`, `partial` and `train_final_norm` copy.
+        backbone: gives the sizes, and the values that a task starts its own copies from.
+
+    Raises:
+        UnknownNameError, CompositionError, ConfigError: the method cannot be built with these options.
     """
 
     def __init__(self, spec: TaskSpec, backbone: Backbone):
@@ -188,7 +192,7 @@ class Task(nn.Module):
         self.head = Head(spec.head, geometry.width, len(spec.labels), geometry.eps, generator)
         self.norm = nn.ParameterDict()
         if spec.train_final_norm and self.adapters.owned(base).norm is base.norm:
-            self.norm.update({k: nn.Parameter(t.detach().float().clone()) for k, t in base.norm._asdict().items()})
+            self.norm.update(trainable_copies(base.norm._asdict()))
         for part in spec.frozen:
             self.part(part).requires_grad_(False)
         self.to(backbone.device)
@@ -196,7 +200,11 @@ class Task(nn.Module):
 
     @classmethod
     def of_classifier(cls, name: str, backbone: Backbone) -> Task:
-        """The classifier that the backbone came with. Raises ConfigError: it has none."""
+        """The classifier that the backbone came with, as a task of this name.
+
+        Raises:
+            ConfigError: it has none.
+        """
         found = backbone.classifier
         if found is None:
             raise ConfigError(f"the backbone {backbone.source} has no classifier; add a task of your own.")
@@ -206,11 +214,10 @@ class Task(nn.Module):
         return task
 
     def describe(self, spec: TaskSpec, backbone: Backbone) -> None:
-        """Takes over what a description says beside the modules it asks for; metrics start empty."""
+        """Takes over what a description says beside the modules that it asks for. Metrics start empty."""
         self.spec = spec
         self.metrics: dict[str, float] = {}  # of the last evaluation that its owner recorded; stored with the task
         self._geometry = backbone.geometry
-        self._index_of = {label: index for index, label in enumerate(spec.labels)}
         mean_std = (backbone.mean, backbone.std) if isinstance(spec.normalize, str) else spec.normalize
         self._mean, self._std = float(mean_std[0]), float(mean_std[1])
 
@@ -228,11 +235,11 @@ class Task(nn.Module):
 
     @property
     def mean_std(self) -> tuple[float, float]:
-        """Of the log-mels it hears, its own or the backbone's."""
+        """(mean, std) by which its log-mels are normalised: its own, or the backbone's."""
         return self._mean, self._std
 
     def part(self, method: str) -> Adapters:
-        """The adapters of one method of a composition; of a single method, all of them."""
+        """The adapters of one method of a composition. A task with a single method has one part, its adapters."""
         if isinstance(self.adapters, methods.Composition):
             return self.adapters.part(method)
         return self.adapters
@@ -250,6 +257,7 @@ class Task(nn.Module):
         return self.spec.primary_metric
 
     def trainable_parameters(self) -> int:
+        """How many numbers training it may change."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def num_bytes(self) -> int:
@@ -273,66 +281,75 @@ class Task(nn.Module):
         return Segment(sites, weights, tokens_read(self.spec.pooling) if sites[-1].per_token() else None)
 
     def padded_frames(self, frames: int, clip_seconds: float | None) -> int:
-        """Frames that a clip of `frames` runs with: `clip_seconds` at least, and no frame beside the last patch."""
-        geometry = self._geometry
-        wanted = 0 if clip_seconds is None else clip_frames(clip_seconds, geometry)
-        return wanted if frames <= wanted else geometry.whole_frames(frames)
+        """Frames that a clip of `frames` runs with: see `lengths.padded_frames`."""
+        return padded_frames(frames, clip_seconds, self._geometry)
 
     def prepare(self, mel: Tensor, frames: int) -> Tensor:
-        """One clip's log-mel (F, M) -> padded and normalised (frames, M)."""
+        """One clip's log-mel (F, M), padded to `frames` and normalised: (frames, M)."""
         return normalise(pad_frames(mel, frames), self._mean, self._std)
 
     def targets(self, labels: Sequence[Any]) -> Tensor:
-        """Class names or indices of B clips -> (B,) int64; of a multi-label task, sets of them -> (B, C) of 0 and 1.
+        """The labels of B clips as a tensor for the loss.
+
+        Args:
+            labels: a class name or index per clip; for a multi-label task a collection of them, or (C,) of 0 and 1.
+
+        Returns:
+            (B,) int64, or for a multi-label task (B, C) of 0 and 1.
 
         Raises:
             LabelsError: a label that this task does not have.
         """
-        if not self.spec.multilabel:
-            return torch.tensor([self._index(label) for label in labels])
-        rows = torch.zeros(len(labels), len(self.labels))
-        for row, names in enumerate(labels):
-            if isinstance(names, Tensor) and names.shape == rows[row].shape:
-                rows[row] = names
-                continue
-            chosen = [self._index(name) for name in ([names] if isinstance(names, (str, int)) else names)]
-            if len(set(chosen)) < len(chosen):  # a row of 0 and 1 would be read as the classes 0 and 1
-                raise LabelsError(
-                    f"got {names!r} as the labels of one clip of {self.name!r}, where one stands twice. Pass each name "
-                    f"or index once, or a tensor of {len(self.labels)} zeros and ones."
-                )
-            rows[row, chosen] = 1
-        return rows
-
-    def _index(self, label: Any) -> int:
-        if isinstance(label, str):
-            if label in self._index_of:
-                return self._index_of[label]
-        elif hasattr(label, "__index__") and 0 <= (index := operator.index(label)) < len(self.labels):
-            return index
-        known = ", ".join(self.labels[:12]) + (", …" if len(self.labels) > 12 else "")
-        raise LabelsError(
-            f"the data has the label {label!r}, which the task {self.name!r} with {len(self.labels)} classes "
-            f"does not have. Known: {known}. Pass labels=... to add_task."
-        )
+        return targets(labels, self.labels, self.spec.multilabel, self.name)
 
     def pooled(self, tokens: Tensor) -> Tensor:
-        """(R, N, D) -> (R, D), what the head reads."""
+        """What the head reads of the backbone's output: (R, N, D) -> (R, D)."""
         return pool(tokens, self.spec.pooling)
 
     def logits(self, tokens: Tensor) -> Tensor:
-        """(R, N, D) -> (R, C)."""
+        """What the head answers to the backbone's output: (R, N, D) -> (R, C)."""
         return self.head(self.pooled(tokens))
 
     def prediction(self, logits: Tensor) -> Prediction:
-        """Class names and probabilities of one clip. (C,)."""
+        """Class names and probabilities of one clip, from its logits (C,)."""
         probabilities = logits.sigmoid() if self.spec.multilabel else logits.softmax(dim=-1)
         values, order = probabilities.sort(descending=True, stable=True)
         ranked = tuple(values.tolist())
         return Prediction(self.name, tuple(self.labels[i] for i in order.tolist()), ranked, ranked[0])
 
+    def with_adapters(self, adapters: Adapters) -> Task:
+        """This task with other adapters, as a new task: for looking at what adapters do.
+
+        Description, head and final LayerNorm are shared with this task, tensor by tensor, and so is the training mode
+        of these modules. The new task starts without metrics. Nothing of this one is changed.
+        """
+        other = copy.copy(self)
+        other._modules = dict(self._modules)  # a shallow copy would share the table of modules with this task
+        other.adapters = adapters
+        other.metrics = {}
+        return other
+
+    def share_adapters(self, source: Task) -> None:
+        """From now on this task runs through the adapters of `source`, the same tensors: training one trains both.
+
+        No task of a bank should do that, because tasks of a bank never change each other. It is for what a bank is
+        compared with: one body that is fine-tuned for task after task.
+
+        Raises:
+            ConfigError: the two were not added with the same method and options, on backbones of the same sizes.
+        """
+        own, theirs = (
+            {name: tensor.shape for name, tensor in task.adapters.state_dict().items()} for task in (self, source)
+        )
+        if (self.method, own) != (source.method, theirs):
+            raise ConfigError(
+                f"{self.name!r} ({self.method}) cannot share the adapters of {source.name!r} ({source.method}), "
+                "expected the same method, options and sizes; add both with the same ones."
+            )
+        self.adapters = source.adapters
+
     def start_from(self, source: Task) -> None:
-        """Warm start: copies what both have under one name and shape; heads only where the labels are the same.
+        """Warm start: copies what both have under one name and shape. A head is copied only if the labels are equal.
 
         Raises:
             ConfigError: the two share no tensor.

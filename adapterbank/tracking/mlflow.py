@@ -1,7 +1,11 @@
-"""Runs in MLflow: one parent run per sequence of tasks, one nested run per task, the same metric keys in each.
+"""The tracker for MLflow: one parent run per sequence of tasks, and in it one nested run per task.
 
-Everything goes through an explicit `MlflowClient`: nothing here reads or sets MLflow's global "active run", so trackers
-in several threads, or beside a user's own MLflow code, do not meet.
+All task runs have the metrics of `METRICS`, so that MLflow's compare page can line them up.
+
+MLflow and matplotlib are slow to import, so each is imported by the method that needs it, not with this module.
+
+Everything goes through an explicit `MlflowClient`. Nothing here reads or sets MLflow's global "active run", so trackers
+in several threads do not disturb each other, nor a user's own MLflow code.
 
     with Tracker().sequence("my tasks") as sequence, sequence.task(bank, "instruments") as run:
         history = fit(bank, "instruments", train, val, on_epoch=run.log_epoch)
@@ -25,29 +29,24 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from filelock import FileLock
-from matplotlib.figure import Figure
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
-
-from adapterbank import plots
 from adapterbank._version import __version__
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError
 from adapterbank.evaluation import Evaluation
+from adapterbank.files import lock
 from adapterbank.storage.task_file import task_bytes
 from adapterbank.task.task import Task
-from adapterbank.training.fit import History
+from adapterbank.tracking import base
+from adapterbank.tracking.facts import epoch_metrics, evaluation_metrics, task_params, task_tags
 
 if TYPE_CHECKING:
-    from adapterbank.sequence import SequenceResult
-
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
 
 DEFAULT_STORE = "sqlite:///mlflow.db"  # in the working folder: what `mlflow ui` opens there without arguments
 
-
+# The columns that every task's run has, whatever the task; NaN where nothing was measured. A run holds besides them
+# "val/<metric>" and "test/<metric>" for all metrics of `adapterbank.evaluation.METRICS` that its task has.
 METRICS = (
     "test/score",  # the task's primary metric: accuracy, or mAP of a multi-label task
     "test/accuracy",
@@ -61,9 +60,7 @@ METRICS = (
     "peak_memory_mb",
 )
 
-
 VIEW = "tasks"  # key of the saved view that a new experiment has: "Views > Tasks", or ?viewStateShareKey=tasks
-
 
 _VIEW_METRICS = {  # column -> width in pixels
     "test/score": 90,
@@ -74,15 +71,13 @@ _VIEW_METRICS = {  # column -> width in pixels
     "peak_memory_mb": 125,
 }
 
-
 _DIGITS = {"percent_of_base": 3, "train_seconds": 2, "gpu_seconds": 2, "peak_memory_mb": 1}  # else 6: what columns hold
-
 
 _SQLITE = "sqlite:///"
 
 
 class Tracker:
-    """One experiment in one MLflow store.
+    """One experiment in one MLflow store. It fills the Protocol `adapterbank.tracking.base.Tracker`.
 
     Args:
         experiment: its name; made if there is none.
@@ -98,6 +93,8 @@ class Tracker:
     """
 
     def __init__(self, experiment: str = "adapterbank", uri: str | None = None):
+        from mlflow import MlflowClient
+
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
         file = _sqlite_file(uri)
         # MLflow keeps one engine per address: a relative one would follow the first working folder for ever.
@@ -111,11 +108,11 @@ class Tracker:
     @contextmanager
     def sequence(
         self, name: str, *, params: Mapping[str, Any] | None = None, tags: Mapping[str, Any] | None = None
-    ) -> Iterator[SequenceRun]:
+    ) -> Iterator[MlflowSequenceRun]:
         """The parent run of a sequence; FAILED if the block raises, KILLED if it is interrupted."""
         tags = {"kind": "sequence", **_origin(), **(tags or {})}
         with self._run(name, params or {}, tags) as run_id:
-            yield SequenceRun(self, run_id, name)
+            yield MlflowSequenceRun(self, run_id, name)
 
     @property
     def view(self) -> str:
@@ -129,7 +126,7 @@ class Tracker:
         run_id: str = run.info.run_id
         status = "FAILED"
         try:
-            self.client.log_batch(run_id, params=[Param(key, value) for key, value in _texts(params).items()])
+            self.log_params(run_id, params)
             yield run_id
             status = "FINISHED"
         except BaseException as error:
@@ -139,8 +136,16 @@ class Tracker:
         finally:
             self.client.set_terminated(run_id, status)
 
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Several parameters of one run in one transaction."""
+        from mlflow.entities import Param
+
+        self.client.log_batch(run_id, params=[Param(key, value) for key, value in _texts(params).items()])
+
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
         """Several metrics of one run in one transaction."""
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
         values = [Metric(key, round(float(v), _DIGITS.get(key, 6)), now, step) for key, v in metrics.items()]
         self.client.log_batch(run_id, metrics=values)
@@ -153,8 +158,8 @@ class Tracker:
             self.client.log_artifact(run_id, str(file), str(Path(path).parent))
 
 
-class SequenceRun:
-    """The parent run of a sequence. Made by `Tracker.sequence`."""
+class MlflowSequenceRun:
+    """The parent run of a sequence, as `base.SequenceRun` describes it. Made by `Tracker.sequence`."""
 
     def __init__(self, tracker: Tracker, run_id: str, name: str):
         self.tracker, self.run_id, self.name = tracker, run_id, name
@@ -168,7 +173,7 @@ class SequenceRun:
         *,
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, Any] | None = None,
-    ) -> Iterator[TaskRun]:
+    ) -> Iterator[MlflowTaskRun]:
         """The nested run of one task.
 
         Args:
@@ -178,11 +183,12 @@ class SequenceRun:
             UnknownNameError: the bank has no such task.
         """
         owner = bank.task(task)
-        everything = {"mlflow.parentRunId": self.run_id, "kind": "task", **_task_tags(bank, owner), **(tags or {})}
+        known = {"mlflow.parentRunId": self.run_id, "kind": "task", **_origin(), **task_tags(bank, owner)}
+        everything = {**known, **(tags or {})}
         name = f"{everything['strategy']}: {task} ({owner.method})" if "strategy" in everything else task
-        with self.tracker._run(name, {**_task_params(owner), **(params or {})}, everything) as run_id:
+        with self.tracker._run(name, {**task_params(owner), **(params or {})}, everything) as run_id:
             self.task_runs[task] = run_id
-            run = TaskRun(self.tracker, run_id, bank, owner)
+            run = MlflowTaskRun(self.tracker, run_id, bank, owner)
             yield run
             run.fill()
 
@@ -193,21 +199,24 @@ class SequenceRun:
         """
         for task, evaluation in evaluations.items():
             if task in self.task_runs:
-                found = _test_metrics(bank.task(task), evaluation)
+                found = evaluation_metrics(bank.task(task), evaluation)
                 self.tracker.log_metrics(self.task_runs[task], found, step)
 
-    def log_result(self, result: SequenceResult) -> None:
+    def log_result(self, result: base.SequenceOutcome) -> None:
         """Accuracy matrix as picture and JSON, and the numbers of continual learning."""
+        from adapterbank import plots
+
         self.tracker.log_metrics(self.run_id, {k: v for k, v in result.numbers().items() if v is not None})
         self.tracker.client.log_dict(self.run_id, result.to_json(), "accuracy_matrix.json")
         self.log_figure(plots.accuracy_matrix({result.strategy: result.matrix}, result.tasks), "accuracy_matrix.png")
 
     def log_figure(self, figure: Figure, path: str) -> None:
+        """A figure of matplotlib as the artifact `path`, such as "curve.png"."""
         self.tracker.client.log_figure(self.run_id, figure, path)
 
 
-class TaskRun:
-    """The run of one task. Made by `SequenceRun.task`."""
+class MlflowTaskRun:
+    """The run of one task, as `base.TaskRun` describes it. Made by `MlflowSequenceRun.task`."""
 
     def __init__(self, tracker: Tracker, run_id: str, bank: AdapterBank, task: Task):
         self.tracker, self.run_id, self.bank, self.task = tracker, run_id, bank, task
@@ -218,11 +227,13 @@ class TaskRun:
 
     def log_epoch(self, epoch: int, record: Mapping[str, float]) -> None:
         """One record of `History.epochs`; fits `fit(on_epoch=...)`."""
-        self._log(self._epoch_metrics(record), epoch)
+        self._log(epoch_metrics(self.task, record), epoch)
 
-    def log_training(self, history: History) -> None:
+    def log_training(self, history: base.TrainingHistory) -> None:
         """What a training used and cost, its learning curve, and as the last point of the validation metrics those of
         the weights that were kept, so that the runs table shows them."""
+        from adapterbank import plots
+
         self._log(
             {
                 "gpu_seconds": history.gpu_seconds,
@@ -231,19 +242,20 @@ class TaskRun:
             }
         )
         if history.epochs:
-            kept = self._epoch_metrics(history.epochs[history.best_epoch])
+            kept = epoch_metrics(self.task, history.epochs[history.best_epoch])
             self._log({k: v for k, v in kept.items() if k.startswith("val/")}, len(history.epochs))
             title = f"{self.task.name} · {self.task.method}"
             curve = plots.learning_curve(history.epochs, best_epoch=history.best_epoch, title=title)
             self.tracker.client.log_figure(self.run_id, curve, "learning_curve.png")
         used = {**history.options, "precision": history.precision, "best_epoch": history.best_epoch + 1}
         used["steps"] = history.steps  # those that were made, in place of the limit that the options hold
-        params = [Param(key, value) for key, value in _texts(used).items()]
-        self.tracker.client.log_batch(self.run_id, params=params)
+        self.tracker.log_params(self.run_id, used)
 
     def log_test(self, evaluation: Evaluation, step: int = 0) -> None:
         """Test metrics and the confusion matrix."""
-        found = _test_metrics(self.task, evaluation)
+        from adapterbank import plots
+
+        found = evaluation_metrics(self.task, evaluation)
         self._log(found, step)
         counts = plots.confusion_counts(evaluation.logits, evaluation.targets)
         title = f"{self.task.name} · {self.task.method} · test {self.task.primary_metric} {found['test/score']:.3f}"
@@ -259,48 +271,13 @@ class TaskRun:
         """NaN for what was not measured: the compare page lines up runs that have the same keys."""
         self._log({key: math.nan for key in METRICS if key not in self._logged})
 
-    def _epoch_metrics(self, record: Mapping[str, float]) -> dict[str, float]:
-        named = {**record, "val/score": record.get(f"val/{self.task.primary_metric}", math.nan)}
-        wanted = ("train/loss", "val/loss", "val/accuracy", "val/score")
-        return {key: named[key] for key in wanted if not math.isnan(named.get(key, math.nan))}
-
     def _log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         self._logged.update(metrics)
         self.tracker.log_metrics(self.run_id, metrics, step)
 
 
-def _test_metrics(task: Task, evaluation: Evaluation) -> dict[str, float]:
-    found = evaluation.metrics
-    return {"test/score": found[task.primary_metric], "test/accuracy": found["accuracy"]}
-
-
-def _task_params(task: Task) -> dict[str, Any]:
-    spec = task.spec
-    return {
-        "method": spec.method,
-        "labels": len(spec.labels),
-        "head": spec.head,
-        "pooling": spec.pooling,
-        "clip_seconds": "native" if spec.clip_seconds is None else spec.clip_seconds,
-        "init_seed": spec.seed,
-        "method_options": json.dumps(dict(spec.options), sort_keys=True, default=str),
-    }
-
-
-def _task_tags(bank: AdapterBank, task: Task) -> dict[str, Any]:
-    return {
-        **_origin(),
-        "task": task.name,
-        "method": task.method,
-        "backbone": Path(bank.backbone.source).name,
-        "backbone_fingerprint": bank.backbone.fingerprint[:12],
-        "device": _device_name(bank.backbone.device),
-        "primary_metric": task.primary_metric,
-    }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+if TYPE_CHECKING:
+    _tracker_fills_the_protocol: type[base.Tracker] = Tracker  # a type checker refuses it if a method is missing
 
 
 def _origin() -> dict[str, str]:
@@ -330,10 +307,7 @@ def _sqlite_file(uri: str) -> Path | None:
 def _initialising(file: Path | None) -> Any:
     """Lets one process at a time open a SQLite store: two that find it empty both run all migrations, and one dies of
     "duplicate column name"."""
-    if file is None:
-        return nullcontext()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(f"{file}.lock")
+    return nullcontext() if file is None else lock(file)
 
 
 def _experiment_tags() -> dict[str, str]:
@@ -363,6 +337,9 @@ def _experiment_tags() -> dict[str, str]:
 
 
 def _experiment(client: MlflowClient, name: str, place: str | None) -> str:
+    """The id of the experiment of this name, which is made if there is none."""
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(name)
     if found is None:
         try:

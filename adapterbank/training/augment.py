@@ -1,4 +1,4 @@
-"""Augmentation of training clips. All randomness comes from the generator that is passed in."""
+"""Augmentation of training clips: random crops here, SpecAugment in `adapterbank.audio.masks`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from torch import Tensor
 
 from adapterbank.errors import ConfigError
 
-MAX_TIME_SHARE = 0.2  # SpecAugment masks at most this share of the frames, unless a protocol fixes a width in frames
+MAX_TIME_SHARE = 0.2  # a mask given as a share hides at most this much of a clip, as in AAT; as frames it may be wider
 
 
 def random_crop(waveform: Tensor, samples: int, generator: torch.Generator) -> Tensor:
-    """A random piece of a clip (T,) -> (samples,); a clip that is not longer stays whole."""
+    """A random piece of a clip, (T,) -> (samples,). A clip that is not longer stays whole.
+
+    Args:
+        generator: makes the only draw, that of the start.
+    """
     spare = len(waveform) - samples
     if spare <= 0:
         return waveform
@@ -19,31 +23,12 @@ def random_crop(waveform: Tensor, samples: int, generator: torch.Generator) -> T
     return waveform[start : start + samples]
 
 
-def spec_augment(mel: Tensor, freq_mask: int, time_mask: float | int, generator: torch.Generator) -> Tensor:
-    """SpecAugment (Park et al., 2019): one masked band of mel bins and one of frames, set to 0 in log-mel as AST does.
-
-    Args:
-        mel: (F, M), before normalisation.
-        freq_mask: largest width in mel bins; the width is drawn from 0 to this.
-        time_mask: a float is the largest share of the frames (at most 0.2), an int the largest width in frames.
-    """
-    mel = mel.clone()
-    frames, bins = mel.shape
-    widest = round(time_mask * frames) if isinstance(time_mask, float) else min(time_mask, frames)
-    start, width = _span(bins, min(freq_mask, bins), generator)
-    mel[:, start : start + width] = 0
-    start, width = _span(frames, widest, generator)
-    mel[start : start + width] = 0
-    return mel
-
-
-def _span(size: int, widest: int, generator: torch.Generator) -> tuple[int, int]:
-    width = int(torch.randint(widest + 1, (), generator=generator))
-    return int(torch.randint(size - width + 1, (), generator=generator)), width
-
-
 def check_masks(freq_mask: int, time_mask: float | int) -> None:
-    """Raises ConfigError for widths that `spec_augment` cannot use."""
+    """Refuses widths that `spec_augment` cannot use.
+
+    Raises:
+        ConfigError: a width that is negative, no number, or a share above `MAX_TIME_SHARE`.
+    """
     if not isinstance(freq_mask, int) or freq_mask < 0:
         raise ConfigError(f"got freq_mask={freq_mask!r}, expected mel bins as an integer, such as 24.")
     if isinstance(time_mask, float):

@@ -1,8 +1,9 @@
-"""Activations below a task's first site, computed once per clip and kept in memory or on disk.
+"""Activations below the first block that a task changes, computed once per clip and kept in memory or on disk.
 
-Below the first site nothing depends on what is trained. What is kept has a name made of everything it depends on: the
-SHA-256 of the waveform, its padded length, and the backbone, dtypes, normalisation and block that `_identity` lists. A
-clip or a backbone that changed has another name, so that nothing stale is ever found.
+Below that block nothing depends on what is trained, so that every epoch would compute the same values. What is kept has
+a name made of everything it depends on: the SHA-256 of the waveform, its padded length, and the backbone, dtypes,
+normalisation and block that `_identity` lists. A clip or a backbone that changed has another name: nothing stale is
+ever found.
 
 Symbols: B batch, T samples, F frames, M mel bins, N tokens, D width.
 """
@@ -40,7 +41,7 @@ ENTRY = 4  # bytes of a number: the residual stream is fp32 whatever the frozen 
 
 
 class Store(Protocol):
-    """Tensors by name, kept for good."""
+    """Where tensors are kept by name. Nothing is ever removed from it."""
 
     def __contains__(self, name: object) -> bool: ...
 
@@ -50,7 +51,7 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """In the memory of this process."""
+    """A store in the memory of this process."""
 
     def __init__(self) -> None:
         self._tensors: dict[str, Tensor] = {}
@@ -66,10 +67,15 @@ class MemoryStore:
 
 
 class FolderStore:
-    """In one folder per identity, a safetensors file per batch; read through the page cache of the system.
+    """A store in a folder, with one safetensors file per batch.
 
-    A file has the SHA-256 of its content in its name, is written in one step and verified when it is first read.
-    Several processes may fill one folder: at worst both compute the same clip.
+    Files are mapped, so that the system keeps in memory what is read often and drops it when memory is short. A file
+    has the SHA-256 of its content as its name, is written in one step, and is verified when it is first read. Several
+    processes may fill one folder: at worst both compute the same clip.
+
+    Args:
+        folder: the one that the user named; the store is a folder inside it.
+        identity: what the tensors depend on beside the clip; its SHA-256 names the folder inside.
 
     Raises:
         StorageError: a file is cut or was changed, or the folder cannot be written.
@@ -131,7 +137,14 @@ class FolderStore:
 
 
 class Kept(Dataset[tuple[Tensor, Any]]):
-    """A dataset by what is kept of its clips: item i is (tokens (N, D) or a vector (D,), label), once it is filled."""
+    """A dataset of what is kept of clips. Item i is (tokens (N, D) or features (D,), label), once it is filled.
+
+    Args:
+        names: of what is kept, one per clip; clips that are equal have one name.
+        labels: one per clip.
+        data: the dataset of waveforms that it stands for.
+        store: where the tensors are.
+    """
 
     def __init__(self, names: Sequence[str], labels: Sequence[Any], data: Any, store: Store):
         self.names, self.labels, self.data, self.store = names, labels, data, store
@@ -144,31 +157,46 @@ class Kept(Dataset[tuple[Tensor, Any]]):
         return self.tensors[index], self.labels[index]
 
     def missing(self) -> list[int]:
-        """One clip of each name that is not in the store yet."""
-        first = dict(zip(reversed(self.names), reversed(range(len(self))), strict=True))
-        return sorted(index for name, index in first.items() if name not in self.store)
+        """The place of the first clip of each name that is not in the store yet, in rising order."""
+        first: dict[str, int] = {}
+        for index, name in enumerate(self.names):
+            first.setdefault(name, index)
+        return [index for name, index in first.items() if name not in self.store]
 
 
 @dataclass
 class Stores:
-    """What several trainings of one process have in common: what is kept, and which clips their data hold."""
+    """What several trainings of one process share, so that `fit_many` computes each clip once.
+
+    Attributes:
+        by_identity: a store for each identity of activations.
+        surveys: the names and labels of the clips of each dataset, by what names depend on.
+    """
 
     by_identity: dict[str, Store] = field(default_factory=dict)
     surveys: dict[tuple[Any, ...], Kept] = field(default_factory=dict)
 
 
 class Activations:
-    """What one training keeps: tokens that enter the task's first block, or, where none is trained, pooled features.
+    """The cache of one training.
+
+    It keeps the tokens (N, D) that enter the first block which the task changes; where the task trains only its head,
+    the pooled features (D,) that the head reads.
 
     Args:
-        backbone: as the training runs it.
+        backbone: in the precision of the training.
         where: "memory" or a folder.
-        limit: bytes, None for any number.
+        limit: how many bytes one training may keep; None for any number.
+        batch_size: clips that are computed, and written to a file, at a time.
+        workers: processes that read clips ahead, 0 for none.
         precision, autocast: of the training.
         stores: shared by trainings of one process.
 
+    Attributes:
+        block: the first block that the task changes, counted from 0; None if features are kept.
+
     Raises:
-        ConfigError: the task acts from the first block on.
+        ConfigError: the task changes the first block, so that there is nothing to keep.
     """
 
     def __init__(
@@ -315,7 +343,10 @@ class Activations:
 
 
 def reads_alike(data: Any, clips: int = 3) -> bool:
-    """Whether the first clips are the same when they are read again: a dataset that augments by itself gives others."""
+    """Whether the first clips are the same when they are read again.
+
+    A dataset that augments its clips by itself gives others, and what was kept of them would freeze the first draw.
+    """
     first = range(min(clips, len(data)))
     once, again = ([as_waveforms([data[index][0]])[0] for index in first] for _ in range(2))
     return all(map(torch.equal, once, again))

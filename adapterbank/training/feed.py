@@ -1,4 +1,4 @@
-"""What a training hears: clips in their drawn order, batch by batch, cropped and masked."""
+"""What a training hears: clips in their drawn order, batch by batch, or what a cache keeps of them."""
 
 from __future__ import annotations
 
@@ -7,36 +7,52 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from adapterbank.audio.masks import spec_augment
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.errors import DatasetError
 from adapterbank.evaluation import map_style
-from adapterbank.routing.run import mels_of
+from adapterbank.routing.below import logits_above
+from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.task.task import Task, seeded
-from adapterbank.training.augment import random_crop, spec_augment
-from adapterbank.training.cache import Kept, collate
+from adapterbank.training.augment import random_crop
+from adapterbank.training.cache import FOLDER_BYTES, MEMORY_BYTES, Activations, Kept, Stores, collate, reads_alike
 from adapterbank.training.options import Options
+from adapterbank.training.setting import Setting
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Of B clips the raw log-mels (F, M), or what a cache keeps of them; and their labels."""
+    """B clips of one step.
+
+    Attributes:
+        rows: one tensor per clip: its raw log-mel (F, M), cropped and masked; or, with a cache, what is kept of it:
+            tokens (N, D) or a feature vector (D,).
+        labels: one per clip, as the data gives them.
+    """
 
     rows: list[Tensor]
     labels: list[Any]
 
 
 class Feed:
-    """The batches of a training, epoch by epoch. Several trainings that walk in step get the same objects from one.
+    """The batches of a training, epoch by epoch.
+
+    Several trainings may share one feed: those that ask for the same place get the same object.
 
     Args:
+        backbone: on whose device log-mels are computed.
         data: map-style, of (waveform (T,) at 16 kHz, label) or of what is kept.
-        masks: SpecAugment's widths in mel bins and in frames or a share of them, 0 for none.
+        options: batch size, seed, order, crops and number of workers.
+        masks: the widest SpecAugment masks, in mel bins and in frames or a share of them; 0 for none.
 
     Attributes:
+        generator: makes all draws: the order of the clips, then crops and masks. It depends on the seed, and on the
+            task's name unless the order is shared.
         key: feeds with the same key give the same batches.
     """
 
@@ -63,7 +79,11 @@ class Feed:
         return len(self.loader)
 
     def batch(self, epoch: int, place: int) -> Batch:
-        """The batch at this place. Rising, from the first of each epoch on; asked for again, it is the same object."""
+        """The batch at a place of an epoch, both counted from 0.
+
+        Places are asked for in rising order, from the first of each epoch on. The latest may be asked for again: it is
+        then the same object.
+        """
         if self._at != (epoch, place):
             if place == 0:
                 self._batches = iter(self.loader)
@@ -71,7 +91,7 @@ class Feed:
         return self._latest
 
     def hear(self, rows: list[Tensor], labels: list[Any]) -> Batch:
-        """B waveforms (T,) at 16 kHz -> their log-mels, cropped and masked anew; what is kept stays as it is."""
+        """B waveforms (T,) at 16 kHz -> their log-mels (F, M), cropped and masked anew; what is kept stays as it is."""
         if self.kept:
             return Batch(rows, labels)
         if self.crop_seconds is not None:
@@ -82,6 +102,85 @@ class Feed:
             if any(self.masks):
                 mels = [spec_augment(mel, *self.masks, self.generator) for mel in mels]
         return Batch(mels, labels)
+
+
+class TrainingData:
+    """The data part of a training: training clips, validation clips, and what a cache keeps of both.
+
+    Args:
+        train: map-style, of (waveform (T,) at 16 kHz, label). val: the same, any iterable, or None.
+        stores: what caches keep, where several trainings of one process share it.
+
+    Attributes:
+        train, val: as given, or as `Kept` where a cache is used; `val` is None if there is no validation.
+        activations: the cache; None if nothing is kept.
+        feed: the batches of training clips.
+
+    Raises:
+        LabelsError: a label that the task does not have. ConfigError: a cache that cannot work or is too small.
+    """
+
+    def __init__(self, setting: Setting, train: Any, val: Any = None, stores: Stores | None = None):
+        self.setting, task = setting, setting.task
+        self.train: Any = train
+        self.val: Any = None if val is None else map_style(val)
+        self.activations: Activations | None = None
+        if setting.options.keeps or (setting.options.cache == "auto" and self._may_keep()):
+            self.activations = _activations(setting, stores)
+            self.train = self.activations.survey(self.train, training=True)
+            task.targets(self.train.labels)  # a wrong label is an error before the long part
+            if self.val is not None:
+                self.val = self.activations.survey(self.val, training=False)
+            self.activations.check(*self._parts())
+        self.feed = Feed(setting.backbone, task, self.train, setting.options, setting.masks)
+
+    def fill(self, bar: Progress) -> None:
+        """Computes what the cache lacks, if there is one. Raises DatasetError if it has no validation clip to keep."""
+        if self.activations is None:
+            return
+        name = self.setting.task.name
+        if self.val is not None and not len(self.val):
+            raise DatasetError(f"got no validation clips for {name!r}; pass val=None to train without.")
+        missing = sum(len(part.missing()) for part in self._parts())
+        row = bar.add_task(f"{name}: what its cache keeps", total=missing, note="", visible=missing > 0)
+        for part in self._parts():
+            training = part is self.train
+            self.activations.fill(part, training=training, advance=lambda clips: bar.update(row, advance=clips))
+
+    def logits(self, rows: list[Tensor]) -> Tensor:
+        """B rows as a batch of this data holds them -> logits (B, C), from the first site of the task on."""
+        backbone, tasks = self.setting.backbone, [self.setting.task] * len(rows)
+        if self.activations is None:
+            return torch.stack(run_rows(backbone, tasks, rows, [self.setting.clip_seconds] * len(rows)))
+        rows = [row.to(self.setting.device) for row in rows]
+        if self.activations.block is None:  # features are kept: only the head is left
+            return self.setting.task.head(torch.stack(rows))
+        return torch.stack(logits_above(backbone, tasks, rows, self.activations.block))
+
+    def _parts(self) -> list[Any]:
+        return [part for part in (self.train, self.val) if part is not None]
+
+    def _may_keep(self) -> bool:
+        """Whether the task trains nothing but its head, and would hear the same clips in each epoch."""
+        augments = any(self.setting.masks) or self.setting.options.crop_seconds is not None
+        return self.setting.task.uses_frozen_features() and not augments and all(map(reads_alike, self._parts()))
+
+
+def _activations(setting: Setting, stores: Stores | None) -> Activations:
+    options = setting.options
+    where = "memory" if options.cache == "auto" else str(options.cache)
+    standard = MEMORY_BYTES if where == "memory" else FOLDER_BYTES
+    return Activations(
+        setting.backbone,
+        setting.task,
+        where,
+        limit=options.cache_bytes or (None if options.cache == "auto" else standard),
+        batch_size=options.batch_size,
+        workers=options.workers,
+        precision=setting.precision,
+        autocast=setting.autocast,
+        stores=stores,
+    )
 
 
 def as_dataset(data: Any, task: Task) -> Any:

@@ -7,9 +7,9 @@ packed into the same frozen matmuls as long as they are few.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,17 +18,20 @@ from torch import Tensor
 
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.bank import AdapterBank
-from adapterbank.errors import ConfigError, TrainingDivergedError
+from adapterbank.errors import ConfigError, TrainingDivergedError, UnknownNameError
 from adapterbank.evaluation import map_style
 from adapterbank.routing.below import first_block, logits_above, tokens_below
 from adapterbank.training.cache import Stores
+from adapterbank.training.callbacks import BaseCallback, Callback, OnEpoch, State
 from adapterbank.training.feed import Batch, Feed, as_dataset
-from adapterbank.training.fit import History, TaskState, Trainer, leave_training, options_of_fit, progress_bar
+from adapterbank.training.fit import TaskState, options_of_fit, progress_bar, undone_on_error
+from adapterbank.training.history import History
 from adapterbank.training.meter import Meter
 from adapterbank.training.options import Options, in_precision
+from adapterbank.training.trainer import Trainer, leave_training
 
 if TYPE_CHECKING:
-    from adapterbank.tracking.mlflow import SequenceRun, TaskRun
+    from adapterbank.tracking.base import SequenceRun, TaskRun
 
 PACKED_TOKENS = 4096  # rows of one matmul: more are no faster, and their activations would all be held at once
 ManyHook = Callable[[str, int, dict[str, float]], None]
@@ -42,6 +45,7 @@ def fit_many(
     *,
     progress: bool = True,
     on_epoch: ManyHook | None = None,
+    callbacks: Sequence[Callback] | Mapping[str, Sequence[Callback]] = (),
     tracker: SequenceRun | None = None,
     **options: Any,
 ) -> dict[str, History]:
@@ -58,7 +62,9 @@ def fit_many(
         tasks: names, or {name: its own options}, which win over those for all.
         train, val: as in `fit`, for all tasks, or {name: data of that task}.
         progress: show a line per task.
-        on_epoch: called with (task, epoch, metrics) after each epoch of each task.
+        on_epoch: called with (task, epoch, metrics) after each epoch of each task, after the callbacks.
+        callbacks: as in `fit`. The same objects are told of all tasks, and `state.task` says of which; or {name: those
+            of that task}, where a task without callbacks may be left out.
         tracker: the parent run that each task's run is nested in; that of a stopped task is marked as failed.
         **options: the fields of `Options`, for all tasks.
 
@@ -70,50 +76,37 @@ def fit_many(
         Any error but a divergence ends all trainings, and all tasks are as they were before.
     """
     chosen = _options(bank, tasks, options)
-    states = {name: TaskState(bank.task(name)) for name in chosen}
-    with ExitStack() as runs:
+    hooks = _callbacks(bank, chosen, callbacks, tracker, on_epoch)
+    running: list[Trainer] = []
+    with undone_on_error([bank.task(name) for name in chosen], running) as states:
         members: list[Member] = []
-        try:
-            with Meter(bank.backbone.device) as meter, progress_bar(progress) as bar:
-                for trainer in _trainers(bank, chosen, _by_task(train, chosen), _by_task(val, chosen)):
-                    members.append(Member(trainer, states[trainer.task.name], bar, on_epoch))
-                    if tracker is not None:
-                        members[-1].track(tracker, bank, runs)
-                _train(members)
-            steps = sum(member.history.steps for member in members)
-            for member in members:
-                member.finish(meter, member.history.steps / max(1, steps))
-        except BaseException:
-            for state in states.values():
-                state.restore()
-            raise
-        finally:
-            for state in states.values():
-                leave_training(state.task)
-    return {member.name: member.history for member in members}
+        with Meter(bank.backbone.device) as meter, progress_bar(progress) as bar:
+            for trainer in _trainers(bank, chosen, _by_task(train, chosen), _by_task(val, chosen), hooks):
+                running.append(trainer)
+                members.append(Member(trainer, states[trainer.task.name], bar))
+            _train(members)
+        steps = sum(trainer.history.steps for trainer in running)
+        for trainer in running:
+            trainer.finish(meter, trainer.history.steps / max(1, steps))
+    return {trainer.task.name: trainer.history for trainer in running}
 
 
 class Member:
-    """One task of a joint training, and how far it is."""
+    """One task of a joint training, and how far it is.
 
-    def __init__(self, trainer: Trainer, before: TaskState, bar: Progress, on_epoch: ManyHook | None):
+    Attributes:
+        batch: of the step at hand.
+        first: the first block that the task changes, counted from 0, which is where its own rows start; None if no
+            block is the base's, or if a cache keeps all that lies below the head.
+    """
+
+    def __init__(self, trainer: Trainer, before: TaskState, bar: Progress):
         self.trainer, self.task, self.name = trainer, trainer.task, trainer.task.name
-        self.history = History(self.name, asdict(trainer.options), trainer.precision)
-        self.before = before
-        self.batches = trainer.batches(self.history, bar, self._hook)
+        self.history, self.before = trainer.history, before
+        self.batches = trainer.epochs.batches(bar)
         self.batch = Batch([], [])
-        kept = trainer.activations
-        self.first = first_block(self.task, trainer.backbone.weights) if kept is None else kept.block
-        self._on_epoch, self._closing = on_epoch, ExitStack()
-        self._run: TaskRun | None = None
-
-    def track(self, tracker: SequenceRun, bank: AdapterBank, runs: ExitStack) -> None:
-        """Opens the task's own run, which is closed when the training stops, or with `runs`."""
-        data, val = self.trainer.data, self.trainer.val
-        sizes = {"train_clips": len(data), "val_clips": 0 if val is None else len(val)}
-        runs.enter_context(self._closing)
-        run = tracker.task(bank, self.name, params=sizes, tags={"strategy": "fit_many"})
-        self._run = self._closing.enter_context(run)
+        kept = trainer.data.activations
+        self.first = first_block(self.task, trainer.setting.backbone.weights) if kept is None else kept.block
 
     def hear(self) -> bool:
         """Takes the next batch; false at the end of the training."""
@@ -124,24 +117,57 @@ class Member:
     def stop(self, error: TrainingDivergedError) -> None:
         """Gives the task back as it was."""
         self.batches.close()
+        self.trainer.fail(error)
+        self.trainer.state.end_step()
         self.before.restore()
         leave_training(self.task)
         self.history.error, self.history.best_epoch = str(error), -1
-        with suppress(TrainingDivergedError), self._closing:
-            raise error
 
-    def finish(self, meter: Meter, share: float) -> None:
-        """Writes down what it cost, `share` of the whole."""
-        self.history.seconds, self.history.gpu_seconds = share * meter.seconds, share * meter.gpu_seconds
-        self.history.peak_memory_mb = meter.peak_memory_mb
-        if self._run is not None and not self.history.error:
-            self._run.log_training(self.history)
 
-    def _hook(self, epoch: int, record: dict[str, float]) -> None:
+class _Tracked(BaseCallback):
+    """The run of one task in a tracker: opened at the start, closed at the end, or marked as failed by an error."""
+
+    def __init__(self, tracker: SequenceRun, bank: AdapterBank):
+        self._tracker, self._bank, self._closing = tracker, bank, ExitStack()
+        self._run: TaskRun | None = None
+
+    def on_start(self, state: State) -> None:
+        sizes = {"train_clips": state.train_clips, "val_clips": state.val_clips}
+        run = self._tracker.task(self._bank, state.task.name, params=sizes, tags={"strategy": "fit_many"})
+        self._run = self._closing.enter_context(run)
+
+    def on_epoch(self, state: State) -> None:
         if self._run is not None:
-            self._run.log_epoch(epoch, record)
-        if self._on_epoch is not None:
-            self._on_epoch(self.name, epoch, record)
+            self._run.log_epoch(state.epoch, state.record)
+
+    def on_end(self, state: State) -> None:
+        if self._run is not None:
+            self._run.log_training(state.history)
+        self._closing.close()
+
+    def on_exception(self, state: State, error: BaseException) -> None:
+        self._closing.__exit__(type(error), error, error.__traceback__)
+
+
+def _callbacks(
+    bank: AdapterBank,
+    names: Iterable[str],
+    given: Sequence[Callback] | Mapping[str, Sequence[Callback]],
+    tracker: SequenceRun | None,
+    on_epoch: ManyHook | None,
+) -> dict[str, list[Callback]]:
+    """Of each task: its tracker's, the given ones, and that of `on_epoch`."""
+    names = list(names)
+    own = given if isinstance(given, Mapping) else dict.fromkeys(names, given)
+    for name in own:
+        if name not in names:
+            raise UnknownNameError("task of callbacks", name, names)
+    found: dict[str, list[Callback]] = {}
+    for name in names:
+        tracked = [] if tracker is None else [_Tracked(tracker, bank)]
+        hooks = [] if on_epoch is None else [OnEpoch(partial(on_epoch, name))]
+        found[name] = [*tracked, *own.get(name, ()), *hooks]
+    return found
 
 
 def _options(
@@ -167,7 +193,11 @@ def _by_task(data: Any, names: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _trainers(
-    bank: AdapterBank, chosen: Mapping[str, Options], train: Mapping[str, Any], val: Mapping[str, Any]
+    bank: AdapterBank,
+    chosen: Mapping[str, Options],
+    train: Mapping[str, Any],
+    val: Mapping[str, Any],
+    callbacks: Mapping[str, Sequence[Callback]],
 ) -> Iterator[Trainer]:
     """With one backbone per precision, one feed for all that hear the same, and one memory for what caches keep."""
     bases: dict[str, Backbone] = {}
@@ -178,8 +208,9 @@ def _trainers(
         if precision not in bases:
             bases[precision] = in_precision(bank.backbone, precision)
         task = bank.task(name)
-        trainer = Trainer(bases[precision], task, as_dataset(train[name], task), options, val[name], stores)
-        trainer.feed = feeds.setdefault(trainer.feed.key, trainer.feed)
+        data = as_dataset(train[name], task)
+        trainer = Trainer(bases[precision], task, data, options, val[name], callbacks=callbacks[name], stores=stores)
+        trainer.data.feed = feeds.setdefault(trainer.data.feed.key, trainer.data.feed)
         yield trainer
 
 
@@ -199,14 +230,14 @@ def _enter(members: Sequence[Member]) -> dict[str, list[Tensor]]:
     rows: dict[str, list[Tensor]] = {}
     alike: dict[Any, list[Member]] = {}
     for member in members:
-        trainer = member.trainer
-        if trainer.activations is not None:
-            rows[member.name] = [row.to(trainer.device) for row in member.batch.rows]
+        setting = member.trainer.setting
+        if member.trainer.data.activations is not None:
+            rows[member.name] = [row.to(setting.device) for row in member.batch.rows]
         elif member.first is not None:
-            heard = (id(member.batch), trainer.precision, member.task.mean_std, trainer.clip_seconds)
+            heard = (id(member.batch), setting.precision, member.task.mean_std, setting.clip_seconds)
             alike.setdefault(heard, []).append(member)
     for group in alike.values():
-        one = group[0].trainer
+        one = group[0].trainer.setting
         blocks = {member.first for member in group if member.first is not None}
         with one.autocast:
             found = tokens_below(one.backbone, one.task, group[0].batch.rows, blocks, one.clip_seconds)
@@ -215,14 +246,17 @@ def _enter(members: Sequence[Member]) -> dict[str, list[Tensor]]:
 
 
 def _packs(members: Sequence[Member], rows: Mapping[str, Sequence[Tensor]]) -> Iterator[list[Member]]:
-    """Tasks with the same first block whose rows run together; alone: dropout (it draws from the global random state
-    in a task's own order) and tasks of which no block is the base's, or none is left to run."""
+    """Tasks whose rows run together: those with the same first block and precision, up to `PACKED_TOKENS`.
+
+    A task with dropout runs alone, because dropout draws from the global random state in the order of that task's own
+    rows. So does one of which no block is the base's, or none is left to run.
+    """
     packs: dict[Any, list[Member]] = {}
     sizes: dict[Any, int] = {}
     for member in members:
-        trainer = member.trainer
-        alone = member.first is None or trainer.has_dropout
-        key = (trainer.precision, member.first, member.name if alone else None)
+        setting = member.trainer.setting
+        alone = member.first is None or setting.has_dropout
+        key = (setting.precision, member.first, member.name if alone else None)
         size = 0 if member.first is None else sum(map(len, rows[member.name]))
         if key in packs and sizes[key] + size > PACKED_TOKENS:
             yield packs.pop(key)
@@ -238,19 +272,18 @@ def _step(pack: Sequence[Member], rows: Mapping[str, list[Tensor]]) -> None:
     one = pack[0].trainer
     if pack[0].first is None:
         with _stopping(pack[0]):
-            one.step(pack[0].batch, pack[0].history.steps)
+            one.step.take(pack[0].batch)
         return
     tokens = [row for member in pack for row in rows[member.name]]
     tasks = [member.task for member in pack for _ in rows[member.name]]
-    dropout = one.dropout(pack[0].history.steps) if len(pack) == 1 else nullcontext()
-    with one.autocast, dropout:
-        logits = iter(logits_above(one.backbone, tasks, tokens, pack[0].first))
+    with one.setting.autocast, one.step.dropout() if len(pack) == 1 else nullcontext():
+        logits = iter(logits_above(one.setting.backbone, tasks, tokens, pack[0].first))
     losses: dict[Member, Tensor] = {}
     diverged: dict[Member, TrainingDivergedError] = {}
     for member in pack:
         mine = torch.stack([next(logits) for _ in rows[member.name]])
         try:
-            losses[member] = member.trainer.loss(mine, member.batch.labels, member.history.steps)
+            losses[member] = member.trainer.step.loss(mine, member.batch)
         except TrainingDivergedError as error:
             diverged[member] = error
     # One pass for all: no tensor that gets a gradient belongs to two tasks, and rows do not meet on the way.
@@ -259,7 +292,7 @@ def _step(pack: Sequence[Member], rows: Mapping[str, list[Tensor]]) -> None:
         member.stop(reason)
     for member in losses:
         with _stopping(member):
-            member.trainer.update(member.history.steps)
+            member.trainer.step.update()
 
 
 @contextmanager

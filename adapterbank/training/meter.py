@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import resource
 import sys
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Meter:
-    """Context manager. After it: `seconds`, `gpu_seconds` (CUDA events; 0.0 without a GPU), `peak_memory_mb`.
+    """Measures what happens inside a `with` block.
 
-    Peak memory is the accelerator's, or, on the CPU, the resident set of this process (Linux: since entering;
-    elsewhere: since the process started).
+    Attributes, after the block:
+        seconds: of wall clock.
+        gpu_seconds: between two CUDA events at the ends of the block; 0.0 without a CUDA device.
+        peak_memory_mb: the highest memory in use, in MiB. On an accelerator it is what torch allocated there; on the
+            CPU it is the resident set of this process, on Linux since the block began, elsewhere since the process
+            started.
     """
 
     def __init__(self, device: torch.device):
@@ -51,25 +51,6 @@ class Meter:
             self.peak_memory_mb = _peak_rss_bytes() / 2**20
         else:
             self.peak_memory_mb = torch.accelerator.max_memory_allocated(self.device) / 2**20
-
-
-def tensors_peak_mb(run: Callable[[], object]) -> float:
-    """MB of the tensors on the CPU that `run` adds to those that are there, at the highest.
-
-    This is what `torch.accelerator.max_memory_allocated` counts elsewhere; the resident set also has what the heap
-    cannot give back.
-    """
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profiled.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    held = highest = 0
-    for event in sorted((e for e in events if e.get("name") == "[memory]"), key=lambda e: e["ts"]):
-        held += event["args"]["Bytes"]
-        highest = max(highest, held)
-    return highest / 2**20
 
 
 def _reset_peak_rss() -> None:

@@ -12,13 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hydra
-import torch
-from omegaconf import DictConfig, OmegaConf
-from sidebyside import MEASURED, Bench, Claim, as_if_trained, keep, saved_bank
+from omegaconf import DictConfig
+from sidebyside import MEASURED, Bench, Claim, as_if_trained, saved_bank, script
 
 from adapterbank import AdapterBank
-from adapterbank.errors import exit_on_error
 from adapterbank.experiments.timing import noise
 
 Claims = Iterator[Claim]
@@ -26,8 +23,8 @@ Claims = Iterator[Claim]
 
 def clip_length(cfg: DictConfig, bench: Bench) -> Claims:
     """A call with clips of each length, over one with the shortest."""
-    for precision, dtype in MEASURED.items():
-        bank = AdapterBank.from_pretrained(cfg.base, device=bench.device, base_dtype=dtype)
+    for precision in MEASURED:
+        bank = bench.open(cfg.base, precision)
         bank.add_task("own", "aat_ms", num_classes=cfg.classes)
         calls = {seconds: partial(bank, noise(bench.rows(4), seconds), "own") for seconds in cfg.lengths}
         yield from curve(bench, f"aat_ms, {precision}", calls, "s", precision=precision)
@@ -35,7 +32,7 @@ def clip_length(cfg: DictConfig, bench: Bench) -> Claims:
 
 def tasks(cfg: DictConfig, bench: Bench) -> Claims:
     """A call with as many rows as the most tasks, over one where all rows have the same."""
-    bank = AdapterBank.from_pretrained(cfg.base, device=bench.device, base_dtype=torch.bfloat16)
+    bank = bench.open(cfg.base, "bf16")
     most = max(cfg.tasks_in_batch)
     waves = noise(most, 1.0)
     for method in ("aat_ms", "lora"):
@@ -67,18 +64,5 @@ def curve(bench: Bench, name: str, points: dict[Any, Any], unit: str, **options:
 ROWS = {"clip_length": clip_length, "tasks": tasks, "bank": bank}
 
 
-def run(cfg: DictConfig) -> None:
-    bench = Bench.of(cfg.device, cfg.threads, cfg.pairs, cfg.matrix, cfg.batch)
-    keep(
-        Path(cfg.out), cfg.growth, ROWS[cfg.growth](cfg, bench), OmegaConf.to_container(cfg.configuration, resolve=True)
-    )
-
-
-@hydra.main(version_base=None, config_path="../conf", config_name="benchmark")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
-
-
 if __name__ == "__main__":
-    main()
+    script(ROWS)()

@@ -13,8 +13,6 @@ from adapterbank.errors import ConfigError
 from adapterbank.plots import BLUE, DPI, INK, ORANGE
 
 TICKS = (0.01, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 100, 1000)
-
-
 LINES = (BLUE, ORANGE, "#3a8f5c", "#8a5fb0")
 
 

@@ -14,13 +14,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
-from sidebyside import Bench, Claim, claim, keep, saved_bank
+from omegaconf import DictConfig
+from sidebyside import Bench, Claim, claim, saved_bank, script
 
 from adapterbank import AdapterBank
-from adapterbank.errors import exit_on_error
 from adapterbank.experiments.timing import alternate, noise, timed
 from adapterbank.storage.manifest import read_manifest
 from adapterbank.training.meter import Meter
@@ -30,9 +28,10 @@ Claims = Iterator[Claim]
 
 
 def added_bytes(folder: Path, opened: dict[str, Any]) -> float:
-    """The highest memory of a process that opens a bank and hears a clip with each of its tasks, over that before.
+    """Bytes by which the highest memory of this process grows when it opens a bank and calls each of its tasks once.
 
-    Before, another bank of the folder was opened, called and kept: what torch allocates once is not counted.
+    Torch allocates some memory once, at the first call. So that it is not counted, another bank of the same folder is
+    opened, called and kept before the measurement begins.
     """
     device = torch.device(opened["device"])
     other = AdapterBank.load(folder, **{**opened, "resident": 1})
@@ -47,13 +46,16 @@ def added_bytes(folder: Path, opened: dict[str, Any]) -> float:
 
 
 def after(first: Callable[[], object], measured: Callable[[], float]) -> Callable[[], float]:
-    """Both, of which the second tells its seconds: collecting garbage between pairs empties the processor's caches."""
+    """Calls `first` and then `measured`, which tells its seconds.
 
-    def run() -> float:
+    Garbage is collected between pairs, which empties the processor's caches; `first` fills them again.
+    """
+
+    def both() -> float:
         first()
         return measured()
 
-    return run
+    return both
 
 
 def many_on_disk(cfg: DictConfig, bench: Bench) -> Claims:
@@ -98,16 +100,5 @@ def many_on_disk(cfg: DictConfig, bench: Bench) -> Claims:
 ROWS = {12: many_on_disk}
 
 
-def run(cfg: DictConfig) -> None:
-    bench = Bench.of(cfg.device, cfg.threads, cfg.pairs, cfg.matrix, cfg.batch)
-    keep(Path(cfg.out), cfg.row, ROWS[cfg.row](cfg, bench), OmegaConf.to_container(cfg.configuration, resolve=True))
-
-
-@hydra.main(version_base=None, config_path="../conf", config_name="benchmark")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
-
-
 if __name__ == "__main__":
-    main()
+    script(ROWS)()

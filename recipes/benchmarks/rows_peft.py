@@ -15,15 +15,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from peers import answer, features, peer
-from sidebyside import MEASURED, Bench, Claim, as_if_trained, claim, difference, keep, needs
+from sidebyside import MEASURED, Bench, Claim, Row, as_if_trained, claim, difference, needs, script
 
 from adapterbank import AdapterBank
 from adapterbank.audio.mel import SAMPLE_RATE, frame_count
-from adapterbank.errors import exit_on_error
+from adapterbank.backbone.precision import DTYPES
 from adapterbank.experiments.cost import stepper
 from adapterbank.experiments.timing import noise
 from adapterbank.methods.lora import RANK, SCALE
@@ -38,7 +37,7 @@ def peft_step(cfg: DictConfig, bank: AdapterBank, count: int, frames: int, preci
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(peer(bank, frames, precision), LoraConfig(**QUERY_AND_VALUE)).train()
-    inputs = features(noise(count, 1.0), frames).to(bank.backbone.device, MEASURED[precision])
+    inputs = features(noise(count, 1.0), frames).to(bank.backbone.device, DTYPES[precision])
     labels = torch.arange(count, device=inputs.device) % cfg.classes
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0.05)
@@ -97,7 +96,7 @@ def mixed_lora(cfg: DictConfig, bench: Bench) -> Claims:
             model = PeftModel.from_pretrained(peer(bank, frames, precision), Path(folder) / "t0", adapter_name="t0")
             for name in names[1:]:
                 model.load_adapter(Path(folder) / name, adapter_name=name)
-            bank.to(base_dtype=MEASURED[precision])
+            bank.to(base_dtype=DTYPES[precision])
             ours, theirs = partial(bank, waves, names), partial(answer, model.eval(), inputs, adapter_names=names)
             yield bench.compare(f"16 LoRA tasks, {precision}", ours, theirs, 1.0, precision=precision)
             if precision == "fp32":
@@ -105,22 +104,15 @@ def mixed_lora(cfg: DictConfig, bench: Bench) -> Claims:
                 yield claim("16 LoRA tasks, fp32: largest difference of logits", gap, 1e-4, at_most=True, check=True)
 
 
-ROWS = {4: training_by_default, 5: training_alike, 8: mixed_lora}
+def without_peft(row: Row) -> Row:
+    """What stands in the place of a row where peft is not installed."""
+    return lambda cfg, bench: iter([needs(str(row.__doc__).partition(": ")[2], "peft: pip install -e '.[bench]'")])
 
 
-def run(cfg: DictConfig) -> None:
-    bench = Bench.of(cfg.device, cfg.threads, cfg.pairs, cfg.matrix, cfg.batch)
-    claims = ROWS[cfg.row](cfg, bench)
-    if find_spec("peft") is None:
-        claims = iter([needs(str(ROWS[cfg.row].__doc__).partition(": ")[2], "peft: pip install -e '.[bench]'")])
-    keep(Path(cfg.out), cfg.row, claims, OmegaConf.to_container(cfg.configuration, resolve=True))
-
-
-@hydra.main(version_base=None, config_path="../conf", config_name="benchmark")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
+ROWS: dict[int | str, Row] = {4: training_by_default, 5: training_alike, 8: mixed_lora}
+if find_spec("peft") is None:
+    ROWS = {number: without_peft(row) for number, row in ROWS.items()}
 
 
 if __name__ == "__main__":
-    main()
+    script(ROWS)()

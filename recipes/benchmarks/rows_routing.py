@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf
-from sidebyside import MEASURED, Bench, Claim, as_if_trained, claim, difference, keep
+from omegaconf import DictConfig
+from sidebyside import MEASURED, Bench, Claim, as_if_trained, claim, difference, mixed_tasks, script
 from torch import Tensor
 
 from adapterbank import AdapterBank
-from adapterbank.errors import exit_on_error
 from adapterbank.experiments.timing import noise
 
 Claims = Iterator[Claim]
@@ -38,11 +35,9 @@ def mixed_methods(cfg: DictConfig, bench: Bench) -> Claims:
     """6: eight tasks of four methods in one batch, beside a batch of one task."""
     for precision in MEASURED:
         bank = bench.open(cfg.base, precision)
-        methods = ("aat_ms", "conformer", "lora", "joint")
-        names = [add(bank, f"{method}-{number}", method, cfg) for number in range(2) for method in methods]
         waves = noise(bench.rows(32), 1.0)
-        mixed = [names[row % len(names)] for row in range(len(waves))]
-        ours, theirs = partial(bank, waves, mixed), partial(bank, waves, [names[0]] * len(waves))
+        mixed = mixed_tasks(bank, cfg.classes, len(waves))
+        ours, theirs = partial(bank, waves, mixed), partial(bank, waves, [mixed[0]] * len(waves))
         what = f"{len(waves)} rows, 8 tasks of 4 methods, {precision}"
         yield bench.compare(what, ours, theirs, 0.9, precision=precision)
         if precision == "fp32":
@@ -93,16 +88,5 @@ def ask(cfg: DictConfig, bench: Bench) -> Claims:
 ROWS = {6: mixed_methods, 7: one_call, 9: ask}
 
 
-def run(cfg: DictConfig) -> None:
-    bench = Bench.of(cfg.device, cfg.threads, cfg.pairs, cfg.matrix, cfg.batch)
-    keep(Path(cfg.out), cfg.row, ROWS[cfg.row](cfg, bench), OmegaConf.to_container(cfg.configuration, resolve=True))
-
-
-@hydra.main(version_base=None, config_path="../conf", config_name="benchmark")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
-
-
 if __name__ == "__main__":
-    main()
+    script(ROWS)()

@@ -13,11 +13,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import hydra
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from peers import answer, features, peer
-from sidebyside import Bench, Claim, as_if_trained, claim, difference, keep, needs
+from sidebyside import Bench, Claim, claim, difference, needs, script
 from torch import Tensor
 
 from adapterbank import AdapterBank, fit, load_folder
@@ -25,7 +24,6 @@ from adapterbank.audio.mel import frame_count
 from adapterbank.backbone.checkpoints.embedded import EMBEDDED
 from adapterbank.backbone.checkpoints.names import CLASSIFIER
 from adapterbank.bank import AUDIOSET
-from adapterbank.errors import exit_on_error
 from adapterbank.experiments.timing import noise
 from adapterbank.routing.run import mels_of
 
@@ -44,19 +42,9 @@ def whole_clips(cfg: DictConfig, bench: Bench) -> Claims:
     yield claim("10 s, fp32: largest difference of logits", gap, 1e-4, at_most=True, check=True)
     bank.to(base_dtype=torch.bfloat16)
     yield bench.compare("10 s, bf16 base", partial(bank, waves, AUDIOSET), theirs, 3.0, precision="bf16")
-    yield compiled(bank, bench, "10 s, bf16 base", waves)
-    half = partial(answer, peer(bank, frames, "bf16"), inputs)
-    yield bench.compare("10 s, the peer with bf16 weights against its fp32", half, theirs, precision="bf16")
+    in_bf16 = partial(answer, peer(bank, frames, "bf16"), inputs)
+    yield bench.compare("10 s, the peer with bf16 weights against its fp32", in_bf16, theirs, precision="bf16")
     yield agreement(cfg, bench)
-
-
-def compiled(bank: AdapterBank, bench: Bench, what: str, waves: Sequence[Tensor]) -> Claim:
-    """An aat_ms task as a module of its own beside the same task in the bank."""
-    what = f"{what}, compile_task of aat_ms against the bank"
-    as_if_trained(bank.add_task("adapted", "aat_ms", num_classes=2))
-    return bench.compare(
-        what, partial(bank.compile_task("adapted"), waves), partial(bank, waves, "adapted"), precision="bf16"
-    )
 
 
 def agreement(cfg: DictConfig, bench: Bench) -> Claim:
@@ -106,7 +94,6 @@ def short_clips(cfg: DictConfig, bench: Bench) -> Claims:
         yield bench.compare(f"{what} against the bank", served, ours, precision="bf16", counted=False)
     else:
         yield needs(what, "a C++ compiler: install g++")
-    yield compiled(bank, bench, "1 s, bf16 base", waves)
     cut = partial(answer, peer(bank, short, "bf16"), features(waves, short))
     yield bench.compare(f"1 s, bf16 base, the peer in bf16 and cut to {short} frames", ours, cut, precision="bf16")
 
@@ -132,16 +119,5 @@ def front_ends(cfg: DictConfig, bench: Bench) -> Claims:
 ROWS = {1: whole_clips, 2: short_clips, 11: front_ends}
 
 
-def run(cfg: DictConfig) -> None:
-    bench = Bench.of(cfg.device, cfg.threads, cfg.pairs, cfg.matrix, cfg.batch)
-    keep(Path(cfg.out), cfg.row, ROWS[cfg.row](cfg, bench), OmegaConf.to_container(cfg.configuration, resolve=True))
-
-
-@hydra.main(version_base=None, config_path="../conf", config_name="benchmark")
-def main(cfg: DictConfig) -> None:
-    with exit_on_error():
-        run(cfg)
-
-
 if __name__ == "__main__":
-    main()
+    script(ROWS)()

@@ -8,30 +8,32 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop, sdpa_backward_flop_count, sdpa_flop_count
 
-from adapterbank.bank import AUDIOSET, AdapterBank, default_device
-from adapterbank.experiments.protocol import RunLog
+from adapterbank.backbone.backbone import default_device
+from adapterbank.backbone.precision import DTYPES
+from adapterbank.bank import AUDIOSET, AdapterBank
+from adapterbank.errors import exit_on_error
+from adapterbank.experiments.protocol import ResultLog
 from adapterbank.experiments.timing import WARM_UP, Pairs, Step, alternate, timed
 from adapterbank.storage.manifest import MANIFEST
 
+CONFIGURATIONS = Path(__file__).resolve().parent.parent / "conf"
 LIBRARIES = ("torch", "transformers", "peft")
-
-
-MEASURED = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-Claim = dict[str, Any]
+MEASURED = ("fp32", "bf16")  # the precisions in which rows are measured
+Claim = dict[str, Any]  # one figure: a line of rows.jsonl and of the table
 
 
 def as_if_trained(module: nn.Module, seed: int = 0) -> None:
@@ -40,6 +42,16 @@ def as_if_trained(module: nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_((0.02 * torch.randn(parameter.shape, generator=generator)).to(parameter.device))
+
+
+def mixed_tasks(bank: AdapterBank, classes: int, rows: int) -> list[str]:
+    """Adds eight tasks of four methods to a bank; the task of each of `rows` rows, in turn."""
+    names = []
+    for number in range(2):
+        for method in ("aat_ms", "conformer", "lora", "joint"):
+            names.append(f"{method}-{number}")
+            as_if_trained(bank.add_task(names[-1], method, num_classes=classes), len(bank.tasks))
+    return [names[row % len(names)] for row in range(rows)]
 
 
 def difference(one: Sequence[Tensor] | Tensor, other: Sequence[Tensor] | Tensor) -> float:
@@ -148,11 +160,12 @@ class Bench:
     batch: float = 1.0
 
     @classmethod
-    def of(cls, device: str | None, threads: int | None, pairs: int, matrix: int, batch: float) -> Bench:
-        """On the accelerator if there is one, and with torch's own choice of threads, where these are None."""
-        if threads is not None:
-            torch.set_num_threads(threads)
-        return cls(torch.device(device or default_device()), pairs, matrix, batch)
+    def of(cls, cfg: DictConfig) -> Bench:
+        """As conf/benchmark.yaml says: without a device on the accelerator if there is one, without threads as torch
+        chooses their number."""
+        if cfg.threads is not None:
+            torch.set_num_threads(cfg.threads)
+        return cls(torch.device(cfg.device or default_device()), cfg.pairs, cfg.matrix, cfg.batch)
 
     def rows(self, count: int) -> int:
         """A row's batch size at this scale."""
@@ -160,7 +173,7 @@ class Bench:
 
     def open(self, backbone: str | Path, precision: str) -> AdapterBank:
         """A new bank whose frozen linears are stored in this precision."""
-        return AdapterBank.from_pretrained(backbone, device=self.device, base_dtype=MEASURED[precision])
+        return AdapterBank.from_pretrained(backbone, device=self.device, base_dtype=DTYPES[precision])
 
     def compare(
         self,
@@ -183,7 +196,7 @@ class Bench:
             **options: as in `beside`.
         """
         operations = matmul_operations(ours) if counted else 0
-        peaks = {name: matmul_peak(self.matrix, dtype, self.device) for name, dtype in MEASURED.items()}
+        peaks = {name: matmul_peak(self.matrix, DTYPES[name], self.device) for name in MEASURED}
         mine, other = (timed(step, self.device, settle) for step in (ours, theirs))
         pairs = alternate(mine, other, self.pairs, warm_up=1 if settle else WARM_UP)
         found: Claim = {"precision": precision, "peak_gflops": {name: peak / 1e9 for name, peak in peaks.items()}}
@@ -224,20 +237,36 @@ def keep(out: Path, row: int | str, claims: Iterable[Claim], configuration: Mapp
         log.add({"row": row, **one, **shared})
 
 
-def log_in(out: Path) -> RunLog:
+Row = Callable[[DictConfig, Bench], Iterator[Claim]]  # measures one row: its claims, one after another
+
+
+def script(rows: Mapping[int | str, Row]) -> Callable[[], None]:
+    """The `main` of a page of rows: measures the row or the growth that the options name, and keeps its claims."""
+
+    @hydra.main(version_base=None, config_path=str(CONFIGURATIONS), config_name="benchmark")
+    @exit_on_error()
+    def main(cfg: DictConfig) -> None:
+        row = cfg.growth if cfg.row is None else cfg.row
+        configuration: Any = OmegaConf.to_container(cfg.configuration, resolve=True)
+        keep(Path(cfg.out), row, rows[row](cfg, Bench.of(cfg)), configuration)
+
+    return main
+
+
+def log_in(out: Path) -> ResultLog:
     """`rows.jsonl` of a folder: what was measured there on this processor."""
-    return RunLog(out / "rows.jsonl", {"cpu": processor()})
+    return ResultLog(out / "rows.jsonl", {"cpu": processor()})
 
 
-def latest(log: RunLog, configuration: Any) -> list[Claim]:
+def latest(log: ResultLog, configuration: Any) -> list[Claim]:
     """The claims of the last run of every row, in the order of the rows."""
-    runs: dict[str, list[Claim]] = {}
+    rows: dict[str, list[Claim]] = {}
     for found in log.find(configuration=configuration):
-        of = runs.setdefault(str(found["row"]).zfill(2), [])
+        of = rows.setdefault(str(found["row"]).zfill(2), [])
         if of and of[-1]["measured"] != found["measured"]:
             of.clear()
         of.append(found)
-    return [found for _, of in sorted(runs.items()) for found in of]
+    return [found for _, of in sorted(rows.items()) for found in of]
 
 
 def markdown(claims: Iterable[Claim]) -> str:

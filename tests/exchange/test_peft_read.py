@@ -281,6 +281,7 @@ def test_a_tensor_under_both_namings_is_refused(lora_bank, tmp_path):
 
 def test_an_export_of_another_format_version_is_refused(lora_bank, tmp_path, monkeypatch):
     lora_bank.add_task("birds", "lora", num_classes=2)
+    # Written as a later release will: no file of one exists yet.
     monkeypatch.setattr("adapterbank.storage.task_file.FORMAT_VERSION", 99)
     lora_bank.export("birds", "peft", tmp_path / "later")
     monkeypatch.undo()

@@ -144,7 +144,7 @@ def test_an_export_that_dies_at_any_moment_leaves_nothing(failing, lora_bank, tm
         return real(*arguments)
 
     before = sorted(tmp_path.iterdir())
-    monkeypatch.setattr(os, "replace", dying)
+    monkeypatch.setattr(os, "replace", dying)  # the disk fills up: no test can wait for that
     with pytest.raises(StorageError, match="No space left.*Nothing was left there"):
         lora_bank.export("birds", "peft", tmp_path / "out", names="new")
     assert sorted(tmp_path.iterdir()) == before

@@ -1,10 +1,10 @@
-"""Runs under one protocol: what is written once is not run again, and never mixed with another protocol."""
+"""Trials under one protocol: what is written once is not trained again, and never mixed with another protocol."""
 
 import pytest
 
 from adapterbank.data import demo_tasks, load_folder, standard_splits
 from adapterbank.errors import ConfigError, StorageError, UnknownNameError
-from adapterbank.experiments.protocol import RunLog, gain, train_and_test
+from adapterbank.experiments.protocol import ResultLog, gain, train_and_test
 
 
 @pytest.fixture
@@ -13,11 +13,11 @@ def splits():
     return tuple(part.subset(indices=range(0, len(part), 9)) for part in (train, val, test))
 
 
-def test_a_run_is_the_same_twice_and_holds_what_a_table_needs(splits, hf_folder, hf_model):
+def test_a_trial_is_the_same_twice_and_holds_what_a_table_needs(splits, hf_folder, hf_model):
     backbone = str(hf_folder(hf_model(frequency_stride=16, time_stride=16)))
     options = {"epochs": 1, "batch_size": 8, "crop_seconds": 0.3, "precision": "fp32", "progress": False}
-    runs = [train_and_test(backbone, splits, "aat_m", lr=1e-2, seed=1, fit_options=options) for _ in range(2)]
-    first, second = ({key: value for key, value in run.items() if key != "seconds"} for run in runs)
+    trials = [train_and_test(backbone, splits, "aat_m", lr=1e-2, seed=1, fit_options=options) for _ in range(2)]
+    first, second = ({key: value for key, value in trial.items() if key != "seconds"} for trial in trials)
     assert first == second
     assert first["metric"] == "accuracy"
     assert first["parameters"] > 0
@@ -32,10 +32,12 @@ def test_top_layers_are_chosen_before_training_and_only_they_are_trained(splits,
     fit_options = {"epochs": 1, "batch_size": 8, "crop_seconds": 0.3, "precision": "fp32", "progress": False}
     shared = {"lr": 1e-2, "seed": 0, "fit_options": fit_options}
     whole = train_and_test(backbone, splits, "aat_m", **shared)
-    chosen = train_and_test(backbone, splits, "aat_m", **shared, options={"layers": "top:1"})
+    chosen = train_and_test(backbone, splits, "aat_m", **shared, top_layers=1)
     head = train_and_test(backbone, splits, "head", **shared)
     assert len(chosen["options"]["layers"]) == 1
     assert 2 * (chosen["parameters"] - head["parameters"]) == whole["parameters"] - head["parameters"]
+    with pytest.raises(ConfigError, match=r"layers=\[0\] and top_layers=1"):
+        train_and_test(backbone, splits, "aat_m", **shared, top_layers=1, options={"layers": [0]})
     by_hand = train_and_test(backbone, splits, "aat_m", **shared, options=chosen["options"])
     assert by_hand["losses"] == chosen["losses"]
     assert set(whole["hits"]) <= {"0", "1"}
@@ -56,24 +58,24 @@ def test_a_gain_is_the_paired_difference_with_an_interval_that_narrows_with_agre
         gain([better], [{"test": 0.5}])
 
 
-def test_finished_runs_are_found_again_by_their_fields(tmp_path):
-    log = RunLog(tmp_path / "new" / "runs.jsonl", {"epochs": 2, "masks": (1, 2)})
+def test_finished_results_are_found_again_by_their_fields(tmp_path):
+    log = ResultLog(tmp_path / "new" / "runs.jsonl", {"epochs": 2, "masks": (1, 2)})
     log.add({"method": "head", "seed": 0, "test": 0.25})
     log.add({"method": "head", "seed": 1, "test": 0.5})
-    again = RunLog(log.file, {"masks": [1, 2], "epochs": 2})
-    assert [run["test"] for run in again.find(method="head")] == [0.25, 0.5]
-    assert [run["test"] for run in again.find(seed=1)] == [0.5]
+    again = ResultLog(log.file, {"masks": [1, 2], "epochs": 2})
+    assert [found["test"] for found in again.find(method="head")] == [0.25, 0.5]
+    assert [found["test"] for found in again.find(seed=1)] == [0.5]
     assert not again.find(method="aat_ms")
 
 
-def test_runs_of_two_protocols_never_share_a_file(tmp_path):
-    RunLog(tmp_path / "runs.jsonl", {"epochs": 2}).add({"method": "head"})
+def test_results_of_two_protocols_never_share_a_file(tmp_path):
+    ResultLog(tmp_path / "runs.jsonl", {"epochs": 2}).add({"method": "head"})
     with pytest.raises(ConfigError, match="choose another out="):
-        RunLog(tmp_path / "runs.jsonl", {"epochs": 3})
+        ResultLog(tmp_path / "runs.jsonl", {"epochs": 3})
 
 
 @pytest.mark.parametrize("line", ["{cut", "[]", '{"method": "head"}'])
 def test_a_damaged_line_is_refused_by_file(tmp_path, line):
     (tmp_path / "runs.jsonl").write_text(line + "\n")
     with pytest.raises(StorageError, match=r"runs\.jsonl has a damaged line"):
-        RunLog(tmp_path / "runs.jsonl", {"epochs": 2})
+        ResultLog(tmp_path / "runs.jsonl", {"epochs": 2})

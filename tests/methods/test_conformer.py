@@ -1,4 +1,4 @@
-"""The Conformer adapter against seed 002's equations (2) and (3) written with torch's own modules."""
+"""The Conformer adapter against equations (2) and (3) of its reproduction, written with torch's own modules."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def test_batch_statistics_are_those_of_torch(small_backbone):
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", [64, 590, 1214, 3590])
 def test_bf16_on_sdpa_gives_no_nan_at_any_length(tokens, random_backbone):
-    """The failure that seed 002 reports; its likely cause, adapters made inside the loading, cannot happen here."""
+    """The failure that the reproduction of the Conformer adapter reports. Its likely cause cannot happen here: there
+    adapters are made while the model is being loaded."""
     from adapterbank.backbone.weights import Geometry
     from adapterbank.bank import AdapterBank
 
@@ -107,7 +108,7 @@ def test_bf16_on_sdpa_gives_no_nan_at_any_length(tokens, random_backbone):
 
 
 def test_adapters_added_to_a_loaded_model_are_initialised(hf_model, hf_folder, clips):
-    """PETL_AST builds them inside `from_pretrained`, which leaves them uninitialised: seed 002's NaN losses."""
+    """PETL_AST builds them inside `from_pretrained`, which leaves them uninitialised: the reproduction's NaN losses."""
     from adapterbank.bank import AdapterBank
 
     bank = AdapterBank.from_pretrained(hf_folder(hf_model(frequency_stride=16, time_stride=16)))

@@ -14,7 +14,6 @@ import adapterbank.methods
 from adapterbank import methods
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
-from adapterbank.methods import registry
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.registry import register
 
@@ -115,8 +114,16 @@ def test_the_command_prints_the_table_of_the_readme():
     assert printed.stdout.strip() == methods.overview().markdown()
 
 
-def test_a_method_is_forgotten_when_asked_and_can_then_be_registered_anew(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+@pytest.fixture
+def _forgets_mine():
+    """Forgets a method of that name after the test, if one is left."""
+    yield
+    if "mine" in methods.names():
+        methods.unregister("mine")
+
+
+@pytest.mark.usefixtures("_forgets_mine")
+def test_a_method_is_forgotten_when_asked_and_can_then_be_registered_anew():
     for _ in range(2):
         register("mine", paper="none", parameters="0")(lambda geometry, base, generator: Adapters())
         with pytest.raises(ConfigError, match=r"methods\.unregister\('mine'\)"):
@@ -126,9 +133,8 @@ def test_a_method_is_forgotten_when_asked_and_can_then_be_registered_anew(monkey
         methods.unregister("mine")
 
 
-def test_a_builders_own_default_goes_before_that_of_what_it_passes_to(monkeypatch):
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
-
+@pytest.mark.usefixtures("_forgets_mine")
+def test_a_builders_own_default_goes_before_that_of_what_it_passes_to():
     def inner(*, gate="static", layers="all"):
         return Adapters()
 

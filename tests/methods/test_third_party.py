@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import sys
@@ -18,12 +19,33 @@ ROOT = Path(__file__).parents[2]
 LABELS = ["bass", "brass", "organ"]
 
 
-@pytest.fixture
-def ssf(tmp_path, monkeypatch):
-    """The example as a module of somebody's own; forgotten again after the test."""
+# The imports that the example had before `adapterbank.methods` exported everything: files that people wrote after it.
+OLD_IMPORTS = """
+from adapterbank.backbone.ast import LINEAR_NAMES, ASTWeights, FrozenLinear, Geometry
+from adapterbank.methods import register
+from adapterbank.methods.layers import ByLayer, Layers, chosen
+from adapterbank.methods.sites import Adapters, Sites
+"""
+
+
+def example() -> str:
+    """CONTRIBUTING's method as it stands there."""
     (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    return source
+
+
+def with_old_imports() -> str:
+    """The example of before: the same method, with other imports."""
+    source, replaced = re.subn(r"\nfrom adapterbank\.methods import \(.*?\)\n", OLD_IMPORTS, example(), flags=re.DOTALL)
+    assert replaced == 1
+    return source
+
+
+@pytest.fixture(params=[example, with_old_imports])
+def ssf(request, tmp_path, monkeypatch):
+    """The example as a module of somebody's own; forgotten again after the test."""
     file = tmp_path / "ssf.py"
-    file.write_text(source, encoding="utf-8")
+    file.write_text(request.param(), encoding="utf-8")
     spec = importlib.util.spec_from_file_location("ssf", file)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "ssf", module)
@@ -53,6 +75,26 @@ def test_an_untrained_one_is_the_base(bank, clips):
 
 def test_compiled_it_runs_as_in_the_bank(bank, clips):
     torch.testing.assert_close(bank.compile_task("both")(clips), bank(clips, "both"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("address", ["backbone.ast", "methods.layers", "methods.sites"])
+def test_an_address_of_before_gives_the_names_of_today(address):
+    module = importlib.import_module(f"adapterbank.{address}")
+    for name in module.__all__:
+        assert getattr(module, name) is getattr(methods, name, getattr(module, name))
+    assert "of before" in module.__doc__
+
+
+def test_all_that_an_author_needs_is_exported_at_one_address():
+    offered = {name for line in methods.__doc__.splitlines() if line.startswith("    ") for name in _names(line)}
+    assert {"register", "Adapters", "Sites", "Affine", "LinearHook", "PerToken", "trainable_copies"} <= offered
+    assert offered <= set(methods.__all__)
+    assert all(hasattr(methods, name) for name in methods.__all__)
+
+
+def _names(line: str) -> list[str]:
+    """The names at the start of a line of the docstring's table."""
+    return re.split(r"\s{2,}", line.strip())[0].split(", ")
 
 
 def test_it_stands_in_the_overview_and_its_formula_counts(ssf, small_geometry):

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from adapterbank import plots
 from adapterbank.data import catalog
 from adapterbank.errors import ConfigError
+from adapterbank.evaluation import METRICS, Metric
 from adapterbank.inspection import LayerImportance
 
 EPOCHS = [{"train/loss": 2.0 - i / 10, "val/loss": 2.1 - i / 20, "val/accuracy": i / 12, "lr": 1e-3} for i in range(6)]
@@ -48,6 +49,27 @@ def test_the_learning_curve_shows_loss_score_and_the_kept_epoch():
     assert {"train/loss", "val/loss", "val/accuracy", "kept: epoch 4"} == set(lines)
     np.testing.assert_allclose(lines["train/loss"].get_ydata(), [record["train/loss"] for record in EPOCHS])
     np.testing.assert_array_equal(lines["val/accuracy"].get_xdata(), [1, 2, 3, 4, 5, 6])
+
+
+def test_the_learning_curve_draws_every_metric_of_the_table_on_its_side():
+    record = {"train/loss": 2.0, "val/loss": 2.1, "val/map": 0.2, "val/accuracy": 0.5, "lr": 1e-3}
+    for missing in ("val/macro_accuracy", "val/map"):
+        given = {**record, "val/macro_accuracy": 0.4}
+        del given[missing]
+        loss, score = plots.learning_curve([given, given]).axes
+        assert {line.get_label() for line in loss.get_lines()} == {"train/loss", "val/loss"}
+        assert {line.get_label() for line in score.get_lines()} == given.keys() - {"train/loss", "val/loss", "lr"}
+        assert score.get_ylim() == (0, 1.02)
+
+
+def test_a_metric_beyond_one_or_below_zero_stays_in_the_picture():
+    METRICS["correlation"] = Metric("correlation", single_label=lambda logits, targets: 0.0)
+    try:
+        epochs = [{"train/loss": 1.0, "val/correlation": value} for value in (-0.5, 3.0)]
+        _, score = plots.learning_curve(epochs).axes
+    finally:
+        del METRICS["correlation"]
+    assert score.get_ylim() == (-0.5, 3.0)
 
 
 def test_without_validation_there_is_one_panel():

@@ -12,7 +12,7 @@ def test_methods_and_variants_stand_in_one_table_with_gains_and_costs(packs, hf_
         "test_fold=3",
         "val_fold=2",
         "methods=[linear,one]",
-        "+variants.one={method:aat_m,layers:'top:1'}",
+        "+variants.one={method:aat_m,top_layers:1}",
         "baseline=linear",
         "lrs.default=[0.001,0.01]",
         "+lrs.linear=0.01",

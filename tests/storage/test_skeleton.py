@@ -121,7 +121,7 @@ def test_what_a_method_draws_and_does_not_save_is_drawn_for_each_task(trusted, f
 def test_a_name_of_ours_that_was_registered_anew_is_not_what_it_was(small_backbone, monkeypatch):
     kinds, spec = Skeletons(), spec_of("lora")
     assert isinstance(kinds.of(spec, small_backbone), Skeleton)
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))  # a copy, so that "lora" comes back afterwards
     methods.unregister("lora")
 
     @methods.register("lora", paper="-", parameters="0")

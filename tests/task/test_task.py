@@ -1,14 +1,13 @@
-"""What a task is: its name, its description as JSON, its labels and targets, its tensors."""
+"""What a task is: its name, its description as JSON, its tensors."""
 
 from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
 import torch
 
-from adapterbank.backbone.weights import Geometry
+from adapterbank.bank import AdapterBank
 from adapterbank.errors import (
     AdapterBankError,
     ConfigError,
@@ -17,7 +16,6 @@ from adapterbank.errors import (
     StorageError,
     UnknownNameError,
 )
-from adapterbank.task.lengths import clip_frames
 from adapterbank.task.task import Task, TaskSpec, check_name, seeded
 
 SPEC = {"name": "notes", "method": "aat_ms", "labels": ("a", "b", "c")}
@@ -133,43 +131,6 @@ def test_same_seed_and_name_start_the_same_and_another_name_does_not(small_backb
         assert not torch.equal(first["adapters.mlp.0.down.weight"], other["adapters.mlp.0.down.weight"])
 
 
-def test_targets_are_indices_of_names_or_indices(small_backbone):
-    task = Task(TaskSpec(**SPEC), small_backbone)
-    labels = ["c", "a", 1, np.int64(2), torch.tensor(0)]
-    assert task.targets(labels).tolist() == [2, 0, 1, 2, 0]
-    assert task.targets(labels).dtype == torch.int64
-
-
-def test_multilabel_targets_are_rows_of_zeros_and_ones(small_backbone):
-    task = Task(TaskSpec(**SPEC, multilabel=True), small_backbone)
-    labels = [{"a", "c"}, ("b",), [], "c", 1, [0, 2], torch.tensor([0.0, 1.0, 1.0])]
-    expected = [[1, 0, 1], [0, 1, 0], [0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 1], [0, 1, 1]]
-    assert task.targets(labels).tolist() == expected
-
-
-@pytest.mark.parametrize("multilabel", [True, False])
-@pytest.mark.parametrize("label", ["d", 3, -1, 1.7, None, b"a"])
-def test_a_label_that_the_task_does_not_have_is_refused(label, multilabel, small_backbone):
-    task = Task(TaskSpec(**SPEC, multilabel=multilabel), small_backbone)
-    with pytest.raises(LabelsError, match="label .*'notes' with 3 classes does not have. Known: a, b, c. Pass labels"):
-        task.targets([[label] if multilabel else label])
-
-
-@pytest.mark.parametrize(
-    ("seconds", "frames"),
-    [(1.0, 106), (1.28, 126), (1.3, 136), (10.255, 1024), (0.001, 16), (5.0, 506)],
-)
-def test_clip_seconds_become_whole_patches_and_the_backbones_own_length_stays(seconds, frames):
-    geometry = Geometry()  # stride 10: 16 + 10 n frames, and 1024
-    assert clip_frames(seconds, geometry) == frames
-
-
-def test_shorter_clips_are_padded_to_the_tasks_length_and_longer_ones_keep_theirs(small_backbone):
-    task = Task(TaskSpec(**SPEC), small_backbone)  # stride 16: 16 n frames
-    assert [task.padded_frames(frames, 0.5) for frames in (1, 48, 49)] == [48, 48, 64]
-    assert [task.padded_frames(frames, None) for frames in (1, 16, 17)] == [16, 16, 32]
-
-
 def test_inputs_are_padded_with_zero_log_mel_and_then_normalised_by_task_or_backbone(small_backbone):
     mel = torch.randn(3, 128)
     own = Task(TaskSpec(**SPEC, normalize=(-6.0, 5.0)), small_backbone).prepare(mel, 5)
@@ -202,13 +163,45 @@ def test_bytes_are_those_of_all_tensors(small_backbone):
     assert task.num_bytes() == 4 * sum(p.numel() for p in task.parameters()) == 4 * task.trainable_parameters()
 
 
-def test_a_row_of_zeros_and_ones_is_never_read_as_class_indices(small_backbone):
-    task = Task(TaskSpec("many", "head", ("a", "b", "c", "d"), multilabel=True), small_backbone)
-    with pytest.raises(LabelsError, match="stands twice"):
-        task.targets([[0, 1, 1, 0]])
-    assert task.targets([["b", "c"], [1, 2], [], torch.tensor([0.0, 1, 1, 0])]).tolist() == [
-        [0, 1, 1, 0],
-        [0, 1, 1, 0],
-        [0, 0, 0, 0],
-        [0, 1, 1, 0],
-    ]
+def test_a_task_with_other_adapters_shares_the_rest_and_leaves_the_original_as_it_was(small_bank, clips):
+    task, other = small_bank.task("notes"), small_bank.task("studio")
+    task.metrics = {"accuracy": 0.5}
+    before, logits = {key: t.clone() for key, t in task.state_dict().items()}, small_bank(clips, "notes")
+    own = task.adapters
+    variant = task.with_adapters(other.adapters)
+    assert (variant.spec, variant.labels, variant.mean_std) == (task.spec, task.labels, task.mean_std)
+    assert variant.adapters is other.adapters
+    assert variant.head is task.head
+    assert variant.norm is task.norm
+    assert not variant.metrics
+    variant.metrics["accuracy"] = 0.9
+    assert task.adapters is own
+    assert task.metrics == {"accuracy": 0.5}
+    assert all(torch.equal(t, before[key]) for key, t in task.state_dict().items())
+    assert torch.equal(small_bank(clips, "notes"), logits)
+    assert set(task.state_dict()) == set(before)
+
+
+def test_shared_adapters_are_the_same_tensors_and_heads_stay_apart(small_backbone, randomise, clips):
+    bank = AdapterBank(small_backbone)
+    for name in ("first", "second"):
+        bank.add_task(name, "full", num_classes=3)
+    first, second = bank.task("first"), bank.task("second")
+    second.share_adapters(first)
+    assert second.adapters is first.adapters
+    before = bank(clips, "second")
+    randomise(first.adapters)
+    assert not torch.equal(bank(clips, "second"), before)
+    assert second.head is not first.head
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("aat_m", {}), ("aat_ms", {"ratio": 0.5}), ("aat_ms", {"layers": [0]}), ("partial", {})]
+)
+def test_adapters_of_another_method_or_size_are_not_shared(method, options, small_backbone):
+    bank = AdapterBank(small_backbone)
+    task, other = bank.add_task("a", "aat_ms", num_classes=2), bank.add_task("b", method, num_classes=2, **options)
+    own = task.adapters
+    with pytest.raises(ConfigError, match=rf"'a' \(aat_ms\) cannot share the adapters of 'b' \({method}\), expected"):
+        task.share_adapters(other)
+    assert task.adapters is own

@@ -1,4 +1,4 @@
-"""Crops and SpecAugment masks: their limits, and that only the given generator decides."""
+"""Random crops, and the widths of masks that are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from adapterbank.errors import ConfigError
-from adapterbank.training.augment import check_masks, random_crop, spec_augment
+from adapterbank.training.augment import check_masks, random_crop
 
 
 def generator(seed=0):
@@ -28,37 +28,10 @@ def test_a_clip_that_is_not_longer_stays_whole(samples):
     assert torch.equal(random_crop(wave, samples, generator()), wave)
 
 
-@pytest.mark.parametrize(("time_mask", "widest"), [(0.2, 20), (0.05, 5), (30, 30), (500, 100), (0, 0), (0.0, 0)])
-@pytest.mark.parametrize("freq_mask", [0, 24, 500])
-def test_masks_are_one_band_of_bins_and_one_of_frames_within_their_widths(freq_mask, time_mask, widest):
-    mel, chance = torch.ones(100, 128), generator()
-    widths, heights = set(), set()
-    for _ in range(120):
-        masked = spec_augment(mel, freq_mask, time_mask, chance)
-        frames = (masked == 0).all(dim=1).nonzero().flatten()
-        bins = (masked == 0).all(dim=0).nonzero().flatten()
-        for places in (frames, bins):
-            assert len(places) == 0 or places[-1] - places[0] + 1 == len(places)
-        expected = torch.ones(100, 128)
-        expected[frames] = 0
-        expected[:, bins] = 0
-        assert torch.equal(masked, expected)
-        if len(frames) < 100 and len(bins) < 128:
-            widths.add(len(frames))
-            heights.add(len(bins))
-    assert max(widths) <= widest
-    assert max(heights) <= min(freq_mask, 128)
-    assert (len(widths) > 1) == (widest > 0)
-    assert (len(heights) > 1) == (freq_mask > 0)
-    assert torch.equal(mel, torch.ones(100, 128)), "the clip itself was changed"
-
-
-def test_only_the_given_generator_decides():
-    mel, state = torch.randn(100, 128), torch.get_rng_state()
-    first, again, other = (spec_augment(mel, 24, 0.2, generator(seed)) for seed in (1, 1, 2))
-    random_crop(mel[:, 0], 20, generator())
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+def test_only_the_given_generator_draws_a_crop():
+    wave, state = torch.randn(100), torch.get_rng_state()
+    assert torch.equal(random_crop(wave, 20, generator(1)), random_crop(wave, 20, generator(1)))
+    assert not torch.equal(random_crop(wave, 20, generator(1)), random_crop(wave, 20, generator(2)))
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import Dataset
 
+from adapterbank.audio.mel import frame_count
 from adapterbank.bank import AdapterBank
-from adapterbank.task.task import Task
-from adapterbank.training import cache, feed
-from adapterbank.training import fit as module
-from adapterbank.training.fit import History, fit
+from adapterbank.training.callbacks import BaseCallback
+from adapterbank.training.feed import Feed
+from adapterbank.training.fit import fit
+from adapterbank.training.history import History
+from adapterbank.training.options import Options
 
 LABELS = ["bass", "brass", "organ"]
 
@@ -38,6 +40,16 @@ def changed(before, after):
 
 def quick(bank, task, data, val=None, **options):
     return fit(bank, task, data, val, **{"epochs": 2, "batch_size": 6, "progress": False, **options})
+
+
+class Heard(BaseCallback):
+    """The batches of all steps."""
+
+    def __init__(self):
+        self.batches = []
+
+    def on_step(self, state):
+        self.batches.append(state.batch)
 
 
 @pytest.mark.parametrize("method", ["head", "aat_ms", "prompt", "joint", "partial", "full"])
@@ -76,19 +88,37 @@ def test_a_history_says_what_was_done(bank, labelled_clips):
     assert history.precision in ("fp32", "bf16")
 
 
-def test_the_best_epoch_by_validation_is_restored(bank, labelled_clips, monkeypatch):
-    scores, states = iter([0.1, 0.9, 0.3, 0.9]), []
-    monkeypatch.setattr(module, "evaluate_task", lambda *a, **k: SimpleNamespace(metrics={"accuracy": next(scores)}))
+class Judge(Dataset):
+    """Ten validation clips whose labels make the accuracy of each epoch what the test says: the first of them have the
+    label that the task answers at that moment, the others another one."""
+
+    def __init__(self, bank, task, clips, accuracies):
+        self.bank, self.task, self.clips, self.accuracies, self.reads = bank, task, clips, accuracies, 0
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        right = round(10 * self.accuracies[self.reads // 10])
+        self.reads += 1
+        answer = int(self.bank([self.clips[index][0]], self.task).argmax())
+        return self.clips[index][0], answer if index < right else (answer + 1) % 3
+
+
+def test_the_best_epoch_by_validation_is_restored(bank, labelled_clips):
+    states = []
 
     def keep(epoch, record):
         states.append({key: tensor.clone() for key, tensor in bank.task("families").state_dict().items()})
 
-    history = quick(bank, "families", labelled_clips, labelled_clips, epochs=4, on_epoch=keep)
+    judge = Judge(bank, "families", labelled_clips, [0.1, 0.9, 0.3, 0.9])
+    history = quick(bank, "families", labelled_clips, judge, epochs=4, on_epoch=keep, precision="fp32")
+    assert [record["val/accuracy"] for record in history.epochs] == pytest.approx([0.1, 0.9, 0.3, 0.9])
     assert history.best_epoch == 1
     final = bank.task("families").state_dict()
     assert not changed(states[1], final)
     assert changed(states[3], final)
-    assert bank.task("families").metrics == {"accuracy": 0.9}
+    assert bank.task("families").metrics["accuracy"] == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("task", ["families", "probe"])
@@ -113,15 +143,14 @@ def test_without_validation_the_last_epoch_stays(bank, labelled_clips):
     assert bank.task("families").metrics == {}
 
 
-def test_head_features_computed_once_train_like_those_computed_every_time(bank, labelled_clips, monkeypatch):
+def test_head_features_computed_once_train_like_those_computed_every_time(bank, labelled_clips):
     start = {key: tensor.clone() for key, tensor in bank.task("probe").state_dict().items()}
     options = {"epochs": 4, "batch_size": 5, "lr": 1e-2, "precision": "fp32", "freq_mask": 0, "time_mask": 0}
     cached = quick(bank, "probe", labelled_clips, labelled_clips[:7], **options)
     state = {key: tensor.clone() for key, tensor in bank.task("probe").state_dict().items()}
 
     bank.task("probe").load_state_dict(start)
-    monkeypatch.setattr(Task, "uses_frozen_features", lambda self: False)
-    uncached = quick(bank, "probe", labelled_clips, labelled_clips[:7], **options)
+    uncached = quick(bank, "probe", labelled_clips, labelled_clips[:7], **options, cache=None)
     for one, other in zip(cached.epochs, uncached.epochs, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
     assert cached.best_epoch == uncached.best_epoch
@@ -129,12 +158,22 @@ def test_head_features_computed_once_train_like_those_computed_every_time(bank, 
         torch.testing.assert_close(tensor, state[key], rtol=0, atol=1e-4)
 
 
-def test_head_features_are_computed_once_per_clip(bank, labelled_clips, monkeypatch):
-    heard = []
-    real = cache.mels_of
-    monkeypatch.setattr(cache, "mels_of", lambda base, waves: heard.extend(waves) or real(base, waves))
-    quick(bank, "probe", labelled_clips, labelled_clips[:3], epochs=5)
-    assert len(heard) == len(labelled_clips) + 3
+def test_clips_of_a_head_are_read_no_more_often_in_more_epochs(bank, labelled_clips):
+    reads = []
+
+    class Counted(list):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    quick(bank, "probe", Counted(labelled_clips), epochs=1)
+    once = len(reads)
+    reads.clear()
+    quick(bank, "probe", Counted(labelled_clips), epochs=5)
+    assert len(reads) == once
+    reads.clear()
+    quick(bank, "probe", Counted(labelled_clips), epochs=5, cache=None)
+    assert len(reads) == 5 * len(labelled_clips)
 
 
 def test_training_is_repeatable_and_follows_its_seed(small_backbone, labelled_clips):
@@ -151,32 +190,36 @@ def test_training_is_repeatable_and_follows_its_seed(small_backbone, labelled_cl
     assert changed(first, trained(seed=1))
 
 
-def test_training_hears_random_crops_and_validation_whole_clips(bank, labelled_clips, monkeypatch):
-    heard, real = [], feed.mels_of
-    monkeypatch.setattr(feed, "mels_of", lambda base, waves: heard.extend(map(len, waves)) or real(base, waves))
-    judged = []
-    real_judge = module.evaluate_task
-    monkeypatch.setattr(
-        module, "evaluate_task", lambda b, t, d, **k: judged.extend(len(w) for w, _ in d) or real_judge(b, t, d, **k)
-    )
+def test_training_hears_random_crops_and_validation_whole_clips(bank, labelled_clips):
+    heard = Heard()
     data = [*labelled_clips, (labelled_clips[0][0][:3000], "bass")]
-    quick(bank, "families", data, labelled_clips, crop_seconds=0.25)
-    assert sorted(heard) == sorted(min(len(wave), 4000) for wave, _ in data * 2)
-    assert heard.count(4000) > 20
-    assert judged == [len(wave) for wave, _ in labelled_clips] * 2
+    options = {"crop_seconds": 0.25, "callbacks": [heard], "precision": "fp32"}
+    history = quick(bank, "families", data, labelled_clips, **options)
+    frames = [frame_count(min(len(wave), 4000)) for wave, _ in data * 2]
+    assert sorted(len(mel) for batch in heard.batches for mel in batch.rows) == sorted(frames)
+    whole, cut = bank.evaluate("families", labelled_clips), [(wave[:4000], label) for wave, label in labelled_clips]
+    assert history.epochs[history.best_epoch]["val/loss"] == pytest.approx(whole["loss"], abs=1e-5)
+    assert bank.evaluate("families", cut)["loss"] != pytest.approx(whole["loss"], abs=1e-3)
 
 
-@pytest.mark.parametrize(("task", "masked"), [("families", True), ("probe", False)])
-def test_specaugment_is_the_default_inside_the_backbone_and_off_for_heads(
-    task, masked, bank, labelled_clips, monkeypatch
-):
-    calls, real = [], feed.spec_augment
-    monkeypatch.setattr(feed, "spec_augment", lambda mel, f, t, g: calls.append((f, t)) or real(mel, f, t, g))
-    quick(bank, task, labelled_clips, epochs=1)
-    assert set(calls) == ({(24, 0.2)} if masked else set())
-    calls.clear()
-    quick(bank, task, labelled_clips, epochs=1, freq_mask=8, time_mask=30)
-    assert set(calls) == {(8, 30)}
+@pytest.mark.parametrize(
+    ("task", "options", "masks"),
+    [
+        ("families", {}, (24, 0.2)),
+        ("families", {"freq_mask": 8, "time_mask": 30}, (8, 30)),
+        ("families", {"freq_mask": 0}, (0, 0.2)),
+        ("probe", {"cache": None}, (0, 0)),
+        ("probe", {"freq_mask": 8, "time_mask": 30}, (8, 30)),
+    ],
+)
+def test_specaugment_is_the_default_inside_the_backbone_and_off_for_heads(task, options, masks, bank, labelled_clips):
+    heard = Heard()
+    quick(bank, task, labelled_clips, epochs=1, callbacks=[heard], **options)
+    feed = Feed(bank.backbone, bank.task(task), labelled_clips, Options(batch_size=6), masks)
+    for place, batch in enumerate(heard.batches):
+        expected = feed.batch(0, place)
+        assert batch.labels == expected.labels
+        assert all(map(torch.equal, batch.rows, expected.rows))
 
 
 @pytest.mark.parametrize(
@@ -196,49 +239,51 @@ def test_specaugment_is_the_default_inside_the_backbone_and_off_for_heads(
     ],
     ids=["constant", "warm-up", "cosine", "warm-up and cosine", "multistep"],
 )
-def test_every_step_has_the_learning_rate_of_the_formula(options, formula, bank, labelled_clips, monkeypatch):
+def test_every_step_has_the_learning_rate_of_the_formula(options, formula, bank, labelled_clips):
     rates = []
 
-    class Recorded(torch.optim.AdamW):
-        def step(self, *arguments):
-            rates.append(self.param_groups[0]["lr"])
-            return super().step(*arguments)
+    class Rates(BaseCallback):
+        def on_step(self, state):
+            rates.append(state.optimizer.param_groups[0]["lr"])
 
-    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
-    quick(bank, "probe", labelled_clips, epochs=4, batch_size=4, lr=0.02, **options)
+    quick(bank, "probe", labelled_clips, epochs=4, batch_size=4, lr=0.02, callbacks=[Rates()], **options)
     assert rates == pytest.approx([0.02 * formula(step) for step in range(12)], rel=1e-6)
 
 
-def test_the_optimiser_holds_exactly_the_tasks_tensors(bank, labelled_clips, monkeypatch):
+def test_the_optimizer_holds_exactly_the_tasks_tensors(bank, labelled_clips):
     held = []
 
-    class Recorded(torch.optim.AdamW):
-        def __init__(self, parameters, **options):
-            held.extend(parameters)
-            assert options["weight_decay"] == 0.05  # AAT
-            super().__init__(held, **options)
+    class Held(BaseCallback):
+        def on_start(self, state):
+            assert isinstance(state.optimizer, torch.optim.AdamW)
+            [group] = state.optimizer.param_groups
+            assert group["weight_decay"] == 0.05  # AAT
+            held.extend(group["params"])
 
-    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
-    quick(bank, "families", labelled_clips, epochs=1)
+    quick(bank, "families", labelled_clips, epochs=1, callbacks=[Held()])
     assert {id(p) for p in held} == {id(p) for p in bank.task("families").parameters()}
 
 
-def test_gradients_are_clipped_to_their_norm(bank, labelled_clips, monkeypatch):
-    norms = []
-    real = torch.nn.utils.clip_grad_norm_
+class Norms(BaseCallback):
+    """The norm of the gradients with which the optimiser changes the weights, of each step."""
 
-    def clip(parameters, limit):
-        parameters = list(parameters)
-        before = real(parameters, limit)
-        norms.append(math.sqrt(sum(p.grad.square().sum().item() for p in parameters if p.grad is not None)))
-        return before
+    def __init__(self):
+        self.found = []
 
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
-    quick(bank, "families", labelled_clips, clip_grad=0.01)
-    assert all(norm <= 0.0101 for norm in norms)
-    norms.clear()
-    quick(bank, "families", labelled_clips, clip_grad=0)
-    assert max(norms) > 0.02
+    def on_start(self, state):
+        state.optimizer.register_step_pre_hook(self.read)
+
+    def read(self, optimizer, *arguments):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.found.append(math.sqrt(sum(gradient.square().sum().item() for gradient in gradients)))
+
+
+def test_gradients_are_clipped_to_their_norm(bank, labelled_clips):
+    clipped, whole = Norms(), Norms()
+    quick(bank, "families", labelled_clips, clip_grad=0.01, callbacks=[clipped])
+    assert max(clipped.found) <= 0.0101
+    quick(bank, "families", labelled_clips, clip_grad=0, callbacks=[whole])
+    assert max(whole.found) > 0.02
 
 
 @pytest.mark.parametrize(("steps", "epochs", "expected"), [(3, 10, 3), (1, 1, 1), (100, 2, 4), (2, 9, 2)])
@@ -301,40 +346,39 @@ def test_iterables_of_one_pass_are_as_good_as_lists(task, small_backbone, labell
     assert not changed(*states)
 
 
-def test_fp16_gradients_are_clipped_after_their_loss_scale_is_taken_out(small_backbone, labelled_clips, monkeypatch):
+def test_fp16_gradients_are_clipped_after_their_loss_scale_is_taken_out(small_backbone, labelled_clips):
     norms = {}
-    real = torch.nn.utils.clip_grad_norm_
-    for precision in ("fp32", "fp16"):
-        bank = AdapterBank(small_backbone)
-        bank.add_task("families", "aat_ms", labels=LABELS)
-        found = norms[precision] = []
-
-        def clip(parameters, limit, found=found):
-            norm = real(parameters, limit)
-            found.append(norm.item())
-            return norm
-
-        monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
-        quick(bank, "families", labelled_clips, epochs=1, steps=1, precision=precision)
-    assert norms["fp16"] == pytest.approx(norms["fp32"], rel=0.1)
+    for limit in (0, 0.01):
+        for precision in ("fp32", "fp16"):
+            bank = AdapterBank(small_backbone)
+            bank.add_task("families", "aat_ms", labels=LABELS)
+            options = {"epochs": 1, "steps": 1, "precision": precision, "clip_grad": limit}
+            quick(bank, "families", labelled_clips, callbacks=[found := Norms()], **options)
+            norms[limit, precision] = found.found
+    assert norms[0, "fp16"] == pytest.approx(norms[0, "fp32"], rel=0.1)
+    assert norms[0.01, "fp16"] == pytest.approx([0.01], rel=1e-3)
 
 
 @pytest.mark.parametrize(("crop_seconds", "frames"), [(None, 112), (0.25, 32)])
-def test_crops_are_not_padded_to_the_tasks_clip_length(crop_seconds, frames, bank, labelled_clips, monkeypatch):
-    bank.add_task("padded", "aat_ms", labels=LABELS, clip_seconds=1.0)
-    lengths, real = set(), Task.prepare
-    monkeypatch.setattr(Task, "prepare", lambda self, mel, frames: lengths.add(frames) or real(self, mel, frames))
+def test_crops_are_not_padded_to_the_tasks_clip_length(crop_seconds, frames, bank, labelled_clips):
+    task = bank.add_task("padded", "conformer", labels=LABELS, clip_seconds=1.0, reduction=8)
+    tokens, width = set(), bank.backbone.geometry.width
+
+    def read(module, inputs):  # what has another width lies inside the bottleneck
+        if inputs[0].shape[-1] == width:
+            tokens.add(inputs[0].shape[1])
+
+    for module in task.adapters.modules():
+        module.register_forward_pre_hook(read)
     quick(bank, "padded", labelled_clips, crop_seconds=crop_seconds)
-    assert lengths == {frames}  # 1 s: 98 frames, 7 patches of 16; 0.25 s: 23 frames, 2 patches
+    assert tokens == {bank.backbone.geometry.tokens(frames)}  # 1 s: 98 frames, 7 patches of 16; 0.25 s: 23 frames, 2
 
 
-def test_the_task_is_in_training_mode_for_steps_and_in_eval_mode_for_validation(bank, labelled_clips, monkeypatch):
-    modes, real = [], Task.prepare
-    monkeypatch.setattr(
-        Task, "prepare", lambda self, mel, frames: modes.append(self.training) or real(self, mel, frames)
-    )
-    quick(bank, "families", labelled_clips[:2], labelled_clips[:3])
-    assert modes == [True, True, False, False, False] * 2
+def test_the_task_is_in_training_mode_for_steps_and_in_eval_mode_for_validation(bank, labelled_clips):
+    modes, task = [], bank.task("families")
+    task.head.register_forward_pre_hook(lambda module, inputs: modes.append((module.training, len(inputs[0]))))
+    quick(bank, "families", labelled_clips[:2], labelled_clips[:1])
+    assert [training for training, _ in modes] == [True, True, False] * 2  # the two clips have two lengths
 
 
 def test_training_leaves_no_gradient_and_no_metric_of_the_old_weights_behind(small_bank, clips):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, LabelsError, UnknownNameError, WaveformError
-from adapterbank.training import cache, feed
 from adapterbank.training import many as module
+from adapterbank.training.callbacks import BaseCallback
 from adapterbank.training.fit import fit
 from adapterbank.training.many import fit_many
 
@@ -58,6 +59,7 @@ def assert_alike(history, alone):
 def test_every_method_learns_in_company_what_it_learns_alone(
     order, packed, small_backbone, labelled_clips, monkeypatch
 ):
+    # No option: only speed depends on it, and rows enough to fill a pack would make this test take minutes.
     monkeypatch.setattr(module, "PACKED_TOKENS", packed)
     options = {**QUICK, "order": order, "freq_mask": 6, "time_mask": 0.1, "crop_seconds": 0.5}
     together, apart = bank_of(small_backbone), bank_of(small_backbone)
@@ -94,15 +96,37 @@ def test_half_precision_learns_in_company_as_alone(precision, small_backbone, la
         assert losses == pytest.approx([record["train/loss"] for record in alone.epochs], abs=0.02)
 
 
-def test_clips_in_shared_order_are_heard_once_for_all_tasks(small_backbone, labelled_clips, monkeypatch):
-    heard, real = [], feed.mels_of
-    monkeypatch.setattr(feed, "mels_of", lambda base, waves: heard.extend(waves) or real(base, waves))
+class Counted(list):
+    """Clips that count how often one of them is read."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+def test_clips_in_shared_order_are_read_once_for_all_tasks(small_backbone, labelled_clips):
     names = ["a", "b", "c", "d"]
-    fit_many(bank_of(small_backbone, *names), names, labelled_clips, **QUICK, order="shared")
-    assert len(heard) == 2 * len(labelled_clips)
-    heard.clear()
-    fit_many(bank_of(small_backbone, *names), names, labelled_clips, **QUICK)
-    assert len(heard) == 4 * 2 * len(labelled_clips)
+    shared, apart = Counted(labelled_clips), Counted(labelled_clips)
+    fit_many(bank_of(small_backbone, *names), names, shared, **QUICK, order="shared")
+    assert shared.reads == 2 * len(labelled_clips)
+    fit_many(bank_of(small_backbone, *names), names, apart, **QUICK)
+    assert apart.reads == 4 * 2 * len(labelled_clips)
+
+
+def test_tasks_in_shared_order_get_the_same_batches(small_backbone, labelled_clips):
+    heard = {"a": [], "b": []}
+
+    class Heard(BaseCallback):
+        def on_step(self, state):
+            heard[state.task.name].append(state.batch)
+
+    fit_many(
+        bank_of(small_backbone, "a", "b"), ["a", "b"], labelled_clips, callbacks=[Heard()], order="shared", **QUICK
+    )
+    assert len(heard["a"]) == 6
+    assert all(one is other for one, other in zip(heard["a"], heard["b"], strict=True))
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -154,21 +178,12 @@ def test_caches_of_tasks_trained_together_lie_where_each_was_told(small_backbone
     assert {path.parent.parent.name for path in tmp_path.glob("*/*/*.safetensors")} == {"d", "e"}
 
 
-def test_clips_that_several_tasks_keep_are_read_and_computed_once(small_backbone, labelled_clips, monkeypatch):
-    reads, heard, real = [], [], cache.mels_of
-
-    class Counted(list):
-        def __getitem__(self, index):
-            reads.append(index)
-            return super().__getitem__(index)
-
-    monkeypatch.setattr(cache, "mels_of", lambda base, waves: heard.extend(waves) or real(base, waves))
-    bank = AdapterBank(small_backbone)
+def test_clips_that_several_tasks_keep_are_read_and_computed_once(small_backbone, labelled_clips):
+    bank, data = AdapterBank(small_backbone), Counted(labelled_clips)
     for name in ("one", "two", "three"):
         bank.add_task(name, "aat_ms", labels=LABELS, layers=[1])
-    fit_many(bank, list(bank.tasks), Counted(labelled_clips), **QUICK, cache="memory", order="shared")
-    assert len(heard) == len(labelled_clips)
-    assert len(reads) == 2 * len(labelled_clips)
+    fit_many(bank, list(bank.tasks), data, **QUICK, cache="memory", order="shared")
+    assert data.reads == 2 * len(labelled_clips)  # to name them, and to compute what is kept
 
 
 def test_nothing_that_one_task_does_changes_a_bit_of_the_others_in_its_batch(small_backbone, labelled_clips):
@@ -232,8 +247,8 @@ def test_times_are_shared_out_and_epochs_reported_per_task(small_backbone, label
 
 
 def test_each_task_has_a_run_and_that_of_a_stopped_one_is_failed(small_backbone, labelled_clips, tmp_path):
-    tracking = pytest.importorskip("adapterbank.tracking")
-    tracker = tracking.Tracker("many", f"sqlite:///{tmp_path / 'runs.db'}")
+    mlflow = pytest.importorskip("adapterbank.tracking.mlflow")
+    tracker = mlflow.Tracker("many", f"sqlite:///{tmp_path / 'runs.db'}")
     bank = bank_of(small_backbone, "a", "b")
     with tracker.sequence("both") as sequence:
         fit_many(bank, {"a": {}, "b": {"lr": 1e30}}, labelled_clips, tracker=sequence, **QUICK)
@@ -244,10 +259,54 @@ def test_each_task_has_a_run_and_that_of_a_stopped_one_is_failed(small_backbone,
     assert "TrainingDivergedError" in runs["b"].data.tags["error"]
 
 
-def test_tasks_that_keep_the_same_activations_compute_them_once(small_backbone, labelled_clips, monkeypatch):
-    heard, real = [], cache.mels_of
-    monkeypatch.setattr(cache, "mels_of", lambda base, waves: heard.extend(waves) or real(base, waves))
-    bank = bank_of(small_backbone, "b", "d")
+class OwnRun:
+    """A run of a tracker that inherits from nothing: it writes down what it is told."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def __enter__(self):
+        self.calls.append("open")
+        return self
+
+    def __exit__(self, kind, error, at):
+        self.calls.append("closed" if kind is None else kind.__name__)
+
+    def log_epoch(self, epoch, record):
+        self.calls.append((epoch, sorted(record)))
+
+    def log_training(self, history):
+        self.calls.append((history.steps, history.seconds > 0))
+
+
+class OwnTracker:
+    def __init__(self):
+        self.calls = {}
+
+    def task(self, bank, task, *, params=None, tags=None):
+        self.calls[task] = [(bank.task(task).method, dict(params), dict(tags))]
+        return OwnRun(self.calls[task])
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_any_tracker_is_told_of_epochs_and_of_the_end(interrupted, small_backbone, labelled_clips):
+    def stop(task, epoch, record):
+        if interrupted and (task, epoch) == ("a", 1):
+            raise KeyboardInterrupt
+
+    tracker, bank = OwnTracker(), bank_of(small_backbone, "a", "b")
+    own = {"a": {}, "b": {"lr": 1e30}}
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        fit_many(bank, own, labelled_clips, labelled_clips[:4], tracker=tracker, on_epoch=stop, **QUICK)
+    opened = ("aat_ms", {"train_clips": 12, "val_clips": 4}, {"strategy": "fit_many"})
+    record = ["lr", "train/loss", "val/accuracy", "val/loss", "val/macro_accuracy"]
+    end = ["KeyboardInterrupt"] if interrupted else [(6, True), "closed"]
+    assert tracker.calls["a"] == [opened, "open", (0, record), (1, record), *end]
+    assert tracker.calls["b"] == [opened, "open", "TrainingDivergedError"]
+
+
+def test_tasks_that_keep_the_same_activations_compute_them_once(small_backbone, labelled_clips):
+    bank, data = bank_of(small_backbone, "b", "d"), Counted(labelled_clips)
     bank.add_task("again", "lora", labels=LABELS, layers=[1])
-    fit_many(bank, ["b", "d", "again"], labelled_clips, cache="memory", **QUICK)
-    assert len(heard) == len(labelled_clips)
+    fit_many(bank, ["b", "d", "again"], data, cache="memory", **QUICK)
+    assert data.reads == 2 * len(labelled_clips)

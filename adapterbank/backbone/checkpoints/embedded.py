@@ -1,10 +1,8 @@
-"""The backbones inside this package."""
+"""The backbones inside this package, as transformers would save them, and the digest of their weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 EMBEDDED = {"ast-mini": Path(__file__).parent / "weights" / "ast-mini"}
-
-
 EMBEDDED_SHA256 = {"ast-mini": "d2a25938c9220d143f5a47886bc307cfd14db1335383954cd9a9017bcbc6ab88"}  # of the weights

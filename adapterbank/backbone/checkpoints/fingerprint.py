@@ -1,4 +1,9 @@
-"""Canonical tensors, checked and marked: the same values are the same backbone under any names."""
+"""From canonical tensors to a `Backbone`: every tensor is checked, and the fingerprint is taken.
+
+Every checkpoint is brought to the canonical names of `ASTWeights.named` before it comes here. The fingerprint is taken
+of those, in fp32, so that a checkpoint by Hugging Face's old names, by its new ones, and a base that is cast to bf16
+later are the same backbone. It is what a saved bank knows its backbone by.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +21,20 @@ from adapterbank.backbone.weights import ASTWeights, Geometry, expected_shapes
 from adapterbank.errors import BackboneError
 
 
-def _assemble(
+def assemble(
     geometry: Geometry, body: dict[str, Tensor], where: Path, mean: float, std: float, qkv_bias: bool = True
 ) -> Backbone:
-    """Flattens what checkpoints keep in more axes, checks every tensor and takes the fingerprint."""
+    """The backbone of these tensors.
+
+    Args:
+        body: canonical names and fp32 tensors; patches, tokens and positions may have the axes of their checkpoint.
+        where: the folder or file, for messages and as the backbone's source.
+        mean, std: of log-mels in its training.
+        qkv_bias: whether q, k and v have biases.
+
+    Raises:
+        BackboneError: a tensor is missing, unknown, of another shape, or not finite.
+    """
     flat = {"embed.patch_weight": (1, -1), "embed.cls": (0, -1), "embed.dist": (0, -1), "embed.positions": (0, 1)}
     for name, (first, last) in flat.items():
         if name in body and body[name].ndim > 1:

@@ -1,7 +1,7 @@
-"""Backbones from disk or hub: ast-mini, any Hugging Face AST by either naming scheme, original `.pth` files.
+"""Checkpoints as transformers saves them, from the hub, a folder, or inside this package: config.json and tensors.
 
-Every checkpoint is brought to the canonical names of `ASTWeights.named`; the fingerprint is taken there, so that old
-and new Hugging Face names, and a base cast to bf16, are the same backbone.
+Tensors may have the names of either scheme (see `names.py`). preprocessor_config.json says how the model's log-mels
+were normalised; a classifier in the file comes along.
 """
 
 from __future__ import annotations
@@ -13,30 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor
 
 from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD
 from adapterbank.backbone.backbone import Backbone, Classifier
 from adapterbank.backbone.checkpoints.embedded import EMBEDDED, EMBEDDED_SHA256
-from adapterbank.backbone.checkpoints.fingerprint import _assemble
+from adapterbank.backbone.checkpoints.fingerprint import assemble
 from adapterbank.backbone.checkpoints.names import CLASSIFIER, PREFIX, canonical
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import BackboneError
 from adapterbank.files import check_digest, read_json, read_tensors
 
 AUDIOSET_CLASSES = 527
-
-
 MODEL_TYPE = "audio-spectrogram-transformer"
-
-
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def _from_folder(name: str) -> Backbone:
-    """An embedded backbone, or a Hugging Face AST."""
+def from_folder(name: str) -> Backbone:
+    """A backbone inside this package, or a Hugging Face AST by folder or hub id. Raises BackboneError."""
     folder = _find(name)
     if name in EMBEDDED:
         check_digest(folder / WEIGHT_FILES[0], EMBEDDED_SHA256[name])
@@ -44,8 +38,8 @@ def _from_folder(name: str) -> Backbone:
     geometry = _geometry(config, folder)
     body, head = _canonical(_read_weights(folder), folder)
     qkv_bias = bool(config.get("qkv_bias", True))
-    backbone = _assemble(geometry, body, folder, *_normalisation(folder), qkv_bias=qkv_bias)
-    return replace(backbone, classifier=_classifier(head, config, geometry, folder))
+    backbone = assemble(geometry, body, folder, *_normalisation(folder), qkv_bias=qkv_bias)
+    return replace(backbone, classifier=classifier_of(head, config, geometry, folder))
 
 
 def _find(name: str) -> Path:
@@ -59,6 +53,9 @@ def _find(name: str) -> Path:
                 f"Put config.json and {WEIGHT_FILES[0]} there, as save_pretrained writes them."
             )
         return folder
+    from huggingface_hub import snapshot_download  # here: most backbones are on disk, and it is slow to import
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     wanted = ["config.json", "preprocessor_config.json", *WEIGHT_FILES]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
@@ -136,9 +133,18 @@ def normalisation_in(folder: Path) -> tuple[float, float] | None:
     return _normalisation(folder) if (folder / "preprocessor_config.json").is_file() else None
 
 
-def _classifier(
+def classifier_of(
     head: Mapping[str, Tensor], config: Mapping[str, Any], geometry: Geometry, folder: Path
 ) -> Classifier | None:
+    """The classifier of a checkpoint, or None.
+
+    Args:
+        head: its tensors by the names of our `Head`; empty where there is none.
+        config: of transformers; `id2label` and `problem_type` are read. An original file has none: {}.
+
+    Raises:
+        BackboneError: a tensor is missing, of another shape, or not finite.
+    """
     if not head:
         return None
     missing = sorted(set(CLASSIFIER.values()) - head.keys())

@@ -8,10 +8,7 @@ from __future__ import annotations
 import re
 
 PREFIX = "audio_spectrogram_transformer."
-
-
 _LAYER = re.compile(r"^(?:encoder\.layer|layers)\.(\d+)\.(.+)\.(weight|bias)$")
-
 
 _IN_LAYER = {  # the names in files first
     "layernorm_before": "ln1",
@@ -30,9 +27,7 @@ _IN_LAYER = {  # the names in files first
     "mlp.fc2": "fc2",
 }
 
-
 NORM = {"layernorm.weight": "norm.weight", "layernorm.bias": "norm.bias"}
-
 
 _OUTSIDE = {
     "embeddings.cls_token": "embed.cls",
@@ -42,7 +37,6 @@ _OUTSIDE = {
     "embeddings.patch_embeddings.projection.bias": "embed.patch_bias",
     **NORM,
 }
-
 
 CLASSIFIER = {
     "classifier.layernorm.weight": "norm.weight",

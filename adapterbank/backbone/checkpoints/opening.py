@@ -1,23 +1,18 @@
-"""Opens a backbone: ast-mini, a folder or hub id of Hugging Face, an original `.pth` file."""
+"""Opens a backbone by its name, whatever kind of checkpoint it is, at its own stride or another."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.checkpoints.embedded import EMBEDDED
-from adapterbank.backbone.checkpoints.fingerprint import _assemble, fingerprint
-from adapterbank.backbone.checkpoints.huggingface import _classifier, _from_folder
+from adapterbank.backbone.checkpoints.fingerprint import assemble, fingerprint
+from adapterbank.backbone.checkpoints.huggingface import classifier_of, from_folder
 from adapterbank.backbone.checkpoints.original import SUFFIXES, translate
 from adapterbank.backbone.embedding import at_stride
-from adapterbank.errors import BackboneError
+from adapterbank.errors import BackboneError, ConfigError
 from adapterbank.files import read_tensors
-
-INIT_STD = 0.02  # `initializer_range` of transformers' ASTConfig
 
 
 def load_backbone(name_or_folder: str | Path, *, stride: int | None = None) -> Backbone:
@@ -35,10 +30,30 @@ def load_backbone(name_or_folder: str | Path, *, stride: int | None = None) -> B
     """
     source = str(name_or_folder)
     path = Path(source).expanduser()
-    backbone = _from_file(path, stride) if _is_original(path) else _from_folder(source)
+    backbone = _from_file(path, stride) if _is_original(path) else from_folder(source)
     if stride is not None:
         backbone = _restride(backbone, stride)
     return replace(backbone, source=source if source in EMBEDDED or not path.exists() else str(path.resolve()))
+
+
+def at_its_stride(backbone: Backbone, stride: int | None) -> Backbone:
+    """The backbone itself, if its patches are at this stride already; None asks for nothing.
+
+    Positions were interpolated when it was opened. To do that a second time would give another backbone than opening
+    the checkpoint at the new stride.
+
+    Raises:
+        ConfigError: they are at another stride.
+    """
+    sizes = backbone.geometry
+    own = (sizes.frequency_stride, sizes.time_stride)
+    if stride is None or (type(stride) is int and own == (stride, stride)):
+        return backbone
+    has = own[0] if own[0] == own[1] else own
+    raise ConfigError(
+        f"got stride={stride!r}, but this backbone ({backbone.source}) was opened or saved with patches at a stride of "
+        f"{has}. Leave the argument out; for another stride, start a new bank from the checkpoint."
+    )
 
 
 def _is_original(path: Path) -> bool:
@@ -52,8 +67,8 @@ def _from_file(path: Path, stride: int | None) -> Backbone:
             f"there is no file {path}. Download the checkpoint from the AST or SSAST repository and pass its path."
         )
     geometry, body, head, mean, std = translate(read_tensors(path), path, stride)
-    backbone = _assemble(geometry, body, path, mean, std)
-    return replace(backbone, classifier=_classifier(head, {}, geometry, path))
+    backbone = assemble(geometry, body, path, mean, std)
+    return replace(backbone, classifier=classifier_of(head, {}, geometry, path))
 
 
 def _restride(backbone: Backbone, stride: int) -> Backbone:
@@ -66,24 +81,3 @@ def _restride(backbone: Backbone, stride: int) -> Backbone:
     weights = backbone.weights._replace(embed=embed._replace(positions=table))
     mark = fingerprint(geometry, dict(weights.named()))
     return replace(backbone, geometry=geometry, weights=weights, fingerprint=mark, classifier=None, stride=stride)
-
-
-def random_backbone(like: Backbone, seed: int = 0) -> Backbone:
-    """An untrained AST of the same sizes: the baseline of any pretraining.
-
-    Truncated normal of deviation 0.02 for every matrix, token and position, norms 1, biases 0: how DeiT, and with it
-    the original AST, starts. (transformers' `_init_weights` leaves tokens and positions at zero.)
-    """
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(name: str, tensor: Tensor) -> Tensor:
-        if name.endswith("bias"):
-            return torch.zeros_like(tensor)
-        if "ln" in name or name.startswith("norm"):
-            return torch.ones_like(tensor)
-        drawn = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return torch.nn.init.trunc_normal_(drawn, std=INIT_STD, generator=generator).to(tensor.device)
-
-    weights = like.weights.map(draw)
-    mark = fingerprint(like.geometry, dict(weights.named()))
-    return replace(like, weights=weights, source="random", fingerprint=mark, classifier=None, stride=None)

@@ -24,34 +24,15 @@ from adapterbank.backbone.weights import PREFIX_TOKENS, Geometry
 from adapterbank.errors import BackboneError
 
 SUFFIXES = (".pth", ".pt")
-
-
 EPS = 1e-6  # timm's vision transformers
-
-
 HEAD_WIDTH = 64  # of every DeiT: 3, 6 and 12 heads for 192, 384 and 768
-
-
 PATCH = 16
-
-
 MEL_BINS = 128
-
-
 STRIDES = (10, 12, 14, 16)  # of the published ASTs, on both axes
-
-
 RECIPE_FRAMES = (1024, 512, 128)  # AudioSet, ESC-50, Speech Commands
-
-
 SPEECH_COMMANDS = (35, 128)  # classes and frames of the one published checkpoint with a normalisation of its own
-
-
 SPEECH_COMMANDS_MEAN_STD = (-6.845978, 5.5654526)  # AST's recipe for Speech Commands v2
-
-
 _PREFIX = "module."  # of torch's DataParallel
-
 
 _OUTSIDE = {
     "v.cls_token": "embed.cls",
@@ -63,15 +44,9 @@ _OUTSIDE = {
     "v.norm.bias": "norm.bias",
 }
 
-
 _LAYER = re.compile(r"v\.blocks\.(\d+)\.")
-
-
 _IN_LAYER = {"norm1": "ln1", "attn.proj": "proj", "norm2": "ln2", "mlp.fc1": "fc1", "mlp.fc2": "fc2"}
-
-
 _QKV = "attn.qkv"
-
 
 _HEAD = {
     "mlp_head.0.weight": "norm.weight",
@@ -80,11 +55,8 @@ _HEAD = {
     "mlp_head.1.bias": "linear.bias",
 }
 
-
 # DeiT's own heads, which AST never calls, and what only SSAST's pretraining uses.
 _LEFT_OUT = ("v.head.", "v.head_dist.", "mask_embed", "cpredlayer.", "gpredlayer.", "p_")
-
-
 _PRETRAINING_SIZES = ("p_input_fdim", "p_input_tdim")  # mel bins and frames, 0-d
 
 

@@ -65,6 +65,15 @@ def choose(device: torch.device) -> Kernels:
     return _fastest(device.type, grad, autocast)._replace(**_FORCED.get())
 
 
+def training_precision(device: torch.device) -> str:
+    """The precision in which a training is fastest on this device: "bf16", "fp16" or "fp32"."""
+    if device.type == "cuda":
+        # torch would also say yes to a GPU that only emulates bf16, which is slower than fp16.
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    bf16 = device.type == "cpu" and any(_processor().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
+    return "bf16" if bf16 else "fp32"
+
+
 @contextmanager
 def plain_kernels(*switches: str) -> Iterator[None]:
     """Within it these switches, or all if none is named, are off: `F.linear`, torch's attention, every token.

@@ -1,4 +1,4 @@
-"""Initialisation from an explicit generator: building a task never touches the global random state."""
+"""Initial values, drawn from a generator that is passed in: building a task never touches the global random state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from adapterbank.errors import ConfigError
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """A Linear with torch's default weight (uniform, +-1/sqrt(inputs)) and zero bias (AAT, section 3.1.2)."""
+    """A Linear with torch's default weights, uniform in +-1/sqrt(inputs), and a zero bias (AAT, section 3.1.2)."""
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
     nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
     nn.init.zeros_(layer.bias)
@@ -19,7 +19,7 @@ def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A Linear that answers zero until it is trained."""
+    """A Linear whose output is zero until it is trained."""
     layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -27,10 +27,10 @@ def zero_linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 def dropout(share: float) -> nn.Module:
-    """Dropout, nothing at all for 0.
+    """A Dropout; for a share of 0 a module that does nothing.
 
     Raises:
-        ConfigError: not a share from 0 to below 1.
+        ConfigError: `share` is no number from 0 to below 1.
     """
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
         raise ConfigError(f"got dropout={share!r}, expected a share from 0 to below 1.")
@@ -38,6 +38,6 @@ def dropout(share: float) -> nn.Module:
 
 
 def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> nn.Parameter:
-    """A parameter drawn from [-bound, bound]."""
+    """A parameter of this shape, each value drawn from [-bound, bound]."""
     values: Tensor = torch.empty(shape).uniform_(-bound, bound, generator=generator)
     return nn.Parameter(values)

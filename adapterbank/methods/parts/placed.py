@@ -1,4 +1,8 @@
-"""Where a block's adapters stand: at the MLP or also at the attention, in parallel or in sequence."""
+"""Where the adapters of a block stand: at the MLP or also at the attention, in parallel to them or behind them.
+
+parallel:    x + MLP(h) + A(h),  h = LN2(x)       (attention: h = LN1(x))
+sequential:  x + m + A(m),       m = MLP(h)       (attention: m is its projected output)
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,11 @@ from adapterbank.methods.parts.gate import gated
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
 
 PLACEMENTS = ("pfeiffer", "houlsby")
-
-
 FORMS = ("parallel", "sequential")
 
 
 class Sequential(nn.Module):
-    """A sequential adapter with its shortcut: y + A(y). (R, N, D) -> (R, N, D)."""
+    """A sequential adapter with its shortcut: y + A(y). Shapes: (R, N, D) -> (R, N, D)."""
 
     def __init__(self, adapter: nn.Module):
         super().__init__()
@@ -39,8 +41,9 @@ class Placed(Adapters):
 
     Args:
         make: builds one adapter, (R, N, D) -> (R, N, D).
-        placement: "pfeiffer": at the MLP; "houlsby": at attention and MLP.
-        form: "parallel": on the normalised input, added to the sublayer's output; "sequential": on that output.
+        placement: "pfeiffer": one adapter, at the MLP; "houlsby": one at the attention and one at the MLP.
+        form: "parallel": the adapter reads the normalised input of the attention or MLP, and its output is added to
+            theirs; "sequential": it reads their output.
         layers: the blocks, "all" or numbers.
         gate, gate_level: of parallel adapters, as in `gate.py`.
 
@@ -68,12 +71,12 @@ class Placed(Adapters):
             raise ConfigError(f"got gate={gate!r} with form='sequential', expected 'static' or form='parallel'.")
         self.parallel = form == "parallel"
         self.attention, self.mlp = ByLayer(), ByLayer()
+        places = (self.attention, self.mlp) if placement == "houlsby" else (self.mlp,)
         for layer in chosen(layers, geometry.layers):
-            for place in (self.attention, self.mlp) if placement == "houlsby" else (self.mlp,):
+            for place in places:
                 adapter = make()
-                place.put(
-                    layer, gated(adapter, gate, gate_level, geometry.width) if self.parallel else Sequential(adapter)
-                )
+                kept = gated(adapter, gate, gate_level, geometry.width) if self.parallel else Sequential(adapter)
+                place.put(layer, kept)
 
     def sites(self, layer: int) -> Sites:
         attention, mlp = self.attention.at(layer), self.mlp.at(layer)

@@ -131,7 +131,7 @@ def test_an_impossible_normalisation_is_refused(numbers, hf_model, hf_folder):
 
 
 def test_a_hub_id_without_internet_says_what_to_put_where(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no test may reach the network
     with pytest.raises(BackboneError, match="no backbone 'nobody/no-such-ast'") as error:
         load_backbone("nobody/no-such-ast")
     for part in ("ast-mini", "config.json", "preprocessor_config.json", "model.safetensors", "pass its path"):
@@ -140,7 +140,7 @@ def test_a_hub_id_without_internet_says_what_to_put_where(monkeypatch):
 
 @pytest.mark.parametrize("name", ["no such/id at all", "ast-mimi", "/nowhere/at/all", "a/b/c"])
 def test_a_name_that_is_nothing_is_refused(name, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no test may reach the network
     with pytest.raises(BackboneError, match="no backbone"):
         load_backbone(name)
 

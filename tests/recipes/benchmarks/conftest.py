@@ -1,8 +1,9 @@
-"""The benchmarks' modules find each other because their folder is on the path; so do these tests."""
+"""Makes importable what the scripts in recipes/ and recipes/benchmarks/ find beside themselves when they start."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "recipes" / "benchmarks"))
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
+sys.path[:0] = [str(RECIPES), str(RECIPES / "benchmarks")]

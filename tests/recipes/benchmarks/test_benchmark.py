@@ -65,12 +65,12 @@ def test_every_row_of_the_issue_belongs_to_one_recipe(recipe):
         for script in (*(f"rows_{page}" for page in recipe["PAGES"]), "growth")
         for row in load(f"benchmarks/{script}")["ROWS"]
     ]
-    assert sorted(row for row in rows if isinstance(row, int)) == list(range(1, 14)) == sorted(recipe["SCRIPTS"])
+    assert sorted(row for row in rows if isinstance(row, int)) == [*range(1, 14), 18] == sorted(recipe["SCRIPTS"])
     assert [row for row in rows if isinstance(row, str)] == list(recipe["GROWTH"])
     assert all(row in load(page_of(recipe, row))["ROWS"] for row in recipe["SCRIPTS"])
 
 
-@pytest.mark.parametrize("row", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, "clip_length", "tasks"])
+@pytest.mark.parametrize("row", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 18, "clip_length", "tasks"])
 def test_a_row_measures_both_sides_and_their_outputs_agree(row, claims_of):
     if row in (4, 5, 8):
         pytest.importorskip("peft")
@@ -123,3 +123,29 @@ def test_the_recipe_keeps_lines_and_repeats_none(tmp_path, run_recipe):
     assert wrong.returncode == 1
     assert "unknown row 14" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_the_worth_of_a_trick_is_measured_once_and_stands_in_a_table(tmp_path, run_recipe):
+    small = ["geometry=tiny", "pairs=1", "batch=0.1", "tricks=[all]", "rows=[2,3]", "+lines.all=7", "out=worth"]
+    first = run_recipe("benchmarks/tricks", tmp_path, *small)
+    assert first.returncode == 0, first.stderr
+    log, table = (tmp_path / "worth" / name for name in ("tricks.jsonl", "tricks.md"))
+    before = log.read_bytes()
+    lines = [json.loads(line) for line in before.splitlines()]
+    assert [(line["trick"], line["column"]) for line in lines] == [
+        ("all", "3 fp32"),
+        ("all", "2 bf16"),
+        ("all", "3 bf16"),
+    ]
+    assert all(line["ratio"] > 0 for line in lines)
+    assert all(min(line["megabytes"]) > 0 for line in lines if line["column"].startswith("3"))
+    heading, _, row = table.read_text().splitlines()
+    assert heading.count("|") == row.count("|")
+    assert row.startswith("| all | 7 |")
+
+    again = run_recipe("benchmarks/tricks", tmp_path, *small)
+    assert again.returncode == 0, again.stderr
+    assert log.read_bytes() == before
+    unknown = run_recipe("benchmarks/tricks", tmp_path, "geometry=tiny", "tricks=[magic]", "out=worth_not")
+    assert unknown.returncode == 1
+    assert "unknown trick 'magic'" in " ".join(unknown.stderr.split())

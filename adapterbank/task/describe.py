@@ -1,0 +1,56 @@
+"""From what somebody says of a new task to its full description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from adapterbank import methods
+from adapterbank.data import catalog
+from adapterbank.task.task import TaskSpec
+
+
+def describe(
+    name: str,
+    method: str,
+    *,
+    labels: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    multilabel: bool | None = None,
+    head: str | None = None,
+    pooling: str | None = None,
+    clip_seconds: float | None = None,
+    options: Mapping[str, Any],
+    **rest: Any,
+) -> TaskSpec:
+    """The description of a new task. What is left out comes from the dataset of that name, then from the method.
+
+    Args:
+        name: of the task. A known dataset's name brings clip length, multilabel and, without `labels` and
+            `num_classes`, its labels.
+        labels, num_classes, multilabel, head, pooling, clip_seconds: what was said; None: nothing was.
+        options: of the method.
+        rest: fields of `TaskSpec` that are taken as they are.
+
+    Raises:
+        LabelsError, UnknownNameError, CompositionError, ConfigError: as `TaskSpec`.
+    """
+    known = catalog.lookup(name)
+    if known is not None:
+        clip_seconds = known.clip_seconds if clip_seconds is None else clip_seconds
+        multilabel = known.multilabel if multilabel is None else multilabel
+        labels = known.labels if labels is None and num_classes is None else labels
+    own = {"head": "ln_linear", "pooling": "cls_dist"}
+    for part in methods.parse(method):
+        own.update(part.defaults)
+    return TaskSpec(
+        name=name,
+        method=method,
+        labels=catalog.labels_of(name, labels, num_classes),
+        options=options,
+        multilabel=bool(multilabel),
+        head=own["head"] if head is None else head,
+        pooling=own["pooling"] if pooling is None else pooling,
+        clip_seconds=clip_seconds,
+        **rest,
+    )

@@ -1,0 +1,92 @@
+"""What all parts of one training share and none of them changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from adapterbank.backbone.backbone import Backbone
+from adapterbank.backbone.precision import dtype_of
+from adapterbank.task.task import Task, seeded
+from adapterbank.training.augment import MAX_TIME_SHARE
+from adapterbank.training.options import Options, in_precision
+
+FREQ_MASK = 24  # the widest band of mel bins: what AAT trains ESC-50 and UrbanSound8K with
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The task, the frozen backbone and the options of one training.
+
+    Attributes:
+        backbone: the frozen AST, in the precision of this training.
+        task: its parameters are all that the training changes.
+        precision: "fp32", "bf16" or "fp16": what the option "auto" stands for on this device.
+        autocast: the context in which forward passes run; in fp32 it does nothing.
+        clip_seconds: the length to which training clips are padded. It is the task's own, but never longer than the
+            crops are; None if clips keep their lengths.
+    """
+
+    backbone: Backbone
+    task: Task
+    options: Options
+    precision: str
+    autocast: AbstractContextManager[Any]
+    clip_seconds: float | None
+
+    @classmethod
+    def of(cls, backbone: Backbone, task: Task, options: Options) -> Setting:
+        """The setting that options mean for a task on the device of its backbone."""
+        device = backbone.device
+        precision = options.precision_on(device)
+        dtype = dtype_of(precision)
+        autocast: AbstractContextManager[Any] = nullcontext()
+        if dtype != torch.float32:
+            autocast = torch.autocast(device.type, dtype, cache_enabled=True)
+        clip_seconds = task.spec.clip_seconds
+        if clip_seconds is not None and options.crop_seconds is not None:
+            clip_seconds = min(clip_seconds, options.crop_seconds)
+        return cls(in_precision(backbone, precision), task, options, precision, autocast, clip_seconds)
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.device
+
+    @property
+    def masks(self) -> tuple[int, float | int]:
+        """The widest SpecAugment masks, in mel bins and in frames or a share of them; 0 for none."""
+        options = self.options
+        # What does not change from epoch to epoch can be kept; masks would change it.
+        kept = self.task.uses_frozen_features() or options.keeps
+        freq_mask, time_mask = (0, 0.0) if kept else (FREQ_MASK, MAX_TIME_SHARE)
+        return (
+            freq_mask if options.freq_mask is None else options.freq_mask,
+            time_mask if options.time_mask is None else options.time_mask,
+        )
+
+    @property
+    def has_dropout(self) -> bool:
+        return any(isinstance(module, nn.Dropout) for module in self.task.modules())
+
+    @contextmanager
+    def dropout(self, *draw: str) -> Iterator[None]:
+        """Forward passes in here draw their dropout from (seed, task, `draw`).
+
+        Dropout of torch reads the global random state, which is therefore set for the block and put back after it:
+        neither does the caller's state change a training, nor a training the caller's state.
+
+        Args:
+            draw: what tells this draw from others, such as the number of the step.
+        """
+        if not self.has_dropout:
+            yield
+            return
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seeded(self.options.seed, self.task.name, "dropout", *draw).initial_seed())
+            yield

@@ -1,0 +1,178 @@
+"""One training of one task, put together of three parts.
+
+    data    what it hears: batches in their drawn order, validation clips, caches       `TrainingData` in feed.py
+    step    forward pass, loss, backward pass, clipping, optimiser, learning rate       `OptimizerStep` in step.py
+    epochs  the order of the steps, validation, the best epoch, the history             `Epochs` here
+
+`fit` runs one trainer, `fit_many` several in turn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.progress import Progress, TaskID
+from torch import Tensor
+
+from adapterbank.backbone.backbone import Backbone
+from adapterbank.evaluation import evaluate_task, score
+from adapterbank.task.task import Task
+from adapterbank.training.cache import Kept, Stores
+from adapterbank.training.callbacks import Callback, Callbacks, State
+from adapterbank.training.feed import Batch, TrainingData
+from adapterbank.training.history import History
+from adapterbank.training.meter import Meter
+from adapterbank.training.options import Options
+from adapterbank.training.setting import Setting
+from adapterbank.training.step import OptimizerStep, optimizer_of
+
+
+class Trainer:
+    """One training of one task.
+
+    Args:
+        train: map-style, of (waveform (T,) at 16 kHz, label). val: the same, any iterable, or None.
+        callbacks: are told of each step and epoch, and may change them; see `adapterbank.training.callbacks`.
+        stores: what caches keep, where several trainings of one process share it.
+
+    Attributes:
+        setting: what all parts share. data, step, epochs: the parts.
+        state: what callbacks see. history: what `fit` returns.
+
+    Raises:
+        LabelsError: a label that the task does not have. ConfigError: a cache or a callback that cannot work.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        train: Any,
+        options: Options,
+        val: Any = None,
+        *,
+        callbacks: Sequence[Callback] = (),
+        stores: Stores | None = None,
+    ):
+        self.task, self.callbacks = task, Callbacks(callbacks)
+        self.setting = Setting.of(backbone, task, options)
+        self.data = TrainingData(self.setting, train, val, stores)
+        # As a dict of plain values: a history is stored as JSON.
+        self.history = History(task.name, asdict(options), self.setting.precision)
+        self.state = State(self.setting, self.data, optimizer_of(self.setting), self.history)
+        self.step = OptimizerStep(self.setting, self.data, self.state, self.callbacks)
+        self.epochs = Epochs(self.setting, self.data, self.step, self.callbacks)
+
+    def finish(self, meter: Meter, share: float = 1.0) -> None:
+        """Writes down what the training cost, `share` of what was measured, and tells the callbacks of its end."""
+        self.history.seconds, self.history.gpu_seconds = share * meter.seconds, share * meter.gpu_seconds
+        self.history.peak_memory_mb = meter.peak_memory_mb
+        if not self.history.error:
+            leave_training(self.task)
+            self.callbacks.on_end(self.state)
+
+    def fail(self, error: BaseException) -> None:
+        """Tells the callbacks of an error, unless they know that this training failed."""
+        if not self.history.error:
+            self.callbacks.on_exception(self.state, error)
+
+
+class Epochs:
+    """The epochs part of a training: the order of the steps, validation, and which weights are kept."""
+
+    def __init__(self, setting: Setting, data: TrainingData, step: OptimizerStep, callbacks: Callbacks):
+        self.setting, self.data, self.step, self.callbacks = setting, data, step, callbacks
+        self.task, self.state, self.history = setting.task, step.state, step.state.history
+        self._best = -math.inf
+        self._best_state: dict[str, Tensor] | None = None
+
+    def batches(self, bar: Progress) -> Generator[Batch]:
+        """The batches of all epochs; whoever takes one makes its step before asking for the next.
+
+        Steps are left to the caller, because `fit_many` makes those of several tasks together. Between epochs the task
+        is validated, the history written and the best epoch remembered, whose tensors the task has at the end.
+        """
+        self.callbacks.on_start(self.state)
+        self.data.fill(bar)
+        row = bar.add_task(f"{self.task.name} ({self.task.method})", total=self.state.total_steps, note="")
+        for epoch in range(self.setting.options.epochs):
+            yield from self._steps(epoch, bar, row)
+            self._close()
+            bar.update(row, note=_note(self.state.record, self.task.primary_metric))
+            self.callbacks.on_epoch(self.state)
+            if self._is_over():
+                break
+        self._take_best()
+
+    def _steps(self, epoch: int, bar: Progress, row: TaskID) -> Generator[Batch]:
+        """The batches of one epoch."""
+        self.task.train()
+        self.state.epoch, self.state.losses = epoch, []
+        for place in range(len(self.data.feed)):
+            try:
+                yield self.data.feed.batch(epoch, place)
+            except GeneratorExit:  # `close()` was called: the training was stopped
+                bar.update(row, note="stopped")
+                raise
+            self.history.steps += 1
+            bar.update(row, advance=1)
+            if self._is_over():
+                return
+
+    def _is_over(self) -> bool:
+        return self.history.steps >= self.state.total_steps or self.state.stop
+
+    def _close(self) -> None:
+        """Writes the record of an epoch, and copies the task's tensors if it is the best so far."""
+        losses = self.state.losses
+        record = {"train/loss": sum(losses) / len(losses), "lr": self.step.lr()}
+        record.update({f"val/{name}": value for name, value in self._validate().items()})
+        self.history.epochs.append(record)
+        score_now = record.get(f"val/{self.task.primary_metric}", math.nan)
+        goal = -math.inf if math.isnan(score_now) else score_now  # mAP without a positive is NaN
+        if self.data.val is None or goal > self._best or self._best_state is None:
+            self._best, self.history.best_epoch = goal, self.state.epoch
+            self._best_state = copy_state(self.task) if self.data.val is not None else None
+
+    def _validate(self) -> dict[str, float]:
+        """Metrics on the validation data, if there is any."""
+        val, size = self.data.val, self.setting.options.batch_size
+        if val is None:
+            return {}
+        if not isinstance(val, Kept):
+            with self.setting.autocast:
+                return evaluate_task(self.setting.backbone, self.task, val, batch_size=size).metrics
+        self.task.eval()
+        rows = val.tensors
+        with torch.no_grad(), self.setting.autocast:
+            logits = [self.data.logits(rows[at : at + size]).float().cpu() for at in range(0, len(rows), size)]
+        return score(self.task, torch.cat(logits), self.task.targets(val.labels))
+
+    def _take_best(self) -> None:
+        """Gives the task the tensors and metrics of its best epoch."""
+        if self._best_state is not None:
+            self.task.load_state_dict(self._best_state)
+        # Without validation nothing is known of the new weights: what was measured on the old ones must not stay.
+        found = self.history.epochs[self.history.best_epoch] if self.data.val is not None else {}
+        self.task.metrics = {k.removeprefix("val/"): v for k, v in found.items() if k.startswith("val/")}
+
+
+def leave_training(task: Task) -> None:
+    """Back to eval mode, without gradients: else every trained task would keep its own in memory."""
+    task.eval()
+    task.zero_grad(set_to_none=True)
+
+
+def copy_state(task: Task) -> dict[str, Tensor]:
+    """A copy of all tensors of a task, by their names."""
+    return {name: tensor.detach().clone() for name, tensor in task.state_dict().items()}
+
+
+def _note(record: dict[str, float], metric: str) -> str:
+    """What the progress bar shows of an epoch."""
+    shown = (name for name in ("train/loss", f"val/{metric}") if name in record)
+    return "  ".join(f"{name} {record[name]:.3f}" for name in shown)
