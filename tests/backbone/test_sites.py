@@ -278,7 +278,7 @@ def test_only_what_says_so_itself_acts_per_token(place):
         }
         return made[place]()
 
-    size = (48, 0.25, torch.Generator())
+    size = (48, 12, torch.Generator())
     assert sites(SpatialAdapter(*size)).per_token()
     assert sites(Renamed(*size)).per_token()
     assert not sites(Neighbour(*size)).per_token()
