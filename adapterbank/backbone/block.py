@@ -77,9 +77,9 @@ class PackedBlock(NamedTuple):
             k, v = keys.taken(before, k), keys.taken(before, v)
         q = self._linear("q", layout, low)  # (S, D)
         a = self._attention(layout, q, keys, k, v)  # (S, D)
-        a = self._linear("proj", layout, a).to(h.dtype)  # (S, D)
+        a = self._linear("proj", layout, a)  # (S, D)
         layout, (x, h, a) = layout.fork(lambda s: s.after_attention or s.beside_attention, x, h, a)
-        a = self._after(layout, a, [s.after_attention for s in layout.sites])
+        a = self._after(layout, a, h.dtype, [s.after_attention for s in layout.sites])
         return layout, x + self._beside("ln1", layout, a, x, h, [s.beside_attention for s in layout.sites])
 
     def mlp_sublayer(self, layout: Layout, x: Tensor) -> tuple[Layout, Tensor]:
@@ -87,9 +87,9 @@ class PackedBlock(NamedTuple):
         layout, (x,) = layout.fork(_changes_mlp, x)
         h = self._norm("ln2", layout, x, self._between(x))  # (S, D)
         low = h.to(self.kernels.product_dtype(self.weights.fc1_weight))
-        m = self._linear("fc2", layout, F.gelu(self._linear("fc1", layout, low))).to(h.dtype)  # (S, D)
+        m = self._linear("fc2", layout, F.gelu(self._linear("fc1", layout, low)))  # (S, D)
         layout, (x, h, m) = layout.fork(lambda s: s.after_mlp or s.beside_mlp, x, h, m)
-        m = self._after(layout, m, [s.after_mlp for s in layout.sites])
+        m = self._after(layout, m, h.dtype, [s.after_mlp for s in layout.sites])
         return layout, x + self._beside("ln2", layout, m, x, h, [s.beside_mlp for s in layout.sites])
 
     def _between(self, x: Tensor) -> torch.dtype:
@@ -171,10 +171,13 @@ class PackedBlock(NamedTuple):
         h = h.to(self.kernels.product_dtype(self.weights.linear(name).weight))
         return self._own(name, h[None], frozen_linear(h, self.weights.linear(name), self.kernels)[None], sites)[0]
 
-    def _after(self, layout: Layout, y: Tensor, changes: Sequence[Transform | None]) -> Tensor:
-        """Sequential adapters on a sublayer's output. (S, D) -> (S, D)."""
+    def _after(
+        self, layout: Layout, y: Tensor, dtype: torch.dtype, changes: Sequence[Transform | None]
+    ) -> Tensor:
+        """Sequential adapters on a sublayer's output, which they read in `dtype`. (S, D) -> (S, D)."""
         if not any(changes):
             return y
+        y = y.to(dtype)
         parts = layout.split(y)
         return layout.replace(y, ((i, change(parts[i])) for i, change in enumerate(changes) if change is not None))
 
@@ -184,6 +187,7 @@ class PackedBlock(NamedTuple):
         """Adds the outputs of parallel adapters, which read `h`, the LayerNorm `name` of `x`. (S, D) each."""
         if not any(adapters):
             return y
+        y = y.to(h.dtype)
         of_frozen_norm = not any(name in sites.affine for sites in layout.sites)
 
         def make(rows: Tensor) -> Tensor:
