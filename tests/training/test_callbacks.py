@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch.nn.utils import clip_grad_norm_
 
-import adapterbank.files
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, TrainingDivergedError, UnknownNameError
 from adapterbank.evaluation import loss_function
 from adapterbank.routing.run import mels_of, run_rows
-from adapterbank.training import callbacks as entries
 from adapterbank.training.callbacks import BaseCallback, Callback, EarlyStopping
 from adapterbank.training.feed import Feed
 from adapterbank.training.fit import fit
@@ -390,36 +385,3 @@ def test_an_error_of_one_task_is_told_to_all(small_backbone, labelled_clips):
     for name in ("a", "b"):
         assert told[name].calls[-1] == ("", "exception", KeyboardInterrupt)
         assert_same(before[name], state_of(bank, name))
-
-
-@pytest.fixture
-def examples():
-    """The classes that the module's docstring shows."""
-    lines = entries.__doc__.splitlines()
-    shown = lines[next(i for i, line in enumerate(lines) if line.startswith("    class ")) :]
-    code = "\n".join(line.removeprefix("    ") for line in shown if line.startswith("    ") or not line)
-    names = {**vars(entries), "Path": Path, "safetensors": safetensors, "adapterbank": adapterbank, "time": time}
-    exec(code, names)
-    return names
-
-
-def test_the_checkpoints_of_the_docstring_hold_the_task_after_each_epoch(examples, bank, labelled_clips, tmp_path):
-    after = []
-
-    def keep(epoch, record):
-        after.append(state_of(bank))
-
-    fit(bank, "families", labelled_clips, callbacks=[examples["Checkpoints"](tmp_path)], on_epoch=keep, **PLAIN)
-    assert {file.name for file in tmp_path.iterdir()} == {"families-0.safetensors", "families-1.safetensors"}
-    for epoch, state in enumerate(after):
-        assert_same(safetensors.torch.load_file(tmp_path / f"families-{epoch}.safetensors"), state)
-    bank.task("families").load_state_dict(safetensors.torch.load_file(tmp_path / "families-0.safetensors"))
-    assert_same(state_of(bank), after[0])
-
-
-@pytest.mark.parametrize(("seconds", "steps"), [(0.0, 1), (3600.0, 4)])
-def test_the_time_limit_of_the_docstring_ends_a_training_with_the_step_at_hand(
-    seconds, steps, examples, bank, labelled_clips
-):
-    history = fit(bank, "families", labelled_clips, callbacks=[examples["TimeLimit"](seconds)], **PLAIN)
-    assert history.steps == steps
