@@ -1,7 +1,8 @@
 """Evaluation of a task, and the one table of metrics.
 
 A metric is an entry of `METRICS`: its name, which tasks it is for, and the function that computes it. Adding macro-F1
-is one call of `register_metric`; evaluation, training, trackers and plots then know it.
+is one call of `register_metric`; evaluation, training, trackers and plots then know it. The best epoch of a training is
+still chosen by the task's primary metric: its accuracy, or the mAP of a multi-label task.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,9 +26,10 @@ from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, InterferenceError
 from adapterbank.evaluation import Evaluation, evaluate_task
 from adapterbank.files import write_atomically
-from adapterbank.tracking.base import SequenceRun, TaskRun
+from adapterbank.tracking.base import SequenceRun
 from adapterbank.training.fit import fit
 from adapterbank.training.history import History
+from adapterbank.training.tracked import TrackedTask, check_tracker, failure_is_a_warning
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,6 +75,8 @@ DEFINITIONS = {
 }
 
 
+_TRACKED = ("task", "log_scores", "log_result")  # what a sequence calls of its tracker
+
 # What the naive model can take over from a task of the bank: all but the method and its options.
 _NAIVE_OPTIONS = ("labels", "num_classes", "multilabel", "head", "pooling", "clip_seconds", "normalize", "seed")
 
@@ -117,8 +119,8 @@ class SequenceResult:
     histories: dict[str, History | None] = field(default_factory=dict)
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
 
-    def _record(self, bank: AdapterBank, name: str, history: History | None, found: Mapping[str, Evaluation]) -> None:
-        """Adds a row to the matrix, which grows by a column."""
+    def add(self, bank: AdapterBank, name: str, history: History | None, found: Mapping[str, Evaluation]) -> None:
+        """For the sequence: a task was trained and all so far were tested. The matrix grows by a row and a column."""
         self.tasks.append(name)
         self.histories[name] = history
         self.evaluations[name] = found[name]
@@ -159,14 +161,16 @@ def train_sequence(
         folder: save the bank here after each task.
         resume: a stage whose task the bank has already is not trained again, only tested.
         tracker: the run of the sequence, in which a run per task is opened; what `Tracker().sequence(...)` gives, or
-            anything else that fills the Protocol `adapterbank.tracking.base.SequenceRun`.
+            anything else that fills the Protocol `adapterbank.tracking.base.SequenceRun`. What fails in the tracker is
+            a warning.
 
     Raises:
         InterferenceError: the logits of an earlier task differ in any bit from those right after its own training.
         NameTakenError: the bank has such a task and `resume` is not set. ConfigError: it has it with another method or
-            other labels, or the sequence is empty or names a task twice.
+            other labels, the sequence is empty or names a task twice, or the tracker is not the run of a sequence.
         Whatever `fit` raises: the bank then keeps the finished tasks, without the one that failed.
     """
+    check_tracker(tracker, *_TRACKED)
     result = SequenceResult("bank")
     for index, stage in enumerate(_checked(stages)):
         there = trained = resume and stage.name in bank.tasks
@@ -179,22 +183,19 @@ def train_sequence(
                 history = _recall(folder, stage.name) if there else _train(bank, stage, run, progress)
                 trained = True
                 found = _test(bank, stages[: index + 1])
-                result._record(bank, stage.name, history, found)
+                result.add(bank, stage.name, history, found)
                 _check_unchanged(result, found)
                 if folder is not None:
                     _remember(folder, stage.name, history)
                     bank.save(folder)
                 _track(run, history, found[stage.name], index, replay=there)
-                if run is not None:
-                    run.log_adapter()
+                run.log_adapter()
         except BaseException:
             if not trained:
                 bank.remove_task(stage.name)
             raise
-        if tracker is not None:
-            tracker.log_scores(found, bank, index)
-    if tracker is not None:
-        tracker.log_result(result)
+        _track_scores(tracker, found, bank, index)
+    _track_result(tracker, result)
     return result
 
 
@@ -214,8 +215,10 @@ def train_naive(
         tracker: as in `train_sequence`.
 
     Raises:
-        ConfigError: the sequence is empty or names a task twice. Whatever `fit` raises.
+        ConfigError: the sequence is empty or names a task twice, or the tracker is not the run of a sequence.
+        Whatever `fit` raises.
     """
+    check_tracker(tracker, *_TRACKED)
     result, bank = SequenceResult("naive"), AdapterBank(backbone)
     for index, stage in enumerate(_checked(stages)):
         kept = {key: value for key, value in stage.task_options.items() if key in _NAIVE_OPTIONS}
@@ -226,12 +229,10 @@ def train_naive(
         with _nested(tracker, bank, stages, index, "naive") as run:
             history = _train(bank, stage, run, progress)
             found = _test(bank, stages[: index + 1])
-            result._record(bank, stage.name, history, found)
+            result.add(bank, stage.name, history, found)
             _track(run, history, found[stage.name], index)  # no adapter file: the next task overwrites the body
-        if tracker is not None:
-            tracker.log_scores(found, bank, index)
-    if tracker is not None:
-        tracker.log_result(result)
+        _track_scores(tracker, found, bank, index)
+    _track_result(tracker, result)
     return result
 
 
@@ -287,10 +288,9 @@ def _check_same(bank: AdapterBank, stage: Stage) -> None:
             )
 
 
-def _train(bank: AdapterBank, stage: Stage, run: TaskRun | None, progress: bool) -> History:
-    on_epoch = None if run is None else run.log_epoch
+def _train(bank: AdapterBank, stage: Stage, run: TrackedTask, progress: bool) -> History:
     options = stage.fit_options
-    return fit(bank, stage.name, stage.train, stage.val, progress=progress, on_epoch=on_epoch, **options)
+    return fit(bank, stage.name, stage.train, stage.val, progress=progress, on_epoch=run.log_epoch, **options)
 
 
 def _test(bank: AdapterBank, stages: Sequence[Stage]) -> dict[str, Evaluation]:
@@ -314,13 +314,11 @@ def _check_unchanged(result: SequenceResult, found: Mapping[str, Evaluation]) ->
 
 def _nested(
     tracker: SequenceRun | None, bank: AdapterBank, stages: Sequence[Stage], index: int, strategy: str, **tags: Any
-) -> AbstractContextManager[TaskRun | None]:
-    if tracker is None:
-        return nullcontext()
+) -> TrackedTask:
     stage = stages[index]
     sizes = {f"{part}_clips": _length(getattr(stage, part)) for part in ("train", "val", "test")}
     tags = {"strategy": strategy, "position": f"{index + 1}/{len(stages)}", **tags}
-    return tracker.task(bank, stage.name, params=sizes, tags=tags)
+    return TrackedTask(tracker, bank, stage.name, params=sizes, tags=tags)
 
 
 def _length(data: Any) -> Any:
@@ -328,15 +326,25 @@ def _length(data: Any) -> Any:
 
 
 def _track(
-    run: TaskRun | None, history: History | None, evaluation: Evaluation, index: int, *, replay: bool = False
+    run: TrackedTask, history: History | None, evaluation: Evaluation, index: int, *, replay: bool = False
 ) -> None:
-    if run is None:
-        return
     if history is not None:
         for epoch, record in enumerate(history.epochs if replay else ()):
             run.log_epoch(epoch, record)
         run.log_training(history)
     run.log_test(evaluation, index)
+
+
+def _track_scores(tracker: SequenceRun | None, found: Mapping[str, Evaluation], bank: AdapterBank, index: int) -> None:
+    if tracker is not None:
+        with failure_is_a_warning("log_scores"):
+            tracker.log_scores(found, bank, index)
+
+
+def _track_result(tracker: SequenceRun | None, result: SequenceResult) -> None:
+    if tracker is not None:
+        with failure_is_a_warning("log_result"):
+            tracker.log_result(result)
 
 
 def _history_file(folder: str | Path, name: str) -> Path:

@@ -178,13 +178,25 @@ def test_a_training_that_fails_leaves_the_finished_tasks(bank, stages, tmp_path)
     assert list(AdapterBank.load(tmp_path, backbone=bank.backbone).tasks) == ["first"]
 
 
-def test_a_tracker_that_cannot_open_a_run_leaves_no_untrained_task(bank, stages):
-    class Unreachable:
+def test_an_interrupt_while_a_run_is_opened_leaves_no_untrained_task(bank, stages):
+    class Interrupted(Watcher):
         def task(self, *args, **options):
-            raise ConnectionError("no tracking server")
+            raise KeyboardInterrupt
 
-    with pytest.raises(ConnectionError):
-        run(bank, stages, tracker=Unreachable())
+    with pytest.raises(KeyboardInterrupt):
+        run(bank, stages, tracker=Interrupted())
+    assert not bank.tasks
+
+
+@pytest.mark.parametrize("strategy", ["bank", "naive"])
+def test_a_tracker_in_place_of_its_run_is_refused_before_anything_is_trained(strategy, bank, stages, small_backbone):
+    class NotOpened:
+        def sequence(self, name):
+            raise AssertionError
+
+    train = train_sequence if strategy == "bank" else train_naive
+    with pytest.raises(ConfigError, match=r"no task, log_scores, log_result;.*as parent.*tracker=parent"):
+        train(bank if strategy == "bank" else small_backbone, stages, tracker=NotOpened(), progress=False)
     assert not bank.tasks
 
 

@@ -218,4 +218,4 @@ def stepper(
     fitting = Options(batch_size=batch_size, precision=precision, freq_mask=0, time_mask=0, cache=None)
     trainer = Trainer(bank.backbone, bank.task(name), list(zip(waves, labels, strict=True)), fitting)
     bank.task(name).train()
-    return lambda: trainer.step.take(trainer.data.feed.hear(waves, labels))
+    return lambda: trainer.optimizer_step.take(trainer.data.feed.prepare(waves, labels))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.evaluation import batches, mean_average_precision
+from adapterbank.task.labels import targets
 
 if TYPE_CHECKING:
     from adapterbank.data import FolderDataset
@@ -42,13 +43,7 @@ def fold_of_each(dataset: FolderDataset, folds: int = 5, seed: int = 0) -> np.nd
 
 def targets_of(dataset: FolderDataset) -> np.ndarray:
     """(B,) class indices, or (B, C) zeros and ones if the labels are sets."""
-    index = {label: i for i, label in enumerate(dataset.labels)}
-    if not dataset.multilabel:
-        return np.array([index[str(label)] for label in dataset.targets])
-    hot = np.zeros((len(dataset), len(index)), dtype=int)
-    for row, labels in enumerate(dataset.targets):
-        hot[row, [index[label] for label in labels]] = 1
-    return hot
+    return targets(dataset.targets, dataset.labels, dataset.multilabel, dataset.name).long().numpy()
 
 
 def cross_scores(x: np.ndarray, y: np.ndarray, folds: np.ndarray, model: str = "logistic") -> np.ndarray:
@@ -96,12 +91,12 @@ def _scores(x: np.ndarray, y: np.ndarray, test: np.ndarray, model: str) -> np.nd
 
 
 def accuracy(y: np.ndarray, scores: np.ndarray) -> float:
-    """Share of clips whose highest score is their class."""
+    """Share of clips whose highest score is their class, in float64; `evaluation.accuracy` rounds it to fp32."""
     return float((scores.argmax(1) == y).mean())
 
 
 def macro_accuracy(y: np.ndarray, scores: np.ndarray) -> float:
-    """Accuracy of each class that occurs, averaged."""
+    """Accuracy of each class that occurs, averaged in float64; `evaluation.macro_accuracy` rounds it to fp32."""
     hits = scores.argmax(1) == y
     return float(np.mean([hits[y == label].mean() for label in np.unique(y)]))
 

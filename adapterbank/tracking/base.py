@@ -1,8 +1,10 @@
-"""What a tracker is: three Protocols that any experiment tracker can fill.
+"""What a tracker is, as Protocols that any experiment tracker can fill.
 
 A tracker opens one run for a sequence of tasks, and inside it one run for each task. `train_sequence` and `fit_many`
-call the methods below and nothing else, so a tracker of your own is a few small classes that inherit from nothing. The
-tracker for MLflow is `adapterbank.tracking.Tracker`.
+call the methods below and nothing else. A tracker is three classes (`Tracker`, `SequenceRun`, `TaskRun`), which inherit
+from nothing; the two other Protocols say what they may read. The tracker for MLflow is `adapterbank.tracking.Tracker`.
+
+An error in a tracker is a warning that names the call, and the training goes on.
 
     with tracker.sequence("my tasks") as sequence:
         train_sequence(bank, stages, tracker=sequence)

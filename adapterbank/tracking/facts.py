@@ -1,4 +1,4 @@
-"""What any tracker has to say of a task: its parameters and tags, and its metrics under the names they are logged by.
+"""What any tracker has to say of a task: its settings and tags, and its metrics under the names they are logged by.
 
 Nothing here knows a tracker. Every function returns a plain dict that a tracker of your own may log as it is.
 """

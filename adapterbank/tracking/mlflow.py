@@ -1,6 +1,6 @@
 """The tracker for MLflow: one parent run per sequence of tasks, and in it one nested run per task.
 
-All task runs have the metrics of `METRICS`, so that MLflow's compare page can line them up.
+All task runs have the metrics of `COLUMNS`, so that MLflow's compare page can line them up.
 
 MLflow and matplotlib are slow to import, so each is imported by the method that needs it, not with this module.
 
@@ -47,7 +47,7 @@ DEFAULT_STORE = "sqlite:///mlflow.db"  # in the working folder: what `mlflow ui`
 
 # The columns that every task's run has, whatever the task; NaN where nothing was measured. A run holds besides them
 # "val/<metric>" and "test/<metric>" for all metrics of `adapterbank.evaluation.METRICS` that its task has.
-METRICS = (
+COLUMNS = (
     "test/score",  # the task's primary metric: accuracy, or mAP of a multi-label task
     "test/accuracy",
     "val/score",
@@ -62,7 +62,7 @@ METRICS = (
 
 VIEW = "tasks"  # key of the saved view that a new experiment has: "Views > Tasks", or ?viewStateShareKey=tasks
 
-_VIEW_METRICS = {  # column -> width in pixels
+_VIEW_COLUMNS = {  # column -> width in pixels
     "test/score": 90,
     "trainable_parameters": 145,
     "percent_of_base": 125,
@@ -111,7 +111,7 @@ class Tracker:
     ) -> Iterator[MlflowSequenceRun]:
         """The parent run of a sequence; FAILED if the block raises, KILLED if it is interrupted."""
         tags = {"kind": "sequence", **_origin(), **(tags or {})}
-        with self._run(name, params or {}, tags) as run_id:
+        with self.run(name, params or {}, tags) as run_id:
             yield MlflowSequenceRun(self, run_id, name)
 
     @property
@@ -120,7 +120,8 @@ class Tracker:
         return f"#/experiments/{self.experiment_id}/runs?viewStateShareKey={VIEW}"
 
     @contextmanager
-    def _run(self, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> Iterator[str]:
+    def run(self, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> Iterator[str]:
+        """A run of the experiment, by its id; FAILED if the block raises, KILLED if it is interrupted."""
         # MLflow refuses tags that are no strings.
         run = self.client.create_run(self.experiment_id, tags=_texts(tags), run_name=name)
         run_id: str = run.info.run_id
@@ -186,7 +187,7 @@ class MlflowSequenceRun:
         known = {"mlflow.parentRunId": self.run_id, "kind": "task", **_origin(), **task_tags(bank, owner)}
         everything = {**known, **(tags or {})}
         name = f"{everything['strategy']}: {task} ({owner.method})" if "strategy" in everything else task
-        with self.tracker._run(name, {**task_params(owner), **(params or {})}, everything) as run_id:
+        with self.tracker.run(name, {**task_params(owner), **(params or {})}, everything) as run_id:
             self.task_runs[task] = run_id
             run = MlflowTaskRun(self.tracker, run_id, bank, owner)
             yield run
@@ -269,7 +270,7 @@ class MlflowTaskRun:
 
     def fill(self) -> None:
         """NaN for what was not measured: the compare page lines up runs that have the same keys."""
-        self._log({key: math.nan for key in METRICS if key not in self._logged})
+        self._log({key: math.nan for key in COLUMNS if key not in self._logged})
 
     def _log(self, metrics: Mapping[str, float], step: int = 0) -> None:
         self._logged.update(metrics)
@@ -316,7 +317,7 @@ def _experiment_tags() -> dict[str, str]:
     A saved view is a tag of the experiment, with the UI's own state in it (MLflow 3; other versions ignore it).
     """
     columns = [("tags", "task", 120), ("tags", "method", 80)]
-    columns += [("metrics", name, width) for name, width in _VIEW_METRICS.items()]
+    columns += [("metrics", name, width) for name, width in _VIEW_COLUMNS.items()]
     keys = {f"{kind}.`{name}`": width for kind, name, width in columns}
     shown = {"attributes.`Run Name`": 220, **keys}
     state = {

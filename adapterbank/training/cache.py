@@ -1,9 +1,9 @@
 """Activations below the first block that a task changes, computed once per clip and kept in memory or on disk.
 
-Below that block nothing depends on what is trained, so that every epoch would compute the same values. What is kept has
-a name made of everything it depends on: the SHA-256 of the waveform, its padded length, and the backbone, dtypes,
-normalisation and block that `_identity` lists. A clip or a backbone that changed has another name: nothing stale is
-ever found.
+Below that block nothing depends on what is trained, so that every epoch would compute the same values. What is kept of
+a clip has a name, made of the SHA-256 of its waveform and of its padded length. It lies in a store, whose identity is
+the rest of what the values depend on: backbone, dtypes, kernels, normalisation, block and what else `_identity` lists.
+A clip that changed has another name, a backbone that changed has another store: nothing stale is ever found.
 
 Symbols: B batch, T samples, F frames, M mel bins, N tokens, D width.
 """
@@ -14,7 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,13 +28,14 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from adapterbank._version import __version__
 from adapterbank.audio.mel import as_waveforms, frame_count
 from adapterbank.backbone.backbone import Backbone
+from adapterbank.backbone.kernels import choose
 from adapterbank.errors import ConfigError, StorageError
-from adapterbank.files import write_atomically
+from adapterbank.files import sha256, write_atomically
 from adapterbank.routing.below import first_block, tokens_below
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.task.task import Task, seeded
 
-FORMAT = 1  # to be raised when the front end or the AST computes other values
+FORMAT = 2  # increase it when the front end or the AST computes other values, if only in their last bits
 MEMORY_BYTES = 4 * 2**30
 FOLDER_BYTES = 64 * 2**30
 ENTRY = 4  # bytes of a number: the residual stream is fp32 whatever the frozen linears are
@@ -82,14 +83,14 @@ class FolderStore:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
-        text = json.dumps(identity, sort_keys=True, indent=1)
-        self.folder = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+        described_by = json.dumps(identity, sort_keys=True, indent=1).encode()
+        self.folder = folder / sha256(described_by)[:32]
         self._where: dict[str, Any] = {}
         self._unverified: dict[Any, Path] = {}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not (described := self.folder / "identity.json").exists():
-                write_atomically(described, text.encode())  # for people; nothing reads it
+                write_atomically(described, described_by)  # for people; nothing reads it
         except OSError as error:
             raise StorageError(f"cannot keep activations in {folder}: {error}. Choose another folder.") from error
         for path in sorted(self.folder.glob("*.safetensors")):
@@ -100,7 +101,7 @@ class FolderStore:
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         content = save(dict(tensors))
-        path = self.folder / f"{hashlib.sha256(content).hexdigest()}.safetensors"
+        path = self.folder / f"{sha256(content)}.safetensors"
         try:
             write_atomically(path, content)
         except OSError as error:
@@ -131,12 +132,12 @@ class FolderStore:
             content = path.read_bytes()
         except OSError as error:
             raise StorageError(f"cannot read {path}: {error}. Delete it: its clips are computed again.") from error
-        if hashlib.sha256(content).hexdigest() != path.stem:
+        if sha256(content) != path.stem:
             raise StorageError(f"{path} is cut or was changed. Delete it: its clips are computed again.")
         del self._unverified[handle]
 
 
-class Kept(Dataset[tuple[Tensor, Any]]):
+class KeptClips(Dataset[tuple[Tensor, Any]]):
     """A dataset of what is kept of clips. Item i is (tokens (N, D) or features (D,), label), once it is filled.
 
     Args:
@@ -174,10 +175,10 @@ class Stores:
     """
 
     by_identity: dict[str, Store] = field(default_factory=dict)
-    surveys: dict[tuple[Any, ...], Kept] = field(default_factory=dict)
+    surveys: dict[tuple[Any, ...], KeptClips] = field(default_factory=dict)
 
 
-class Activations:
+class ActivationCache:
     """The cache of one training.
 
     It keeps the tokens (N, D) that enter the first block which the task changes; where the task trains only its head,
@@ -224,7 +225,7 @@ class Activations:
                 "nothing below it could be kept. Pass cache=None, or give its method the later blocks (layers=[6, 7])."
             )
 
-    def survey(self, data: Any, *, training: bool) -> Kept:
+    def survey(self, data: Any, *, training: bool) -> KeptClips:
         """Names and labels of all clips of a map-style dataset; every clip is read once, nothing is computed."""
         store = self._store(training)
         key = (id(data), id(store), self.task.spec.clip_seconds)
@@ -233,10 +234,10 @@ class Activations:
             for waveforms, batch_labels in self._read(data, range(len(data)), self.workers):
                 names += [self._name(waveform) for waveform in waveforms]
                 labels += batch_labels
-            self.stores.surveys[key] = Kept(names, labels, data, store)
+            self.stores.surveys[key] = KeptClips(names, labels, data, store)
         return self.stores.surveys[key]
 
-    def check(self, *parts: Kept) -> None:
+    def check(self, *parts: KeptClips) -> None:
         """Raises ConfigError if what these parts need is more than may be kept, or than the disk has room for."""
         wanted = {(id(part.store), name) for part in parts for name in part.names}
         missing = {(id(part.store), name) for part in parts for name in part.names if name not in part.store}
@@ -256,11 +257,12 @@ class Activations:
                 f"another disk, or {anew}."
             )
 
-    def fill(self, kept: Kept, *, training: bool, advance: Callable[[int], None] = lambda clips: None) -> None:
+    def fill(self, kept: KeptClips, *, training: bool, advance: Callable[[int], None] = lambda clips: None) -> None:
         """Computes what is missing, batch by batch, and opens all of it.
 
         Args:
-            training: as a training computes it; else as an evaluation does (attention has other kernels there).
+            training: compute with gradients on, as a training step does; else as an evaluation does. The two may choose
+                other kernels, whose results differ in their last bits.
             advance: called with the clips of each batch that was computed.
 
         Raises:
@@ -286,12 +288,23 @@ class Activations:
     def _compute(self, waveforms: list[Tensor], training: bool) -> list[Tensor]:
         with torch.no_grad():
             mels = mels_of(self.backbone, waveforms)
-        # Nothing here has a gradient; whether gradients are on decides which attention kernel runs.
-        with torch.set_grad_enabled(training), self.autocast:
+        with self._mode(training):
             if self.block is None:
                 return run_rows(self.backbone, [self.task] * len(mels), mels, pooled=True)
             seconds = self.task.spec.clip_seconds
             return tokens_below(self.backbone, self.task, mels, [self.block], seconds)[self.block]
+
+    @contextmanager
+    def _mode(self, training: bool) -> Iterator[None]:
+        """The grad mode and the autocast that decide which kernels run. Nothing that is kept has a gradient."""
+        with torch.set_grad_enabled(training), self.autocast:
+            yield
+
+    def _kernels(self, training: bool) -> dict[str, str]:
+        """The kernels that compute what is kept, as text; without the size of the chunks, which changes no value."""
+        with self._mode(training):
+            chosen = choose(self.backbone.device)._asdict()
+        return {name: str(decision) for name, decision in chosen.items() if name != "chunk_tokens"}
 
     def _read(self, data: Any, indices: Sequence[int], workers: int) -> Iterator[tuple[list[Tensor], list[Any]]]:
         part: Any = Subset(data, indices)
@@ -304,7 +317,7 @@ class Activations:
     def _name(self, waveform: Any) -> str:
         [clip] = as_waveforms([waveform])
         frames = self.task.padded_frames(frame_count(len(clip)), self.task.spec.clip_seconds)
-        return f"{hashlib.sha256(clip.contiguous().cpu().numpy().data).hexdigest()}-{frames}"
+        return f"{sha256(clip.contiguous().cpu().numpy().tobytes())}-{frames}"
 
     def _bytes(self, name: str) -> int:
         geometry = self.backbone.geometry
@@ -337,6 +350,7 @@ class Activations:
             "precision": self.precision,
             "matmul": torch.get_float32_matmul_precision(),
             "training": training,
+            "kernels": self._kernels(training),
             "mean_std": list(task.mean_std),
             **kept,
         }

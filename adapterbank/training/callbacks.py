@@ -19,6 +19,28 @@ what may be read and the three things that may be changed. A loss of your own, a
         def on_step(self, state):
             waveforms, targets = self.memory.draw()
             state.loss = state.loss + F.cross_entropy(state.forward(waveforms), targets)
+
+The task's tensors after each epoch, in files that are always whole, and a limit on the time:
+
+    class Checkpoints(BaseCallback):
+        def __init__(self, folder):
+            self.folder = Path(folder)
+
+        def on_epoch(self, state):
+            content = safetensors.torch.save(state.task.state_dict())
+            file = self.folder / f"{state.task.name}-{state.epoch}.safetensors"
+            adapterbank.files.write_atomically(file, content)  # back: task.load_state_dict(load_file(file))
+
+    class TimeLimit(BaseCallback):
+        def __init__(self, seconds):
+            self.seconds = seconds
+
+        def on_start(self, state):
+            self.end = time.monotonic() + self.seconds
+
+        def on_step(self, state):
+            if time.monotonic() > self.end:
+                state.stop = True  # this step is the last
 """
 
 from __future__ import annotations
@@ -55,8 +77,9 @@ class State:
         loss: in `on_step`, the scalar that the backward pass starts from; replace it to add terms. "train/loss" is the
             mean of what it is after the callbacks. Do not call `backward()` yourself: the precision fp16 scales the
             loss, and gradients of earlier passes are cleared.
-        stop: set it to True to end the training. The epoch ends with the step at hand, or is over already; it counts
-            as an epoch, with its validation, and the best epoch is chosen as always. At least one step is made.
+        stop: True ends the training. Set in `on_step`: this step is the last. Set in `on_epoch`: no further epoch. A
+            shortened epoch is validated like any other, and the best epoch is chosen as always. At least one step is
+            made.
 
     Attributes:
         task: the task that is trained. In `on_step` it is in training mode.
@@ -100,7 +123,7 @@ class State:
     def forward(self, waveforms: Sequence[Tensor]) -> Tensor:
         """Logits of more clips, for a term of the loss: (T,) at 16 kHz each -> (B, C) in fp32, with gradients.
 
-        The clips are heard whole, without masks, in the precision of the training. Dropout draws from (seed, task,
+        The clips are used whole, without masks, in the precision of the training. Dropout draws from (seed, task,
         step, how many calls this step has seen).
 
         Raises:
@@ -109,11 +132,11 @@ class State:
         with torch.no_grad():
             mels = mels_of(self.backbone, waveforms)
         self._forwards += 1
-        with self._setting.autocast, self._setting.dropout(str(self.step), str(self._forwards)):
+        with self._setting.autocast, self._setting.seeded_dropout(str(self.step), str(self._forwards)):
             return torch.stack(run_rows(self.backbone, [self.task] * len(mels), mels)).float()
 
     def begin_step(self, batch: Batch, logits: Tensor, targets: Tensor) -> None:
-        """For the trainer: a forward pass was made. The loss is computed by the loss function of now."""
+        """For the trainer: a forward pass was made. Computes the loss with the current loss function."""
         self.batch, self.logits, self.targets = batch, logits.float(), targets
         self.loss, self._forwards = self.loss_function(self.logits, self.targets), 0
 
@@ -230,7 +253,8 @@ class EarlyStopping(BaseCallback):
             task the mAP, on the validation data.
 
     Raises:
-        ConfigError: no such patience; or, after the first epoch, its record has no such key.
+        ConfigError: no such patience; or, after the first epoch, its record has no such key, or the table of metrics
+            does not say whether more of it is better, as for "lr".
     """
 
     def __init__(self, patience: int, metric: str | None = None):
@@ -246,12 +270,13 @@ class EarlyStopping(BaseCallback):
 
     def on_epoch(self, state: State) -> None:
         name, metric = state.task.name, self.metric or f"val/{state.task.primary_metric}"
-        if metric not in state.record:
+        watchable = {key: METRICS[last] for key in state.record if (last := key.rpartition("/")[2]) in METRICS}
+        if metric not in watchable:
             raise ConfigError(
-                f"got EarlyStopping on {metric!r}, but an epoch of {name!r} has {', '.join(sorted(state.record))}. "
-                "Pass validation data, or the metric of one of these names."
+                f"got EarlyStopping on {metric!r}, but in an epoch of {name!r} it can watch "
+                f"{', '.join(sorted(watchable))}. Pass validation data, or the metric of one of these names."
             )
-        higher = METRICS[metric.rpartition("/")[2]].higher_is_better
+        higher = watchable[metric].higher_is_better
         goal = state.record[metric] if higher else -state.record[metric]
         better = goal > self._best[name]  # never for NaN, which mAP is without a positive
         self._best[name] = goal if better else self._best[name]

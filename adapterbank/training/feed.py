@@ -1,4 +1,4 @@
-"""What a training hears: clips in their drawn order, batch by batch, or what a cache keeps of them."""
+"""What a training reads: clips in their drawn order, batch by batch, or what a cache keeps of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ from adapterbank.routing.below import logits_above
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.task.task import Task, seeded
 from adapterbank.training.augment import random_crop
-from adapterbank.training.cache import FOLDER_BYTES, MEMORY_BYTES, Activations, Kept, Stores, collate, reads_alike
+from adapterbank.training.cache import (
+    FOLDER_BYTES,
+    MEMORY_BYTES,
+    ActivationCache,
+    KeptClips,
+    Stores,
+    collate,
+    reads_alike,
+)
 from adapterbank.training.options import Options
 from adapterbank.training.setting import Setting
 
@@ -58,7 +66,7 @@ class Feed:
 
     def __init__(self, backbone: Backbone, task: Task, data: Any, options: Options, masks: tuple[int, float | int]):
         self.backbone, self.masks, self.crop_seconds = backbone, masks, options.crop_seconds
-        self.kept = isinstance(data, Kept)
+        self.kept = isinstance(data, KeptClips)
         drawn_by = (task.name,) if options.order == "task" else ()
         self.generator = seeded(options.seed, *drawn_by, "data")
         self.loader = DataLoader(
@@ -87,10 +95,10 @@ class Feed:
         if self._at != (epoch, place):
             if place == 0:
                 self._batches = iter(self.loader)
-            self._latest, self._at = self.hear(*next(self._batches)), (epoch, place)
+            self._latest, self._at = self.prepare(*next(self._batches)), (epoch, place)
         return self._latest
 
-    def hear(self, rows: list[Tensor], labels: list[Any]) -> Batch:
+    def prepare(self, rows: list[Tensor], labels: list[Any]) -> Batch:
         """B waveforms (T,) at 16 kHz -> their log-mels (F, M), cropped and masked anew; what is kept stays as it is."""
         if self.kept:
             return Batch(rows, labels)
@@ -112,8 +120,8 @@ class TrainingData:
         stores: what caches keep, where several trainings of one process share it.
 
     Attributes:
-        train, val: as given, or as `Kept` where a cache is used; `val` is None if there is no validation.
-        activations: the cache; None if nothing is kept.
+        train, val: as given, or as `KeptClips` where a cache is used; `val` is None if there is no validation.
+        cache: of activations; None if nothing is kept.
         feed: the batches of training clips.
 
     Raises:
@@ -124,19 +132,19 @@ class TrainingData:
         self.setting, task = setting, setting.task
         self.train: Any = train
         self.val: Any = None if val is None else map_style(val)
-        self.activations: Activations | None = None
+        self.cache: ActivationCache | None = None
         if setting.options.keeps or (setting.options.cache == "auto" and self._may_keep()):
-            self.activations = _activations(setting, stores)
-            self.train = self.activations.survey(self.train, training=True)
+            self.cache = _cache_of(setting, stores)
+            self.train = self.cache.survey(self.train, training=True)
             task.targets(self.train.labels)  # a wrong label is an error before the long part
             if self.val is not None:
-                self.val = self.activations.survey(self.val, training=False)
-            self.activations.check(*self._parts())
+                self.val = self.cache.survey(self.val, training=False)
+            self.cache.check(*self._parts())
         self.feed = Feed(setting.backbone, task, self.train, setting.options, setting.masks)
 
     def fill(self, bar: Progress) -> None:
         """Computes what the cache lacks, if there is one. Raises DatasetError if it has no validation clip to keep."""
-        if self.activations is None:
+        if self.cache is None:
             return
         name = self.setting.task.name
         if self.val is not None and not len(self.val):
@@ -145,32 +153,36 @@ class TrainingData:
         row = bar.add_task(f"{name}: what its cache keeps", total=missing, note="", visible=missing > 0)
         for part in self._parts():
             training = part is self.train
-            self.activations.fill(part, training=training, advance=lambda clips: bar.update(row, advance=clips))
+            self.cache.fill(part, training=training, advance=lambda clips: bar.update(row, advance=clips))
 
     def logits(self, rows: list[Tensor]) -> Tensor:
-        """B rows as a batch of this data holds them -> logits (B, C), from the first site of the task on."""
+        """B rows as a batch of this data holds them -> logits (B, C).
+
+        A log-mel runs through the whole AST, cached tokens through the blocks from the task's first one on, and cached
+        features through the head alone.
+        """
         backbone, tasks = self.setting.backbone, [self.setting.task] * len(rows)
-        if self.activations is None:
+        if self.cache is None:
             return torch.stack(run_rows(backbone, tasks, rows, [self.setting.clip_seconds] * len(rows)))
         rows = [row.to(self.setting.device) for row in rows]
-        if self.activations.block is None:  # features are kept: only the head is left
+        if self.cache.block is None:  # features are kept: only the head is left
             return self.setting.task.head(torch.stack(rows))
-        return torch.stack(logits_above(backbone, tasks, rows, self.activations.block))
+        return torch.stack(logits_above(backbone, tasks, rows, self.cache.block))
 
     def _parts(self) -> list[Any]:
         return [part for part in (self.train, self.val) if part is not None]
 
     def _may_keep(self) -> bool:
-        """Whether the task trains nothing but its head, and would hear the same clips in each epoch."""
+        """Whether the task trains nothing but its head, and would get the same clips in each epoch."""
         augments = any(self.setting.masks) or self.setting.options.crop_seconds is not None
         return self.setting.task.uses_frozen_features() and not augments and all(map(reads_alike, self._parts()))
 
 
-def _activations(setting: Setting, stores: Stores | None) -> Activations:
+def _cache_of(setting: Setting, stores: Stores | None) -> ActivationCache:
     options = setting.options
     where = "memory" if options.cache == "auto" else str(options.cache)
     standard = MEMORY_BYTES if where == "memory" else FOLDER_BYTES
-    return Activations(
+    return ActivationCache(
         setting.backbone,
         setting.task,
         where,

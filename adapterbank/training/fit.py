@@ -46,7 +46,8 @@ def fit(
 
     Raises:
         UnknownNameError: unknown task or option. LabelsError: a label that the task does not have.
-        ConfigError: options that cannot work, such as a cache that is too small, or no callback.
+        ConfigError: options that cannot work, such as a cache that is too small, or an object in `callbacks` that lacks
+            a method of a callback.
         TrainingDivergedError: NaN or Inf. After any error, that of a callback included, the task is as it was before.
     """
     chosen = options_of_fit(options)
@@ -58,7 +59,7 @@ def fit(
         with Meter(bank.backbone.device) as meter, progress_bar(progress) as bar:
             running.append(trainer := Trainer(bank.backbone, owner, data, chosen, val, callbacks=hooks))
             for batch in trainer.epochs.batches(bar):
-                trainer.step.take(batch)
+                trainer.optimizer_step.take(batch)
         trainer.finish(meter)
     return trainer.history
 
@@ -77,7 +78,7 @@ class TaskState:
 
 @contextmanager
 def undone_on_error(tasks: Sequence[Task], running: Sequence[Trainer]) -> Iterator[dict[str, TaskState]]:
-    """Trains tasks in a block: an error in it leaves each task as it was before, and its callbacks know of the error.
+    """Context for training: an error inside tells the callbacks of all `running` trainings and restores each task.
 
     Whether or not there is an error, the tasks are in eval mode after the block and hold no gradient.
 

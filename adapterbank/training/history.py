@@ -13,7 +13,8 @@ class History:
     Attributes:
         task: name of the task that was trained.
         options: the value of every option of `fit`, by its name.
-        precision: in which the frozen part computed: "fp32", "bf16" or "fp16".
+        precision: "bf16" or "fp16" if the frozen part was cast to it; "fp32" if nothing was cast, also on a backbone
+            that is stored in bf16 or int8.
         epochs: one record per epoch, with the keys "train/loss", "lr" and, if there was validation data,
             "val/<metric>" for each metric.
         best_epoch: the epoch whose weights the task has now, counted from 0: the best by validation, else the last.

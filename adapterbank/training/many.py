@@ -1,14 +1,14 @@
 """Several tasks trained at once: their rows run through the frozen AST together, everything else stays each task's own.
 
 A step of a joint training is a step of each task: its own batch, loss, gradient scale, clipping and optimiser. Tasks
-that hear the same clips share the front end and all blocks below their first sites; above, rows of several tasks are
+that get the same clips share the front end and all blocks below their first sites; above, rows of several tasks are
 packed into the same frozen matmuls as long as they are few.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,16 +22,17 @@ from adapterbank.errors import ConfigError, TrainingDivergedError, UnknownNameEr
 from adapterbank.evaluation import map_style
 from adapterbank.routing.below import first_block, logits_above, tokens_below
 from adapterbank.training.cache import Stores
-from adapterbank.training.callbacks import BaseCallback, Callback, OnEpoch, State
+from adapterbank.training.callbacks import Callback, OnEpoch
 from adapterbank.training.feed import Batch, Feed, as_dataset
 from adapterbank.training.fit import TaskState, options_of_fit, progress_bar, undone_on_error
 from adapterbank.training.history import History
 from adapterbank.training.meter import Meter
 from adapterbank.training.options import Options, in_precision
+from adapterbank.training.tracked import TrackedTraining, check_tracker
 from adapterbank.training.trainer import Trainer, leave_training
 
 if TYPE_CHECKING:
-    from adapterbank.tracking.base import SequenceRun, TaskRun
+    from adapterbank.tracking.base import SequenceRun
 
 PACKED_TOKENS = 4096  # rows of one matmul: more are no faster, and their activations would all be held at once
 ManyHook = Callable[[str, int, dict[str, float]], None]
@@ -52,11 +53,11 @@ def fit_many(
     """Trains several tasks of a bank side by side; each comes out as `fit` with the same options leaves it.
 
     A task whose loss or gradient is NaN or Inf stops alone: it is given back as it was, `History.error` says why, and
-    the others go on. With order="shared" all tasks of one seed hear the same clips in each step, which are then heard
-    once.
+    the others go on. With order="shared" all tasks of one seed get the same clips in each step, and each clip is read
+    once for all of them.
 
-    Rows of several tasks are packed while they are few (a step of small batches of short clips); large ones gain where
-    tasks hear the same clips or keep the same activations.
+    Small batches of short clips are faster together, because the rows of several tasks then run through the same matrix
+    products. Large batches are faster together only where tasks get the same clips or keep the same activations.
 
     Args:
         tasks: names, or {name: its own options}, which win over those for all.
@@ -65,16 +66,19 @@ def fit_many(
         on_epoch: called with (task, epoch, metrics) after each epoch of each task, after the callbacks.
         callbacks: as in `fit`. The same objects are told of all tasks, and `state.task` says of which; or {name: those
             of that task}, where a task without callbacks may be left out.
-        tracker: the parent run that each task's run is nested in; that of a stopped task is marked as failed.
+        tracker: the parent run that each task's run is nested in; that of a stopped task is marked as failed. What
+            fails in the tracker is a warning.
         **options: the fields of `Options`, for all tasks.
 
     Returns:
         {task: history}; the time of the whole is shared out by steps.
 
     Raises:
-        ConfigError: no task, one twice, or options that cannot work. UnknownNameError: unknown task or option.
+        ConfigError: no task, one twice, options that cannot work, or a tracker that is not the run of a sequence.
+        UnknownNameError: unknown task or option.
         Any error but a divergence ends all trainings, and all tasks are as they were before.
     """
+    check_tracker(tracker, "task")
     chosen = _options(bank, tasks, options)
     hooks = _callbacks(bank, chosen, callbacks, tracker, on_epoch)
     running: list[Trainer] = []
@@ -96,8 +100,8 @@ class Member:
 
     Attributes:
         batch: of the step at hand.
-        first: the first block that the task changes, counted from 0, which is where its own rows start; None if no
-            block is the base's, or if a cache keeps all that lies below the head.
+        first: the first block this task changes, counted from 0, which is where its own rows start. None: it owns the
+            embedding, or only its head is left to run.
     """
 
     def __init__(self, trainer: Trainer, before: TaskState, bar: Progress):
@@ -105,10 +109,10 @@ class Member:
         self.history, self.before = trainer.history, before
         self.batches = trainer.epochs.batches(bar)
         self.batch = Batch([], [])
-        kept = trainer.data.activations
+        kept = trainer.data.cache
         self.first = first_block(self.task, trainer.setting.backbone.weights) if kept is None else kept.block
 
-    def hear(self) -> bool:
+    def take_batch(self) -> bool:
         """Takes the next batch; false at the end of the training."""
         batch = next(self.batches, None)
         self.batch = batch or Batch([], [])
@@ -122,31 +126,6 @@ class Member:
         self.before.restore()
         leave_training(self.task)
         self.history.error, self.history.best_epoch = str(error), -1
-
-
-class _Tracked(BaseCallback):
-    """The run of one task in a tracker: opened at the start, closed at the end, or marked as failed by an error."""
-
-    def __init__(self, tracker: SequenceRun, bank: AdapterBank):
-        self._tracker, self._bank, self._closing = tracker, bank, ExitStack()
-        self._run: TaskRun | None = None
-
-    def on_start(self, state: State) -> None:
-        sizes = {"train_clips": state.train_clips, "val_clips": state.val_clips}
-        run = self._tracker.task(self._bank, state.task.name, params=sizes, tags={"strategy": "fit_many"})
-        self._run = self._closing.enter_context(run)
-
-    def on_epoch(self, state: State) -> None:
-        if self._run is not None:
-            self._run.log_epoch(state.epoch, state.record)
-
-    def on_end(self, state: State) -> None:
-        if self._run is not None:
-            self._run.log_training(state.history)
-        self._closing.close()
-
-    def on_exception(self, state: State, error: BaseException) -> None:
-        self._closing.__exit__(type(error), error, error.__traceback__)
 
 
 def _callbacks(
@@ -164,7 +143,7 @@ def _callbacks(
             raise UnknownNameError("task of callbacks", name, names)
     found: dict[str, list[Callback]] = {}
     for name in names:
-        tracked = [] if tracker is None else [_Tracked(tracker, bank)]
+        tracked = [] if tracker is None else [TrackedTraining(tracker, bank)]
         hooks = [] if on_epoch is None else [OnEpoch(partial(on_epoch, name))]
         found[name] = [*tracked, *own.get(name, ()), *hooks]
     return found
@@ -199,7 +178,7 @@ def _trainers(
     val: Mapping[str, Any],
     callbacks: Mapping[str, Sequence[Callback]],
 ) -> Iterator[Trainer]:
-    """With one backbone per precision, one feed for all that hear the same, and one memory for what caches keep."""
+    """With one backbone per precision, one feed for all that get the same batches, and one memory for all caches."""
     bases: dict[str, Backbone] = {}
     feeds: dict[Any, Feed] = {}
     stores = Stores()
@@ -218,7 +197,7 @@ def _train(members: Sequence[Member]) -> None:
     """Steps of all until each is at its end or stopped."""
     live = list(members)
     while live:
-        live = [member for member in live if member.hear()]
+        live = [member for member in live if member.take_batch()]
         rows = _enter(live)
         for pack in _packs(live, rows):
             _step(pack, rows)
@@ -226,16 +205,19 @@ def _train(members: Sequence[Member]) -> None:
 
 
 def _enter(members: Sequence[Member]) -> dict[str, list[Tensor]]:
-    """What enters the first block of each task that has blocks of its own, (N, D) per clip; computed once per clip."""
+    """The tokens (N, D) of each clip that enter the first block its task changes, by the tasks' names.
+
+    They are read from the task's cache, or computed once for all tasks that get the same clips.
+    """
     rows: dict[str, list[Tensor]] = {}
     alike: dict[Any, list[Member]] = {}
     for member in members:
         setting = member.trainer.setting
-        if member.trainer.data.activations is not None:
+        if member.trainer.data.cache is not None:
             rows[member.name] = [row.to(setting.device) for row in member.batch.rows]
         elif member.first is not None:
-            heard = (id(member.batch), setting.precision, member.task.mean_std, setting.clip_seconds)
-            alike.setdefault(heard, []).append(member)
+            computed_from = (id(member.batch), setting.precision, member.task.mean_std, setting.clip_seconds)
+            alike.setdefault(computed_from, []).append(member)
     for group in alike.values():
         one = group[0].trainer.setting
         blocks = {member.first for member in group if member.first is not None}
@@ -272,18 +254,18 @@ def _step(pack: Sequence[Member], rows: Mapping[str, list[Tensor]]) -> None:
     one = pack[0].trainer
     if pack[0].first is None:
         with _stopping(pack[0]):
-            one.step.take(pack[0].batch)
+            one.optimizer_step.take(pack[0].batch)
         return
     tokens = [row for member in pack for row in rows[member.name]]
     tasks = [member.task for member in pack for _ in rows[member.name]]
-    with one.setting.autocast, one.step.dropout() if len(pack) == 1 else nullcontext():
+    with one.setting.autocast, one.optimizer_step.seeded_dropout() if len(pack) == 1 else nullcontext():
         logits = iter(logits_above(one.setting.backbone, tasks, tokens, pack[0].first))
     losses: dict[Member, Tensor] = {}
     diverged: dict[Member, TrainingDivergedError] = {}
     for member in pack:
         mine = torch.stack([next(logits) for _ in rows[member.name]])
         try:
-            losses[member] = member.trainer.step.loss(mine, member.batch)
+            losses[member] = member.trainer.optimizer_step.begin(mine, member.batch)
         except TrainingDivergedError as error:
             diverged[member] = error
     # One pass for all: no tensor that gets a gradient belongs to two tasks, and rows do not meet on the way.
@@ -292,7 +274,7 @@ def _step(pack: Sequence[Member], rows: Mapping[str, list[Tensor]]) -> None:
         member.stop(reason)
     for member in losses:
         with _stopping(member):
-            member.trainer.step.update()
+            member.trainer.optimizer_step.update()
 
 
 @contextmanager

@@ -27,8 +27,8 @@ class Options:
 
     Attributes:
         epochs: passes over the training clips, 10.
-        steps: a limit on optimiser steps, whatever `epochs` says; None for no limit. The last epoch may then be a part
-            of one; it is validated and recorded like the others.
+        steps: at most so many optimiser steps, even if `epochs` would make more; None for no limit. The last epoch may
+            then be a part of one; it is validated and recorded like the others.
         batch_size: clips per step, 32. Validation uses it too.
 
     How fast the weights move (AdamW):
@@ -48,15 +48,16 @@ class Options:
     In which numbers:
 
     Attributes:
-        precision: of the frozen part; what is trained stays in fp32. "fp32" is exact, "bf16" and "fp16" are faster and
-            smaller where the hardware has them, and "fp16" scales the loss so that small gradients do not vanish.
-            "auto" takes bf16 where the device computes in it, on a GPU without it fp16, else fp32.
+        precision: of the frozen part; what is trained stays in fp32. "fp32" casts nothing: it is exact on a base that
+            is stored in fp32, while a base in bf16 or int8 stays what it is. "bf16" and "fp16" are faster and smaller
+            where the hardware has them, and "fp16" scales the loss so that small gradients do not vanish. "auto" takes
+            bf16 where the device computes in it, on a GPU without it fp16, else fp32.
 
-    What is heard:
+    What is trained on:
 
     Attributes:
         crop_seconds: train on a random piece of this many seconds of each clip, drawn anew in each epoch, which is
-            faster and varies the data; None for whole clips. Evaluation always hears whole clips.
+            faster and varies the data; None for whole clips. Evaluation always reads whole clips.
         freq_mask: SpecAugment hides a band of mel bins of each training clip, up to this many; 0 for none. None is 24,
             or 0 where the clips have to stay the same in each epoch: for a method that trains its head alone, and
             where `cache` is asked for.
@@ -65,7 +66,7 @@ class Options:
         seed: of every random draw of the training, 0: order of the clips, crops, masks, dropout. The caller's random
             state neither changes a training nor is changed by it.
         order: "task" draws order, crops and masks from the seed and the task's name, so that each task has its own.
-            "shared" draws them from the seed alone: tasks trained by `fit_many` then hear the same clips in each step
+            "shared" draws them from the seed alone: tasks trained by `fit_many` then get the same clips in each step
             and share the work on them.
         workers: processes that read clips ahead, 0 for none. Worth it where a clip is read from a slow disk.
 

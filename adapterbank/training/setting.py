@@ -74,7 +74,7 @@ class Setting:
         return any(isinstance(module, nn.Dropout) for module in self.task.modules())
 
     @contextmanager
-    def dropout(self, *draw: str) -> Iterator[None]:
+    def seeded_dropout(self, *draw: str) -> Iterator[None]:
         """Forward passes in here draw their dropout from (seed, task, `draw`).
 
         Dropout of torch reads the global random state, which is therefore set for the block and put back after it:

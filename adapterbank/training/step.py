@@ -21,8 +21,8 @@ FUSED = ("cpu", "cuda")  # where one kernel makes a step of AdamW for all tensor
 class OptimizerStep:
     """The step part of a training.
 
-    `take` makes a whole step. `fit_many` runs the forward and backward passes of several tasks together and calls
-    `loss` before, and `update` after the backward pass instead.
+    `take` makes a whole step. `fit_many` runs the forward and backward passes of several tasks together itself: after
+    the forward pass it calls `begin` for each task, then runs the backward pass, then calls `update` for each.
 
     Args:
         state: of the training; its optimizer makes the updates, and callbacks see and change its loss.
@@ -39,24 +39,24 @@ class OptimizerStep:
 
     def take(self, batch: Batch) -> float:
         """One step on a batch; gives its loss. Raises TrainingDivergedError, or LabelsError for a wrong label."""
-        with self.setting.autocast, self.dropout():
+        with self.setting.autocast, self.seeded_dropout():
             logits = self.data.logits(batch.rows)
-        self.loss(logits, batch).backward()
+        self.begin(logits, batch).backward()
         self.update()
         return self.state.losses[-1]
 
-    def dropout(self) -> AbstractContextManager[None]:
+    def seeded_dropout(self) -> AbstractContextManager[None]:
         """The context of a forward pass: dropout by (seed, task, step)."""
-        return self.setting.dropout(str(self.state.step))
+        return self.setting.seeded_dropout(str(self.state.step))
 
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """What the backward pass starts from, once callbacks have seen and changed it; clears old gradients.
+    def begin(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Begins a step after its forward pass: computes the loss, lets callbacks change it, clears old gradients.
 
         Args:
             logits: (B, C) of the batch.
 
         Returns:
-            The loss, scaled if the precision is fp16.
+            The loss that the backward pass starts from, scaled if the precision is fp16.
 
         Raises:
             TrainingDivergedError: the loss is not finite. LabelsError: a label that the task does not have.

@@ -1,10 +1,15 @@
 """One training of one task, put together of three parts.
 
-    data    what it hears: batches in their drawn order, validation clips, caches       `TrainingData` in feed.py
-    step    forward pass, loss, backward pass, clipping, optimiser, learning rate       `OptimizerStep` in step.py
-    epochs  the order of the steps, validation, the best epoch, the history             `Epochs` here
+    data            batches in their drawn order, validation clips, caches                  `TrainingData` in feed.py
+    optimizer_step  forward and backward pass, loss, clipping, optimiser, learning rate     `OptimizerStep` in step.py
+    epochs          the order of the steps, validation, the best epoch, the history         `Epochs` here
 
-`fit` runs one trainer, `fit_many` several in turn.
+The loop of a training is two lines of `fit`:
+
+    for batch in trainer.epochs.batches(bar):
+        trainer.optimizer_step.take(batch)
+
+`fit_many` runs several trainers together, step by step.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from torch import Tensor
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.evaluation import evaluate_task, score
 from adapterbank.task.task import Task
-from adapterbank.training.cache import Kept, Stores
+from adapterbank.training.cache import KeptClips, Stores
 from adapterbank.training.callbacks import Callback, Callbacks, State
 from adapterbank.training.feed import Batch, TrainingData
 from adapterbank.training.history import History
@@ -40,7 +45,7 @@ class Trainer:
         stores: what caches keep, where several trainings of one process share it.
 
     Attributes:
-        setting: what all parts share. data, step, epochs: the parts.
+        setting: what all parts share. data, optimizer_step, epochs: the parts.
         state: what callbacks see. history: what `fit` returns.
 
     Raises:
@@ -64,8 +69,8 @@ class Trainer:
         # As a dict of plain values: a history is stored as JSON.
         self.history = History(task.name, asdict(options), self.setting.precision)
         self.state = State(self.setting, self.data, optimizer_of(self.setting), self.history)
-        self.step = OptimizerStep(self.setting, self.data, self.state, self.callbacks)
-        self.epochs = Epochs(self.setting, self.data, self.step, self.callbacks)
+        self.optimizer_step = OptimizerStep(self.setting, self.data, self.state, self.callbacks)
+        self.epochs = Epochs(self.setting, self.data, self.optimizer_step, self.callbacks)
 
     def finish(self, meter: Meter, share: float = 1.0) -> None:
         """Writes down what the training cost, `share` of what was measured, and tells the callbacks of its end."""
@@ -84,9 +89,10 @@ class Trainer:
 class Epochs:
     """The epochs part of a training: the order of the steps, validation, and which weights are kept."""
 
-    def __init__(self, setting: Setting, data: TrainingData, step: OptimizerStep, callbacks: Callbacks):
-        self.setting, self.data, self.step, self.callbacks = setting, data, step, callbacks
-        self.task, self.state, self.history = setting.task, step.state, step.state.history
+    def __init__(self, setting: Setting, data: TrainingData, optimizer_step: OptimizerStep, callbacks: Callbacks):
+        self.setting, self.data, self.callbacks = setting, data, callbacks
+        self.optimizer_step, self.state = optimizer_step, optimizer_step.state
+        self.task, self.history = setting.task, self.state.history
         self._best = -math.inf
         self._best_state: dict[str, Tensor] | None = None
 
@@ -129,7 +135,7 @@ class Epochs:
     def _close(self) -> None:
         """Writes the record of an epoch, and copies the task's tensors if it is the best so far."""
         losses = self.state.losses
-        record = {"train/loss": sum(losses) / len(losses), "lr": self.step.lr()}
+        record = {"train/loss": sum(losses) / len(losses), "lr": self.optimizer_step.lr()}
         record.update({f"val/{name}": value for name, value in self._validate().items()})
         self.history.epochs.append(record)
         score_now = record.get(f"val/{self.task.primary_metric}", math.nan)
@@ -143,7 +149,7 @@ class Epochs:
         val, size = self.data.val, self.setting.options.batch_size
         if val is None:
             return {}
-        if not isinstance(val, Kept):
+        if not isinstance(val, KeptClips):
             with self.setting.autocast:
                 return evaluate_task(self.setting.backbone, self.task, val, batch_size=size).metrics
         self.task.eval()

@@ -18,7 +18,7 @@ from adapterbank import __version__, evaluation, plots
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, TrainingDivergedError
 from adapterbank.sequence import Stage, train_naive, train_sequence
-from adapterbank.tracking.mlflow import METRICS, Tracker
+from adapterbank.tracking.mlflow import COLUMNS, Tracker
 
 FIT = {"epochs": 2, "batch_size": 4, "lr": 1e-2, "precision": "fp32"}
 METHODS = {"first": "aat_ms", "second": "prompt", "third": "head"}
@@ -82,7 +82,7 @@ def test_a_sequence_is_one_parent_with_one_nested_run_per_task(tracked):
 
 def test_every_task_run_has_the_same_metrics_parameters_and_tags(tracked):
     _, _, tasks, _, _ = tracked
-    assert all(set(METRICS) <= run.data.metrics.keys() for run in tasks.values())
+    assert all(set(COLUMNS) <= run.data.metrics.keys() for run in tasks.values())
     assert {"test/macro_accuracy", "test/loss", "val/macro_accuracy"} <= tasks["first"].data.metrics.keys()
     for kind in ("metrics", "params", "tags"):
         assert len({frozenset(getattr(run.data, kind)) for run in tasks.values()}) == 1
@@ -158,8 +158,8 @@ def test_the_naive_sequence_has_the_same_keys(store, small_backbone, stages):
     with Tracker().sequence("naive", tags={"strategy": "naive"}) as parent:
         train_naive(small_backbone, stages[:2], tracker=parent, progress=False)
     _, _, tasks = runs_of(store)
-    assert all(set(METRICS) <= run.data.metrics.keys() for run in tasks.values())
-    assert not any(math.isnan(run.data.metrics[key]) for run in tasks.values() for key in METRICS)
+    assert all(set(COLUMNS) <= run.data.metrics.keys() for run in tasks.values())
+    assert not any(math.isnan(run.data.metrics[key]) for run in tasks.values() for key in COLUMNS)
 
 
 def test_a_resumed_task_shows_what_its_training_cost_then(store, small_backbone, stages, tmp_path):
@@ -177,7 +177,7 @@ def test_what_was_not_measured_is_nan_so_that_the_keys_stay_the_same(store, smal
         pass
     _, _, tasks = runs_of(store)
     metrics = tasks["notes"].data.metrics
-    assert set(metrics) == set(METRICS)
+    assert set(metrics) == set(COLUMNS)
     assert math.isnan(metrics["test/score"])
     assert not math.isnan(metrics["percent_of_base"])
 

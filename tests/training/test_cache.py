@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
+from adapterbank.backbone.kernels import plain_kernels
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, LabelsError, StorageError
 from adapterbank.training.cache import MemoryStore
@@ -124,6 +125,10 @@ def test_whatever_an_activation_depends_on_makes_another_name(small_backbone, la
     assert computed(backbone=replace(small_backbone, mean=-4.0)) == everything
     assert computed(backbone=small_backbone.to(dtype=torch.bfloat16)) == everything
     assert computed(precision="bf16") == everything
+    with plain_kernels():
+        assert computed() == everything
+    with plain_kernels("chunk_tokens"):  # how many tokens run at once changes no value
+        assert computed() == 0
     assert computed(task={"blocks": 1, "normalize": (-5.0, 3.0)}) == everything
     assert computed(task={"blocks": 1, "clip_seconds": 2.0}) == everything
     assert computed(method="head", task={"pooling": "mean"}) == everything

@@ -71,9 +71,11 @@ def test_a_training_that_is_stopped_keeps_its_best_epoch(bank, labelled_clips):
 
 
 def test_early_stopping_without_its_metric_says_which_there_are(bank, labelled_clips):
-    with pytest.raises(
-        ConfigError, match="EarlyStopping on 'val/accuracy', but an epoch of 'probe' has lr, train/loss"
-    ):
-        fit(bank, "probe", labelled_clips, callbacks=[EarlyStopping(1)], **PLAIN)
+    for metric in (None, "lr"):  # the table does not say whether more of a learning rate is better
+        message = (
+            f"EarlyStopping on '{metric or 'val/accuracy'}', but in an epoch of 'probe' it can watch train/loss\\."
+        )
+        with pytest.raises(ConfigError, match=message):
+            fit(bank, "probe", labelled_clips, callbacks=[EarlyStopping(1, metric)], **PLAIN)
     with pytest.raises(ConfigError, match="got patience=0"):
         EarlyStopping(0)
