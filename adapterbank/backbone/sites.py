@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 # A transform or a hook reads what it is given and never writes to it; what it returns is only read, too.
 Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
 
-
 # input (R, N, in), output (R, N, out), the frozen linear -> output (R, N, out)
 LinearHook = Callable[[Tensor, Tensor, "FrozenLinear"], Tensor]
 

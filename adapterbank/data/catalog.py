@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from adapterbank.errors import LabelsError
+from adapterbank.numbers import is_whole
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def labels_of(name: str, labels: Sequence[str] | None, num_classes: int | None) 
                 f"the task {name!r} needs labels=[...] or num_classes=...; "
                 f"only known datasets bring their own: {', '.join(names())}."
             )
-        if not isinstance(num_classes, int) or num_classes < 1:
+        if not is_whole(num_classes):
             raise LabelsError(f"got num_classes={num_classes!r}, expected a positive integer.")
         return tuple(str(i) for i in range(num_classes))
     if isinstance(labels, str) or not isinstance(labels, Iterable):

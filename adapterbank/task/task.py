@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,6 +21,7 @@ from adapterbank.backbone.weights import ASTWeights, NormWeights
 from adapterbank.errors import ConfigError, InvalidNameError, StorageError, UnknownNameError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.own import trainable_copies
+from adapterbank.numbers import is_real
 from adapterbank.task.head import HEADS, POOLINGS, Head, pool, tokens_read
 from adapterbank.task.labels import check_labels, targets
 from adapterbank.task.lengths import padded_frames
@@ -95,7 +95,7 @@ class TaskSpec:
             raise UnknownNameError("head", self.head, HEADS)
         if self.pooling not in POOLINGS:
             raise UnknownNameError("pooling", self.pooling, POOLINGS)
-        if self.clip_seconds is not None and not (_is_number(self.clip_seconds) and self.clip_seconds > 0):
+        if self.clip_seconds is not None and not (is_real(self.clip_seconds) and self.clip_seconds > 0):
             raise ConfigError(f"got clip_seconds={self.clip_seconds!r}, expected a positive number or None.")
         if self.normalize != "backbone" and not _is_mean_std(self.normalize):
             raise ConfigError(f"got normalize={self.normalize!r}, expected 'backbone' or (mean, std) with std > 0.")
@@ -152,14 +152,10 @@ class Prediction:
     confidence: float
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_mean_std(value: Any) -> bool:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         return False
-    return all(map(_is_number, value)) and value[1] > 0
+    return all(map(is_real, value)) and value[1] > 0
 
 
 class Facts(NamedTuple):
