@@ -167,12 +167,12 @@ _BY_NAME = {key: info for info in _ENTRIES for key in (info.name, *info.aliases)
 
 
 def lookup(name: str) -> DatasetInfo | None:
-    """-> the dataset of this name or alias, in any case of letters; None if it is not known."""
+    """The dataset of this name or alias, in any case of letters; None if it is not known."""
     return _BY_NAME.get(name.lower())
 
 
 def names() -> tuple[str, ...]:
-    """-> the names of all known datasets, sorted, without aliases."""
+    """The names of all known datasets, sorted, without aliases."""
     return tuple(sorted(info.name for info in _ENTRIES))
 
 

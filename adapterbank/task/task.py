@@ -27,6 +27,8 @@ from adapterbank.task.labels import check_labels, targets
 from adapterbank.task.lengths import padded_frames
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+# Where a call takes the name of a task, these words could mean something else: a choice by the bank, every task, the
+# backbone without a task, or that no task fits. So no task can have them.
 RESERVED = ("auto", "all", "base", "unknown")
 
 
@@ -104,7 +106,7 @@ class TaskSpec:
 
     @property
     def primary_metric(self) -> str:
-        """The metric by which this kind of task is compared: accuracy, or mAP where labels are many."""
+        """The metric by which this kind of task is compared: accuracy, or mAP if multi-label."""
         return "map" if self.multilabel else "accuracy"
 
     def renamed(self, name: str) -> TaskSpec:
@@ -217,6 +219,14 @@ class Task(nn.Module):
         mean_std = (backbone.mean, backbone.std) if isinstance(spec.normalize, str) else spec.normalize
         self._mean, self._std = float(mean_std[0]), float(mean_std[1])
 
+    def rename(self, name: str) -> None:
+        """Gives it another name; its tensors and metrics stay. Raises InvalidNameError."""
+        self.spec = self.spec.renamed(name)
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Keeps these metrics, in place of those it had."""
+        self.metrics = dict(metrics)
+
     @property
     def name(self) -> str:
         return self.spec.name
@@ -249,7 +259,7 @@ class Task(nn.Module):
 
     @property
     def primary_metric(self) -> str:
-        """The metric by which this kind of task is compared: accuracy, or mAP where labels are many."""
+        """The metric by which this kind of task is compared: accuracy, or mAP if multi-label."""
         return self.spec.primary_metric
 
     def trainable_parameters(self) -> int:

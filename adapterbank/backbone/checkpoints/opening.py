@@ -49,10 +49,14 @@ def at_its_stride(backbone: Backbone, stride: int | None) -> Backbone:
     own = (sizes.frequency_stride, sizes.time_stride)
     if stride is None or (type(stride) is int and own == (stride, stride)):
         return backbone
-    has = own[0] if own[0] == own[1] else own
-    raise ConfigError(
-        f"got stride={stride!r}, but this backbone ({backbone.source}) was opened or saved with patches at a stride of "
-        f"{has}. Leave the argument out; for another stride, start a new bank from the checkpoint."
+    raise another_stride(stride, backbone.source, own[0] if own[0] == own[1] else own)
+
+
+def another_stride(stride: object, source: str, has: object) -> ConfigError:
+    """The error for a stride that a backbone at the stride `has` was asked for."""
+    return ConfigError(
+        f"got stride={stride!r}, but this backbone ({source}) was opened or saved with patches at a stride of {has}. "
+        "Leave the argument out; for another stride, start a new bank from the checkpoint."
     )
 
 
