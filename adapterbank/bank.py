@@ -42,7 +42,7 @@ class AdapterBank:
     task. `task_module(name)` gives one task as a module.
 
     Args:
-        resident: How many unchanged tasks of a saved bank stay in memory; see `load`.
+        resident: how many unchanged tasks of a saved bank stay in memory; see `load`.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class AdapterBank:
                 product); everything that is trained stays fp32.
             stride: of the patches, as in `load_backbone`. A saved bank and a `Backbone` have theirs already: it must be
                 the same.
-            resident: How many unchanged tasks of a saved bank stay in memory, as in `load`. A new bank has no files, so
+            resident: how many unchanged tasks of a saved bank stay in memory, as in `load`. A new bank has no files, so
                 all of its tasks stay.
 
         Raises:
@@ -369,7 +369,8 @@ class AdapterBank:
             Every metric of `adapterbank.evaluation.METRICS` that this kind of task has, by name.
 
         Raises:
-            UnknownNameError: no such task. LabelsError, DatasetError, WaveformError: data that the task cannot use.
+            UnknownNameError: no such task. ConfigError: `batch_size` below 1.
+            LabelsError, DatasetError, WaveformError: data that the task cannot use.
         """
         metrics = evaluate_task(self._backbone, self._tasks.use(task), data, batch_size=batch_size).metrics
         self._tasks.record(task, metrics)

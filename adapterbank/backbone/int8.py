@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_map_only
 from adapterbank.errors import BackboneError
 
 MOST = 127
+
+
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 

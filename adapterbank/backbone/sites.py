@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # A transform or a hook reads what it is given and never writes to it; what it returns is only read, too.
 Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
 
+
 # input (R, N, in), output (R, N, out), the frozen linear -> output (R, N, out)
 LinearHook = Callable[[Tensor, Tensor, "FrozenLinear"], Tensor]
 
@@ -119,6 +120,8 @@ class Sites:
 
 
 NOTHING = Sites()
+
+
 ONE_OWNER = ("after_attention", "after_mlp", "rewrite")
 
 

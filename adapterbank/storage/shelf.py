@@ -63,7 +63,7 @@ class Shelf(MutableMapping[str, Task]):
 
     Args:
         backbone: that tasks are opened for.
-        resident: How many unchanged tasks of a saved bank stay in memory; None opens all now, and all stay.
+        resident: how many unchanged tasks of a saved bank stay in memory; None opens all now, and all stay.
 
     Raises:
         ConfigError: `resident` is no positive integer.
