@@ -36,7 +36,7 @@ def block(
     read: Sequence[int | None] | None = None,
     kernels: Kernels | None = None,
 ) -> list[Tensor]:
-    """One block for all segments; `xs`, `sites` and `read` go segment by segment.
+    """One block for all segments; `xs`, `sites` and `read` have one entry per segment.
 
     Segments that are given the same tensor (the same object) are computed once, up to the first site that one of them
     fills; those that fill none are given the same tensor back.
@@ -67,47 +67,53 @@ class PackedBlock(NamedTuple):
         dtype = self.kernels.product_dtype(self.weights.q_weight)
         layout, (x,) = layout.fork(_changes_attention, x)
         h = self._norm("ln1", layout, x, self._between(x))  # (S, D)
-        low = h.to(dtype)  # cast once for three linears
-        k, v = self._linear("k", layout, low), self._linear("v", layout, low)  # (S, D)
+        operand = h.to(dtype)  # cast once for three linears
+        k, v = self._linear("k", layout, operand), self._linear("v", layout, operand)  # (S, D)
         keys = layout
         if any(read):  # fewer queries than keys
             before = layout
             layout, keys, (x, h) = before.cut(read, x, h)
-            low = h.to(dtype)  # not cut too: autocast to another half precision than the base's joins none of it
+            operand = h.to(dtype)  # cast again: under autocast `torch.cat` refuses tensors of another half precision
             k, v = keys.taken(before, k), keys.taken(before, v)
-        q = self._linear("q", layout, low)  # (S, D)
+        q = self._linear("q", layout, operand)  # (S, D)
         a = self._attention(layout, q, keys, k, v)  # (S, D)
         a = self._linear("proj", layout, a)  # (S, D)
         layout, (x, h, a) = layout.fork(lambda s: s.after_attention or s.beside_attention, x, h, a)
-        a = self._after(layout, a, h.dtype, [s.after_attention for s in layout.sites])
-        return layout, x + self._beside("ln1", layout, a, x, h, [s.beside_attention for s in layout.sites])
+        a = self._after(layout, a, h.dtype, [s.after_attention for s in layout.sites_of_parts])
+        return layout, x + self._beside("ln1", layout, a, x, h, [s.beside_attention for s in layout.sites_of_parts])
 
     def mlp_sublayer(self, layout: Layout, x: Tensor) -> tuple[Layout, Tensor]:
         """From the residual stream after the attention to the block's output. (S, D) -> (S, D)."""
         layout, (x,) = layout.fork(_changes_mlp, x)
         h = self._norm("ln2", layout, x, self._between(x))  # (S, D)
-        low = h.to(self.kernels.product_dtype(self.weights.fc1_weight))
-        m = self._linear("fc2", layout, F.gelu(self._linear("fc1", layout, low)))  # (S, D)
+        operand = h.to(self.kernels.product_dtype(self.weights.fc1_weight))
+        m = self._linear("fc2", layout, self._hidden(layout, operand))  # (S, D)
         layout, (x, h, m) = layout.fork(lambda s: s.after_mlp or s.beside_mlp, x, h, m)
-        m = self._after(layout, m, h.dtype, [s.after_mlp for s in layout.sites])
-        return layout, x + self._beside("ln2", layout, m, x, h, [s.beside_mlp for s in layout.sites])
+        m = self._after(layout, m, h.dtype, [s.after_mlp for s in layout.sites_of_parts])
+        return layout, x + self._beside("ln2", layout, m, x, h, [s.beside_mlp for s in layout.sites_of_parts])
+
+    def _hidden(self, layout: Layout, operand: Tensor) -> Tensor:
+        """The hidden units of the MLP, after the GELU. (S, D) -> (S, width of the MLP)."""
+        if any("fc1" in s.linear or "fc1" in s.affine for s in layout.sites_of_parts):  # changes come before the GELU
+            return F.gelu(self._linear("fc1", layout, operand))
+        return frozen_linear(operand, self.weights.linear("fc1"), self.kernels, gelu=True)
 
     def _between(self, x: Tensor) -> torch.dtype:
-        """The dtype between the frozen linears and the stream.
+        """The dtype of what adapters read.
 
-        It is the stream's own, fp32. Under autocast it is that of the products, since adapters would cast what they
-        read to it by themselves.
+        It is fp32, as the residual stream is. Under autocast it is the dtype of the products, because adapters would
+        cast to it anyway.
         """
         dtype = self.kernels.product_dtype(self.weights.q_weight)
         return dtype if self.kernels.autocast == dtype else x.dtype
 
     def _norm(self, name: str, layout: Layout, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The LayerNorm `name` in `dtype`; a part whose task has a gain or bias of its own is normalised with it."""
-        normed, own = self._normed(name, x, None).to(dtype), [s.affine.get(name) for s in layout.sites]
+        normed, own = self._normed(name, x, None).to(dtype), [s.affine.get(name) for s in layout.sites_of_parts]
         if not any(own):
             return normed
         parts = layout.split(x)
-        return layout.replace(
+        return layout.with_parts(
             normed, ((i, self._normed(name, parts[i], a)) for i, a in enumerate(own) if a is not None)
         )
 
@@ -118,11 +124,11 @@ class PackedBlock(NamedTuple):
     def _linear(self, name: str, layout: Layout, x: Tensor) -> Tensor:
         """One frozen product for all parts, then each task's hooks and own bias on its part. (S, in) -> (S, out)."""
         y = frozen_linear(x, self.weights.linear(name), self.kernels)
-        owners = [i for i, s in enumerate(layout.sites) if name in s.linear or name in s.affine]
+        owners = [i for i, s in enumerate(layout.sites_of_parts) if name in s.linear or name in s.affine]
         if not owners:
             return y
-        inputs, outputs, sites = layout.split(x), layout.split(y), layout.sites
-        return layout.replace(y, ((i, self._own(name, inputs[i], outputs[i], sites[i])) for i in owners))
+        inputs, outputs, sites = layout.split(x), layout.split(y), layout.sites_of_parts
+        return layout.with_parts(y, ((i, self._own(name, inputs[i], outputs[i], sites[i])) for i in owners))
 
     def _own(self, name: str, x: Tensor, y: Tensor, sites: Sites) -> Tensor:
         """A task's changes of the output of a frozen linear. (R, N, in), (R, N, out) -> (R, N, out)."""
@@ -138,9 +144,10 @@ class PackedBlock(NamedTuple):
         """Multi-head self-attention; prompts and prefixes join as keys and values. (S, D) -> (S, D).
 
         Args:
-            keys: the layout of `k` and `v`: the same parts as `layout`, with the tokens that no query is asked of.
+            keys: the layout of `k` and `v`. It has the same parts as `layout`, and in them all tokens, also those that
+                ask no query.
         """
-        extra = [self._extra(sites, k) for sites in layout.sites]  # a key and a value of (P, D) per part
+        extra = [self._extra(sites, k) for sites in layout.sites_of_parts]  # a key and a value of (P, D) per part
         sizes = [
             (n, among, len(own)) for (_, n), (_, among), (own, _) in zip(layout.shapes, keys.shapes, extra, strict=True)
         ]
@@ -171,15 +178,13 @@ class PackedBlock(NamedTuple):
         h = h.to(self.kernels.product_dtype(self.weights.linear(name).weight))
         return self._own(name, h[None], frozen_linear(h, self.weights.linear(name), self.kernels)[None], sites)[0]
 
-    def _after(
-        self, layout: Layout, y: Tensor, dtype: torch.dtype, changes: Sequence[Transform | None]
-    ) -> Tensor:
+    def _after(self, layout: Layout, y: Tensor, dtype: torch.dtype, changes: Sequence[Transform | None]) -> Tensor:
         """Sequential adapters on a sublayer's output, which they read in `dtype`. (S, D) -> (S, D)."""
         if not any(changes):
             return y
         y = y.to(dtype)
         parts = layout.split(y)
-        return layout.replace(y, ((i, change(parts[i])) for i, change in enumerate(changes) if change is not None))
+        return layout.with_parts(y, ((i, change(parts[i])) for i, change in enumerate(changes) if change is not None))
 
     def _beside(
         self, name: str, layout: Layout, y: Tensor, x: Tensor, h: Tensor, adapters: Sequence[tuple[Transform, ...]]
@@ -188,14 +193,14 @@ class PackedBlock(NamedTuple):
         if not any(adapters):
             return y
         y = y.to(h.dtype)
-        of_frozen_norm = not any(name in sites.affine for sites in layout.sites)
+        of_frozen_norm = not any(name in sites.affine for sites in layout.sites_of_parts)
 
         def make(rows: Tensor) -> Tensor:
             return self._normed(name, rows, None).to(h.dtype)
 
         with recomputed(h, x, make) if self.kernels.recompute and of_frozen_norm else nullcontext():
             parts = zip(layout.split(y), layout.split(h), adapters, strict=True)
-            return layout.replace(
+            return layout.with_parts(
                 y, [(i, sum((f(hp) for f in own), yp)) for i, (yp, hp, own) in enumerate(parts) if own]
             )
 
@@ -210,7 +215,7 @@ def _changes_mlp(sites: Sites) -> bool:
 
 
 def _some(t: Tensor, first: int, stop: int) -> Tensor:
-    """Some rows of (S, X); backwards a slice of all of them would be a copy."""
+    """Some rows of (S, X); in the backward pass a slice of all of them would be a copy."""
     return t if first == 0 and stop == len(t) else t[first:stop]
 
 

@@ -54,8 +54,9 @@ def positions(table: Tensor, geometry: Geometry, columns: int) -> Tensor:
 def resize_positions(table: Tensor, rows: int, new_rows: int, columns: int) -> Tensor:
     """A position table for another grid, (2 + rows * old, D) -> (2 + new_rows * columns, D).
 
-    Time: the middle columns where there are fewer, bilinear where there are more; frequency: bilinear to more rows: so
-    do AST and SSAST. To fewer rows it is bilinear too, where SSAST cuts: the rows span all mel bins in either grid.
+    Along time, the middle columns are taken if fewer are needed, else it is bilinear. Along frequency it is always
+    bilinear. So do AST and SSAST, but for one case: to fewer rows SSAST cuts. Here the rows span all mel bins in either
+    grid.
     """
     grid = rearrange(table[PREFIX_TOKENS:], "(rows columns) d -> d rows columns", rows=rows)
     full = grid.shape[2]

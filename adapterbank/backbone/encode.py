@@ -1,8 +1,9 @@
 """The AST for many tasks and clip lengths at once, as functions over frozen tensors.
 
 It computes what `plain.encode` computes for each of them. Nothing here is an `nn.Module` and nothing is stored during a
-forward pass, so one set of frozen tensors serves any number of tasks and threads. A batch is a list of *segments*:
-contiguous rows of one task and one length. `block.py` runs one block for all of them.
+forward pass, so one set of frozen tensors serves any number of tasks and threads. A call is given several
+tensors, each with the rows of one task and one length, and for each of them a *segment*, which says what acts on those
+rows. `block.py` runs one block for all of them.
 
 Symbols: R rows of a segment, N tokens, D width, M mel bins, F frames.
 """
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adapterbank.backbone import plain
 from adapterbank.backbone.block import block
 from adapterbank.backbone.embedding import embed
 from adapterbank.backbone.kernels import Kernels, choose
@@ -28,7 +30,7 @@ from adapterbank.backbone.weights import ASTWeights, Geometry
 
 @dataclass(frozen=True)
 class Segment:
-    """Contiguous rows of one task and one length, as the backbone sees them: sites per block and tensors, no names.
+    """What acts on a group of rows of one task and one length: sites per block and tensors, no names.
 
     Attributes:
         sites: of each block.
@@ -59,7 +61,7 @@ def encode(
         may be their number.
     """
     kernels = choose(spectrograms[0].device) if kernels is None else kernels
-    # No name for what enters the first block: it would keep that in memory until the last block has run.
+    # The embedded tokens get no variable, so that they are freed after the first block.
     xs = run_layers(
         embedded(spectrograms, segments, geometry, kernels), segments, 0, geometry.layers, geometry, kernels
     )
@@ -70,12 +72,14 @@ def embedded(
     spectrograms: Sequence[Tensor], segments: Sequence[Segment], geometry: Geometry, kernels: Kernels
 ) -> list[Tensor]:
     """(R, F, M) -> (R, N, D) per segment, each spectrogram once for all segments with the same embedding."""
-    embedded: list[Tensor] = []
+    if not kernels.packing:
+        return [embed(mel, s.weights.embed, geometry) for mel, s in zip(spectrograms, segments, strict=True)]
+    made: list[Tensor] = []
     numbers = alike(spectrograms, [s.weights.embed for s in segments])
     for mel, segment, number in zip(spectrograms, segments, numbers, strict=True):
-        if number == len(embedded):
-            embedded.append(embed(mel, segment.weights.embed, geometry, partial(frozen_linear, kernels=kernels)))
-    return [embedded[number] for number in numbers]
+        if number == len(made):
+            made.append(embed(mel, segment.weights.embed, geometry, partial(frozen_linear, kernels=kernels)))
+    return [made[number] for number in numbers]
 
 
 def run_layers(
@@ -102,6 +106,11 @@ def run_layer(
     """
     kernels = choose(xs[0].device) if kernels is None else kernels
     sites = [s.sites[layer] for s in segments]
+    if not kernels.packing:
+        return [
+            plain.block(x, segment.weights.blocks[layer], geometry, own)
+            for x, segment, own in zip(xs, segments, sites, strict=True)
+        ]
     xs = [x if s.rewrite is None else s.rewrite(x).to(x.dtype) for x, s in zip(xs, sites, strict=True)]
     xs = [_with_tokens(x, s.tokens) if s.tokens else x for x, s in zip(xs, sites, strict=True)]
     last = layer == geometry.layers - 1 and kernels.last_block

@@ -63,15 +63,18 @@ class Int8Matrix(Tensor):
         """As a bf16 tensor (out, in)."""
         return self.levels.to(self.scales.dtype) * self.scales
 
-    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def product(self, x: Tensor, bias: Tensor | None, grad: bool = True) -> Tensor:
         """`x @ W.T + bias`, (…, in) -> (…, out), in bf16; gradients reach `x` and `bias`.
+
+        Args:
+            grad: whether autograd records it.
 
         Raises:
             BackboneError: the matrix itself is to be trained.
         """
         if self.requires_grad:
             raise BackboneError("got an int8 matrix as a parameter, which cannot be trained; copy it with .float().")
-        if not torch.is_grad_enabled():
+        if not grad:
             return F.linear(x, self.wide(), bias)
         made: Tensor = _Product.apply(x, self, bias)
         return made

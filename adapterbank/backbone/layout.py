@@ -21,17 +21,18 @@ from adapterbank.backbone.sites import Sites
 class Layout(NamedTuple):
     """Parts of a packed tensor, and which of them is whose.
 
-    A part is what is computed once. Segments that were given the same tensor are one part, for as long as none of them
-    fills a site: several tasks on the same clips share all that lies below their first sites.
+    A part is what is computed once. Segments that were given the same tensor are one part. A segment leaves it for a
+    part of its own when it fills a site; the others stay together until they fill theirs. So several tasks on the same
+    clips share what lies below their first sites.
 
     Attributes:
-        segments: what each segment fills in this block.
+        sites_of_segments: what each segment fills in this block.
         part_of: the part of each segment.
         first: one segment of each part. Where segments share a part, none of them has filled a site yet.
         shapes: (R, N) of each part.
     """
 
-    segments: tuple[Sites, ...]
+    sites_of_segments: tuple[Sites, ...]
     part_of: tuple[int, ...]
     first: tuple[int, ...]
     shapes: tuple[tuple[int, int], ...]
@@ -52,13 +53,13 @@ class Layout(NamedTuple):
         return cls(tuple(segments), tuple(part_of), firsts, tuple(shapes[segment] for segment in firsts))
 
     @property
-    def sites(self) -> list[Sites]:
+    def sites_of_parts(self) -> list[Sites]:
         """What acts on each part."""
-        return [self.segments[segment] for segment in self.first]
+        return [self.sites_of_segments[segment] for segment in self.first]
 
     def split(self, packed: Tensor) -> list[Tensor]:
         """(S, X) -> one (R, N, X) view per part."""
-        # Backwards a split is a concatenation, also the split into a single part.
+        # In the backward pass a split is a concatenation, also the split into a single part.
         parts = packed.split([rows * tokens for rows, tokens in self.shapes]) if len(self.shapes) > 1 else [packed]
         return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
@@ -67,7 +68,7 @@ class Layout(NamedTuple):
         parts = self.split(packed)
         return [parts[part] for part in self.part_of]
 
-    def replace(self, packed: Tensor, own: Iterable[tuple[int, Tensor]]) -> Tensor:
+    def with_parts(self, packed: Tensor, own: Iterable[tuple[int, Tensor]]) -> Tensor:
         """`packed`, (S, X), with other tensors (R, N, X) in the places of some parts."""
         new = dict(own)
         if not new:
@@ -82,9 +83,9 @@ class Layout(NamedTuple):
         """
         if len(self.shapes) == len(self.part_of):
             return self, packed
-        alone = [segment if fills(sites) else None for segment, sites in enumerate(self.segments)]
+        alone = [segment if fills(sites) else None for segment, sites in enumerate(self.sites_of_segments)]
         after = numbered(zip(self.part_of, alone, strict=True))
-        layout = self._numbered(self.segments, after, [self.shapes[part] for part in self.part_of])
+        layout = self._numbered(self.sites_of_segments, after, [self.shapes[part] for part in self.part_of])
         return layout, tuple(layout._taken(self, tensor) for tensor in packed)
 
     def cut(self, read: Sequence[int | None], *packed: Tensor) -> tuple[Layout, Layout, tuple[Tensor, ...]]:
@@ -101,8 +102,10 @@ class Layout(NamedTuple):
             tokens if number is None else min(number, tokens) for number, (_, tokens) in zip(read, shapes, strict=True)
         ]
         after = numbered(zip(self.part_of, wanted, strict=True))
-        whole = self._numbered(self.segments, after, shapes)
-        kept = self._numbered(self.segments, after, [(rows, n) for (rows, _), n in zip(shapes, wanted, strict=True)])
+        whole = self._numbered(self.sites_of_segments, after, shapes)
+        kept = self._numbered(
+            self.sites_of_segments, after, [(rows, n) for (rows, _), n in zip(shapes, wanted, strict=True)]
+        )
         return (
             kept,
             whole,
@@ -136,7 +139,7 @@ def numbered(keys: Iterable[Hashable]) -> list[int]:
 
 
 def alike(*lists: Sequence[object]) -> list[int]:
-    """A number per place: the same one where all lists hold the same objects, counted by first appearance."""
+    """Numbers places, by first appearance: two get the same number if every list holds the same object at both."""
     if len(lists[0]) == 1:
         return [0]  # torch.compile, which sees one task at a time, traces no id() of a tensor
     return numbered(tuple(id(entry) for entry in place) for place in zip(*lists, strict=True))

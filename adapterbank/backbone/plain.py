@@ -3,9 +3,15 @@
 Read this file first: it is the whole model, one clip length and one task at a time, with nothing done for speed.
 `encode.py` computes the same function for many tasks at once and faster; the tests compare it with this file.
 
-    x ─ LN1* ─ q,k,v* ─ attention ─ proj* ─┬─ after_attention ─ + ─ LN2* ─ fc1* ─ GELU ─ fc2* ─┬─ after_mlp ─ +
-      │             └ extra_tokens, extra_kv   beside_attention           └──── beside_mlp ────┘
-      └ rewrite, tokens                                            * own gain and bias, hooks of linears
+    x ─ rewrite, tokens ─┬─ LN1* ─┬─ q,k,v* ─ attention ─ proj* ─ after_attention ─┬─ + ─ x
+                         │        └──────────────── beside_attention ──────────────┤
+                         └──────────────────────── residual ───────────────────────┘
+    x ─┬─ LN2* ─┬─ fc1* ─ GELU ─ fc2* ─ after_mlp ─┬─ + ─ x
+       │        └──────────── beside_mlp ──────────┤
+       └──────────────── residual ─────────────────┘
+
+The attention also sees extra_tokens, which go through LN1, k and v, and extra_kv. A star marks what a task may change:
+gain and bias of a LayerNorm, bias and output of a linear. `sites.py` says what each of these sites takes.
 
 R clips of F frames and M mel bins become R rows of N tokens of width D. There are H heads of width d = D / H. A task
 may add P prompts, which are tokens that it trained; K keys are those of tokens and prompts.
@@ -56,19 +62,19 @@ def block(x: Tensor, weights: BlockWeights, geometry: Geometry, sites: Sites = N
     def linear(name: str, t: Tensor) -> Tensor:  # (R, N, in) -> (R, N, out)
         return _linear(t, weights.linear(name), sites.linear.get(name, ()), sites.affine.get(name))
 
-    def beside(t: Tensor, prompts: Iterable[Tensor]) -> Tensor:  # (R, N, D), (P, D) each -> (R, N + P, D)
+    def appended(t: Tensor, prompts: Iterable[Tensor]) -> Tensor:  # (R, N, D), (P, D) each -> (R, N + P, D)
         rows = [p.to(t.dtype).expand(len(t), -1, -1) for p in prompts]  # (R, P, D): every clip is given the same
         return torch.cat((t, *rows), dim=1) if rows else t
 
     if sites.rewrite is not None:
         x = sites.rewrite(x)  # (R, N, D)
-    x = beside(x, sites.tokens)  # (R, N, D), N now with the prompts that stay
+    x = appended(x, sites.tokens)  # (R, N, D), N now with the prompts that stay
 
     h = norm("ln1", x)  # (R, N, D)
-    seen = beside(h, (norm("ln1", prompts) for prompts in sites.extra_tokens))  # (R, N + P, D)
+    seen = appended(h, (norm("ln1", prompts) for prompts in sites.extra_tokens))  # (R, N + P, D)
     q, k, v = linear("q", h), linear("k", seen), linear("v", seen)  # (R, N, D), (R, N + P, D), (R, N + P, D)
-    k = beside(k, (key for key, _ in sites.extra_kv))  # (R, K, D)
-    v = beside(v, (value for _, value in sites.extra_kv))  # (R, K, D)
+    k = appended(k, (key for key, _ in sites.extra_kv))  # (R, K, D)
+    v = appended(v, (value for _, value in sites.extra_kv))  # (R, K, D)
     q, k, v = (rearrange(t, "r n (h d) -> r h n d", h=geometry.heads) for t in (q, k, v))  # (R, H, N or K, d)
     weighted = ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(dim=-1) @ v  # (R, H, N, K) @ v: (R, H, N, d)
     a = linear("proj", rearrange(weighted, "r h n d -> r n (h d)")).to(x.dtype)  # (R, N, D)
@@ -89,6 +95,6 @@ def _linear(x: Tensor, frozen: FrozenLinear, hooks: Sequence[LinearHook], own: A
     y = F.linear(x, frozen.weight, frozen.bias)  # (R, N, out)
     for hook in hooks:
         y = hook(x, y, frozen)  # (R, N, out)
-    if own is not None and own.bias is not None:  # it takes the place of the frozen bias, which is in y already
+    if own is not None and own.bias is not None:  # in place of the frozen bias, which is in y already: hooks see it
         y = y + (own.bias if frozen.bias is None else own.bias - frozen.bias)
     return y.to(x.dtype)

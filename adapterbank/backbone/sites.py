@@ -1,10 +1,7 @@
 """What a method may plug into one block of the AST: the sites, and how two methods share them.
 
-```
-x ─ LN1* ─ q,k,v* ─ attention ─ proj* ─┬─ after_attention ─ + ─ LN2* ─ fc1* ─ GELU ─ fc2* ─┬─ after_mlp ─ +
-  │             └ extra_tokens, extra_kv   beside_attention           └──── beside_mlp ────┘
-  └ rewrite, tokens
-```
+The drawing in `plain.py` shows where they are.
+
 Symbols: R rows of one task and length, N tokens, P prompts, D width.
 """
 
@@ -12,30 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from adapterbank.backbone.weights import NormWeights
+from adapterbank.backbone.weights import FrozenLinear, NormWeights
 from adapterbank.errors import CompositionError
-
-if TYPE_CHECKING:
-    from adapterbank.backbone.weights import FrozenLinear
-
 
 # A transform or a hook reads what it is given and never writes to it; what it returns is only read, too.
 Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
-
-
 # input (R, N, in), output (R, N, out), the frozen linear -> output (R, N, out)
-LinearHook = Callable[[Tensor, Tensor, "FrozenLinear"], Tensor]
+LinearHook = Callable[[Tensor, Tensor, FrozenLinear], Tensor]
 
 
 class PerToken(Protocol):
-    """A transform, or a hook of a linear, that may act on each token by itself. Saying so is optional.
+    """A transform, or a hook of a linear, that says whether it treats every token by itself.
 
-    What does say so saves time: the last block then runs it only on the tokens that the pooling reads, usually two of
-    hundreds. A torch forward hook on such a module sees no other tokens there either.
+    Saying so is optional and saves time: the last block then runs it only on the tokens that the pooling reads, usually
+    two of hundreds. A torch forward hook on such a module sees no other tokens there either.
 
     The promise belongs to the `forward` of the class that makes it. A subclass with another `forward` makes it anew,
     or is given all tokens.
@@ -53,10 +44,9 @@ def acts_per_token(hook: object) -> bool:
 
 
 def declared(hook: object, name: str) -> Callable[..., Any] | None:
-    """A hook's method `name`, such as `per_token`, if it was written for what calling the hook does.
+    """A hook's method `name`, such as `per_token`, if it speaks for what calling the hook does.
 
-    None for attributes that only happen to have the name, and where a class overrides `forward` (or `__call__`) below
-    the one that the method is inherited from.
+    None if there is no such method, or if a subclass has overridden `forward` or `__call__` since.
     """
     kind = type(hook)
     owner = next((base for base in kind.__mro__ if name in vars(base)), None)
@@ -93,8 +83,8 @@ class Sites:
             a half-precision base input and output are of its dtype.
         rewrite: one change of the whole sequence before the block, ahead of `tokens`; (R, N, D) -> (R, any, D).
         beside_attention, beside_mlp: parallel adapters on the normalised input; their outputs are added.
-        after_attention, after_mlp: one sequential adapter on the sublayer's output, inside the residual. The input of
-            these four is fp32, or under autocast of its dtype where the base has that too.
+        after_attention, after_mlp: one sequential adapter on the sublayer's output, inside the residual. What
+            these four read is fp32; under autocast of the base's own dtype it is that.
     """
 
     tokens: tuple[Tensor, ...] = ()
@@ -113,7 +103,10 @@ class Sites:
         return frozenset(entry.name for entry in fields(self) if getattr(self, entry.name))
 
     def per_token(self) -> bool:
-        """Whether all that acts on queries and on what comes after the attention acts on each token by itself."""
+        """Whether all that acts on queries and on what comes after the attention acts on each token by itself.
+
+        Hooks of k and v may read other tokens: those see all of them anyway.
+        """
         hooks = [hook for name in ("q", "proj", "fc1", "fc2") for hook in self.linear.get(name, ())]
         after = [adapter for adapter in (self.after_attention, self.after_mlp) if adapter is not None]
         return all(map(acts_per_token, (*hooks, *after, *self.beside_attention, *self.beside_mlp)))

@@ -145,8 +145,8 @@ class ASTWeights(NamedTuple):
         """Moved to `device`; `dtype` is that of the frozen linears only: norms and embeddings stay fp32.
 
         With torch.int8 the matrices of the blocks are `Int8Matrix`, their biases and the patch embedding bf16. With
-        another dtype all tensors are copies: one that stayed would keep the whole file in memory that it is mapped
-        from.
+        another dtype all tensors are copies, also those that stay as they are: a view would keep the mapped file in
+        memory.
 
         Raises:
             BackboneError: a dtype that is neither floating nor torch.int8.

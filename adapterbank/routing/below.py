@@ -73,6 +73,6 @@ def logits_above(backbone: Backbone, tasks: Sequence[Task], tokens: Sequence[Ten
     groups = plan(tasks, [len(x) for x in tokens])
     segments = {id(task): task.segment(backbone.weights) for task in tasks}
     mine = [segments[id(group.task)] for group in groups]
-    xs = run_layers(stacked(groups, tokens), mine, first, geometry.layers, geometry)
+    xs = run_layers(stacked(groups, tokens), mine, first, geometry.layers, geometry, choose(backbone.device))
     outputs = final_norm(xs, mine, geometry)
     return in_order(by_row(groups, (group.task.logits(x) for group, x in zip(groups, outputs, strict=True))))

@@ -82,7 +82,7 @@ def run_planned(
     """
     seconds = [task.spec.clip_seconds for task in tasks] if clip_seconds is None else clip_seconds
     frames = [t.padded_frames(len(mel), s) for t, mel, s in zip(tasks, mels, seconds, strict=True)]
-    # In training mode the statistics of a batch are those of all its rows, so that they must run together.
+    # In training mode the BatchNorm of an adapter takes its statistics from all rows, which must then run together.
     room = None if any(task.training for task in tasks) else kernels.chunk_tokens
     found: dict[int, Tensor] = {}
     for groups in chunks(plan(tasks, frames), mels, geometry, room):
@@ -128,5 +128,5 @@ def embed_mels(backbone: Backbone, segment: Segment, mels: Sequence[Tensor], how
 
     groups = plan([None] * len(mels), [backbone.geometry.whole_frames(len(mel)) for mel in mels])
     segments = [replace(segment, read=tokens_read(how))] * len(groups)
-    tokens = encode(stacked(groups, mels, prepared), segments, backbone.geometry)
+    tokens = encode(stacked(groups, mels, prepared), segments, backbone.geometry, choose(backbone.device))
     return torch.stack(in_order(by_row(groups, (pool(x, how) for x in tokens))))

@@ -1,4 +1,4 @@
-"""One task as a plain module: a snapshot for serving and export."""
+"""One task as a plain module: a snapshot for serving."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.encode import encode
 from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.backbone.kernels import choose
-from adapterbank.backbone.weights import ASTWeights
+from adapterbank.backbone.weights import ASTWeights, BlockWeights
 from adapterbank.errors import ConfigError
 from adapterbank.routing.plan import Group
 from adapterbank.routing.run import run_planned
@@ -58,9 +58,9 @@ class CompiledTask(nn.Module):
         base = backbone.weights
         own = self._task.segment(base).weights
         self.embed, self.norm = Buffers(base.embed), Buffers(base.norm)
-        # Blocks that the task owns are in the task: the frozen ones in their places would be memory that nobody reads.
+        # A block of which the task owns every tensor is in the task: the frozen one would be memory that nobody reads.
         pairs = zip(base.blocks, own.blocks, strict=True)
-        self.blocks = nn.ModuleList(Buffers(frozen) if mine is frozen else nn.Module() for frozen, mine in pairs)
+        self.blocks = nn.ModuleList(Buffers(frozen) if _share(frozen, mine) else nn.Module() for frozen, mine in pairs)
         self._torch_compile = torch_compile
         self._encoder = self._encoder_of()
         self.eval()
@@ -142,3 +142,8 @@ class CompiledTask(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._encoder = self._encoder_of()
+
+
+def _share(frozen: BlockWeights, own: BlockWeights) -> bool:
+    """Whether any tensor of the frozen block is among those that the task computes with."""
+    return any(mine is theirs for mine, theirs in zip(own, frozen, strict=True) if mine is not None)

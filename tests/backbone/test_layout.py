@@ -59,16 +59,16 @@ def test_packing_sends_gradients_to_the_parts_that_they_belong_to():
 
 
 def test_segments_that_are_given_one_tensor_are_one_part(shared, layout):
-    _, packed = Layout.of(shared, layout.segments)
+    _, packed = Layout.of(shared, layout.sites_of_segments)
     assert layout.part_of == (0, 1, 0, 0)
     assert layout.first == (0, 1)
     assert layout.shapes == ((2, 5), (1, 3))
-    assert layout.sites == [NOTHING, NOTHING]
+    assert layout.sites_of_parts == [NOTHING, NOTHING]
     assert torch.equal(packed, torch.cat((shared[0].flatten(0, 1), shared[1].flatten(0, 1))))
 
 
 def test_splitting_undoes_packing_and_copies_nothing(shared, layout):
-    _, packed = Layout.of(shared, layout.segments)
+    _, packed = Layout.of(shared, layout.sites_of_segments)
     parts, outputs = layout.split(packed), layout.outputs(packed)
     assert torch.equal(parts[0], shared[0])
     assert torch.equal(parts[1], shared[1])
@@ -88,43 +88,43 @@ def test_a_layout_cannot_be_changed(layout):
 
 
 def test_replacing_parts_makes_another_tensor_in_the_dtype_of_the_old(shared, layout):
-    _, packed = Layout.of(shared, layout.segments)
+    _, packed = Layout.of(shared, layout.sites_of_segments)
     before = packed.clone()
     new = torch.randn(1, 3, 8, dtype=torch.float64)
-    replaced = layout.replace(packed, [(1, new)])
+    replaced = layout.with_parts(packed, [(1, new)])
     assert replaced.dtype == packed.dtype
     assert torch.equal(layout.split(replaced)[0], shared[0])
     assert torch.equal(layout.split(replaced)[1], new.float())
     assert torch.equal(packed, before)
-    assert layout.replace(packed, []) is packed
+    assert layout.with_parts(packed, []) is packed
 
 
 def test_a_fork_gives_who_fills_a_site_a_part_of_its_own_and_leaves_the_old_layout_as_it_is(shared, layout):
-    _, packed = Layout.of(shared, layout.segments)
+    _, packed = Layout.of(shared, layout.sites_of_segments)
     old = Layout(*layout)
     forked, (one, other) = layout.fork(fills, packed, 2 * packed)
     assert layout == old
     assert forked.part_of == (0, 1, 2, 0)
     assert forked.first == (0, 1, 2)
     assert forked.shapes == ((2, 5), (1, 3), (2, 5))
-    assert forked.sites == [NOTHING, NOTHING, FILLED]
+    assert forked.sites_of_parts == [NOTHING, NOTHING, FILLED]
     assert [torch.equal(a, b) for a, b in zip(forked.outputs(one), shared, strict=True)] == [True] * 4
     assert torch.equal(other, 2 * one)
 
 
 def test_where_no_part_is_shared_or_no_site_filled_a_fork_copies_nothing(shared, layout):
-    apart, packed = Layout.of([x.clone() for x in shared], layout.segments)
+    apart, packed = Layout.of([x.clone() for x in shared], layout.sites_of_segments)
     same, (still,) = apart.fork(fills, packed)
     assert same is apart
     assert still is packed
-    _, packed = Layout.of(shared, layout.segments)
+    _, packed = Layout.of(shared, layout.sites_of_segments)
     unfilled, (still,) = layout.fork(lambda sites: False, packed)
     assert unfilled == layout
     assert torch.equal(still, packed)
 
 
 def test_a_cut_keeps_first_tokens_and_parts_readers_of_different_numbers(shared, layout):
-    _, packed = Layout.of(shared, layout.segments)
+    _, packed = Layout.of(shared, layout.sites_of_segments)
     old = Layout(*layout)
     kept, whole, (cut,) = layout.cut([2, None, 2, 30], packed)
     assert layout == old
@@ -136,7 +136,7 @@ def test_a_cut_keeps_first_tokens_and_parts_readers_of_different_numbers(shared,
 
 
 def test_a_tensor_is_taken_over_into_a_finer_layout_and_not_copied_into_an_equal_one(shared, layout):
-    _, packed = Layout.of(shared, layout.segments)
+    _, packed = Layout.of(shared, layout.sites_of_segments)
     _, whole, _ = layout.cut([2, None, 2, 30], packed)
     taken = whole.taken(layout, packed)
     assert [torch.equal(a, b) for a, b in zip(whole.outputs(taken), shared, strict=True)] == [True] * 4
@@ -145,7 +145,7 @@ def test_a_tensor_is_taken_over_into_a_finer_layout_and_not_copied_into_an_equal
 
 def test_gradients_of_parts_that_were_shared_are_added(shared, layout):
     x = shared[0].clone().requires_grad_()
-    own, packed = Layout.of([x, shared[1], x, x], layout.segments)
+    own, packed = Layout.of([x, shared[1], x, x], layout.sites_of_segments)
     forked, (packed,) = own.fork(fills, packed)
     sum(out.sum() for out in forked.outputs(packed)).backward()
     assert torch.equal(x.grad, torch.full_like(x, 3.0))

@@ -246,3 +246,15 @@ def test_the_formula_is_read_from_any_block_on(small_backbone):
     first = plain.block(x, weights.blocks[0], geometry)
     rest = plain.blocks(first, weights._replace(blocks=weights.blocks[1:]), geometry)
     assert torch.equal(rest, plain.encode(mel, weights, geometry))
+
+
+def test_with_every_switch_off_tasks_run_through_the_formula_itself(small_bank, small_backbone):
+    mels = [torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    tasks = [small_bank.task("mix"), small_bank.task("own")]
+    segments = [task.segment(small_backbone.weights) for task in tasks]
+    with torch.no_grad(), plain_kernels():
+        found = encode(mels, segments, small_backbone.geometry)
+    for out, mel, segment in zip(found, mels, segments, strict=True):
+        with torch.no_grad():
+            expected = plain.encode(mel, segment.weights, small_backbone.geometry, segment.sites)
+        assert torch.equal(out, expected)

@@ -77,6 +77,33 @@ def own_method():
     methods.unregister("computed")
 
 
+@pytest.fixture
+def own_bias():
+    """A method that owns one tensor of a block, and takes the others from the frozen one."""
+
+    class OneBias(Adapters):
+        def __init__(self, base):
+            super().__init__()
+            self.bias = nn.Parameter(base.blocks[1].fc2_bias.detach().clone())
+
+        def owned(self, base):
+            return base._replace(blocks=(base.blocks[0], base.blocks[1]._replace(fc2_bias=self.bias)))
+
+    @methods.register("one_bias", paper="-", parameters="D")
+    def one_bias(geometry, base, generator):
+        """A bias."""
+        return OneBias(base)
+
+    yield "one_bias"
+    methods.unregister("one_bias")
+
+
+def test_a_method_that_owns_one_tensor_of_a_block_compiles(small_backbone, randomise, own_bias, clips):
+    bank = AdapterBank(small_backbone)
+    randomise(bank.add_task("t", own_bias, num_classes=3))
+    torch.testing.assert_close(bank.compile_task("t")(clips), bank(clips, "t"), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_the_banks(case, bank_of, clips):
     bank = bank_of(case)

@@ -1,11 +1,11 @@
-"""How fast products are made: one value, decided once per call and handed down.
+"""How the blocks of the AST are computed: one value, decided once per call and handed down.
 
-Whoever runs blocks asks `choose(device)` once and passes what it gets, a `Kernels`, to everything below. Nothing else
-in the backbone asks which device, which processor, which grad mode, which autocast or which compiler it runs under.
+Whoever calls the blocks asks `choose(device)` once and passes what it gets, a `Kernels`, to everything below. Nothing
+else in the backbone asks which device, processor, grad mode, autocast or compiler it runs under.
 
-`with plain_kernels():` turns everything that is done for speed or memory off, so that whoever doubts a number can
-compare. `with plain_kernels("attention"):` turns one switch off, which is how `recipes/benchmarks/tricks.py` measures
-what each of them is worth. Other threads are not touched.
+`with plain_kernels():` turns every switch off, so that whoever doubts a number can compare: each task then runs through
+`backbone/plain.py`. `with plain_kernels("attention"):` turns one switch off. That is how
+`recipes/benchmarks/tricks.py` measures what each of them is worth. Other threads are not touched.
 """
 
 from __future__ import annotations
@@ -25,23 +25,29 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 class Kernels(NamedTuple):
-    """The decisions for one call.
+    """The decisions for one call. What stands as a default is the plain way.
+
+    Two of them are facts that the call found: `grad`, whether autograd records it, and `autocast`, the dtype in which
+    autocast runs modules (None where it is off). The others are switches.
 
     Attributes:
-        grad: autograd records the call.
-        autocast: the dtype in which autocast runs modules; None where it is off.
-        onednn: dtypes whose linears oneDNN multiplies, in place of torch's own `F.linear`.
-        attention: dtypes whose attention is two products around a softmax, in place of
+        packing: the rows of all tasks run together through each block (`block.py`), and tasks on the same clips share
+            what lies below their first sites. Off, every task runs by itself through the formula in `plain.py`.
+        onednn: dtypes whose frozen linears oneDNN multiplies. For others it is torch's own `F.linear`.
+        gelu: oneDNN computes the GELU of the MLP while it multiplies. Off, GELU is an operation of its own.
+        attention: dtypes whose attention is two products around a softmax. For others it is torch's
             `scaled_dot_product_attention`.
-        fill_keys: that attention's keys are filled up to a multiple of 16, where torch's kernel is slow otherwise.
-        recompute: the backward pass computes the LayerNorm that parallel adapters read again, in place of keeping it.
-        last_block: the last block computes the tokens that the head reads, and no others.
-        chunk_tokens: how many tokens of a call run at once; None for all.
+        fill_keys: that kernel's keys are filled up to a multiple of 16, where it is slow otherwise.
+        recompute: the backward pass computes the LayerNorm that parallel adapters read again. Off, it is kept.
+        last_block: the last block computes only the tokens that the head reads. Off, it computes all of them.
+        chunk_tokens: how many tokens of a call run at once. None for all.
     """
 
     grad: bool
     autocast: torch.dtype | None
+    packing: bool = False
     onednn: tuple[torch.dtype, ...] = ()
+    gelu: bool = False
     attention: tuple[torch.dtype, ...] = ()
     fill_keys: bool = False
     recompute: bool = False
@@ -49,7 +55,10 @@ class Kernels(NamedTuple):
     chunk_tokens: int | None = None
 
     def product_dtype(self, weight: torch.Tensor) -> torch.dtype:
-        """In which a linear multiplies: that of its matrix, or autocast's if a task owns the matrix, which is fp32."""
+        """The dtype in which a linear multiplies: that of its matrix.
+
+        A matrix that a task owns is fp32. Under autocast it multiplies in autocast's dtype.
+        """
         return (self.autocast if weight.requires_grad else None) or weight.dtype
 
 
@@ -61,7 +70,7 @@ def choose(device: torch.device) -> Kernels:
     """The kernels for a call on this device, in the grad mode and under the autocast of this moment."""
     grad, autocast = torch.is_grad_enabled(), _autocast_dtype(device.type)
     if torch.compiler.is_compiling():  # a compiler chooses and joins operations by itself
-        return Kernels(grad, autocast, last_block=True)
+        return Kernels(grad, autocast, packing=True, last_block=True)
     return _fastest(device.type, grad, autocast)._replace(**_FORCED.get())
 
 
@@ -76,9 +85,10 @@ def training_precision(device: torch.device) -> str:
 
 @contextmanager
 def plain_kernels(*switches: str) -> Iterator[None]:
-    """Within it these switches, or all if none is named, are off: `F.linear`, torch's attention, every token.
+    """Within it these switches are off, or all of them if none is named; `Kernels` says what each of them does.
 
-    Tasks that `compile_task(torch_compile=True)` compiled are not reached: their code is made already.
+    It has no effect under `torch.compile`, and so none on tasks from `compile_task(torch_compile=True)`: a compiler
+    chooses operations by itself.
 
     Raises:
         UnknownNameError: there is no such switch.
@@ -104,15 +114,18 @@ def forced(**decisions: Any) -> Iterator[None]:
 def _fastest(device: str, grad: bool, autocast: torch.dtype | None) -> Kernels:
     """What was measured to be fastest on this kind of device; see docs/performance.md."""
     if device != "cpu":
-        return Kernels(grad, autocast, recompute=grad, last_block=True)
-    products = tuple(dtype for dtype in _onednn_dtypes() if autocast in (None, dtype))  # who asks for fp16 gets it
+        return Kernels(grad, autocast, packing=True, recompute=grad, last_block=True)
+    # Under autocast only its own dtype: who asks for fp16 must not get products in bf16.
+    products = tuple(dtype for dtype in _onednn_dtypes() if autocast in (None, dtype))
     # torch's kernel multiplies small blocks: without a matrix unit it reaches a fifth of the speed of plain products,
     # and its backward pass in half precision is slower still.
     half = HALF if grad else tuple(d for d in products if d == torch.bfloat16 and not _has_matrix_unit())
     return Kernels(
         grad,
         autocast,
+        packing=True,
         onednn=products,
+        gelu=not grad,  # it has no derivative
         attention=half,
         fill_keys=True,
         recompute=grad,
@@ -128,7 +141,7 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
 
 
 def _onednn_dtypes() -> tuple[torch.dtype, ...]:
-    """In bf16 oneDNN adds the bias while it multiplies; in fp32 MKL is slower on the processors it is not made for."""
+    """bf16 everywhere, where oneDNN adds the bias while it multiplies; fp32 on AMD's processors, where MKL is slow."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return ()
     bf16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

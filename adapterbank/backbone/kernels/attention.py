@@ -1,8 +1,8 @@
 """Softmax attention, by the fastest way of the device that is as exact as its dtype.
 
 torch's kernel for the CPU, `scaled_dot_product_attention`, multiplies small blocks. Without a matrix unit it reaches a
-fifth of the speed of plain products, and backwards in half precision less. Attention written out is two products around
-a softmax. It is fast as long as the scores between them stay in the processor's caches.
+fifth of the speed of plain products, and its backward pass in half precision is slower still. Attention written out is
+two products around a softmax. It is fast as long as the scores between them stay in the processor's caches.
 
 Symbols: R rows, H heads, N tokens, K keys, d width of a head.
 """
@@ -28,8 +28,8 @@ LANES = 16  # fp32 numbers of an AVX-512 register
 def attention(q: Tensor, k: Tensor, v: Tensor, kernels: Kernels) -> Tensor:
     """`softmax(q k^T / sqrt(d)) v`, (R, H, N, d) x (R, H, K, d) -> (R, H, N, d).
 
-    With gradients the scores are rounded to the dtype of the operands. Without them they are fp32, as in torch's
-    kernel, so that logits of one bf16 task with and without gradients differ by about 8e-3.
+    Where it is written out with gradients, the scores are rounded to the dtype of the operands. Without gradients they
+    are fp32, as in torch's kernel, so that logits of one bf16 task with and without gradients differ by about 8e-3.
     """
     if q.dtype in kernels.attention:
         if not kernels.grad:

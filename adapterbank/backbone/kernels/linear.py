@@ -19,8 +19,8 @@ from adapterbank.backbone.kernels import Kernels
 from adapterbank.backbone.weights import FrozenLinear
 
 
-def frozen_linear(x: Tensor, frozen: FrozenLinear, kernels: Kernels) -> Tensor:
-    """`x @ weight.T + bias`. (..., in) -> (..., out).
+def frozen_linear(x: Tensor, frozen: FrozenLinear, kernels: Kernels, gelu: bool = False) -> Tensor:
+    """`x @ weight.T + bias`, or GELU of that. (..., in) -> (..., out).
 
     This is where the fp32 residual stream is cast to the dtype of the matrix. Gradients reach `x`, and the matrix and
     the bias where a task owns them.
@@ -29,21 +29,25 @@ def frozen_linear(x: Tensor, frozen: FrozenLinear, kernels: Kernels) -> Tensor:
     dtype = kernels.product_dtype(weight)
     x = x.to(dtype)
     if isinstance(weight, Int8Matrix):
-        return weight.product(x, bias)
-    if dtype not in kernels.onednn or bias is None or not x.numel():
-        return F.linear(x, weight, bias)
-    operands = x, weight.to(dtype), bias.to(dtype)
-    product: Tensor = _OneDNN.apply(*operands) if kernels.grad else _onednn(*operands)
-    return product
+        y = weight.product(x, bias, kernels.grad)
+    elif dtype not in kernels.onednn or bias is None or not x.numel():
+        y = F.linear(x, weight, bias)
+    elif kernels.grad:
+        y = _OneDNN.apply(x, weight.to(dtype), bias.to(dtype))
+    elif gelu and kernels.gelu:
+        return _onednn(x, weight.to(dtype), bias.to(dtype), "gelu")
+    else:
+        y = _onednn(x, weight.to(dtype), bias.to(dtype))
+    return F.gelu(y) if gelu else y
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "none")
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "none")
     return product
 
 
 class _OneDNN(torch.autograd.Function):
-    """oneDNN's linear with the derivative that torch has not given it. A frozen matrix needs no `x` for it."""
+    """oneDNN's linear with a backward pass, which torch does not provide. If the matrix is frozen, `x` is not kept."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -25,7 +25,7 @@ def recomputed(h: Tensor, x: Tensor, make: Callable[[Tensor], Tensor]) -> Iterat
     def keep(t: Tensor) -> Tensor | tuple[int, torch.Size]:
         rows = t.is_contiguous() and t.ndim > 1 and t.shape[-1] == width and t.dtype == dtype
         if not rows or t.untyped_storage().data_ptr() != place:
-            return t.detach()  # autograd knows its place in the graph by itself
+            return t.detach()  # autograd puts it back into its place of the graph when it unpacks
         return int(t.storage_offset()) // width, t.shape  # where the rows begin in h, and their shape
 
     def get(kept: Tensor | tuple[int, torch.Size]) -> Tensor:

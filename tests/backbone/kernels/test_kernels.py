@@ -72,6 +72,8 @@ def test_the_grad_mode_decides_what_is_recomputed_and_what_runs_in_chunks():
     assert not answering.grad
     assert not answering.recompute
     assert answering.chunk_tokens == CHUNK_TOKENS * torch.get_num_threads()
+    assert not learning.gelu  # oneDNN's has no derivative
+    assert answering.gelu
     assert learning.last_block
     assert answering.last_block
 
@@ -79,7 +81,9 @@ def test_the_grad_mode_decides_what_is_recomputed_and_what_runs_in_chunks():
 @pytest.mark.parametrize("training", [True, False])
 def test_on_a_gpu_torchs_own_operations_are_used_and_nothing_is_cut(training):
     with torch.set_grad_enabled(training):
-        assert choose(torch.device("cuda")) == Kernels(training, None, recompute=training, last_block=True)
+        assert choose(torch.device("cuda")) == Kernels(
+            training, None, packing=True, recompute=training, last_block=True
+        )
 
 
 def test_devices_that_know_no_autocast_run_without():
@@ -96,7 +100,7 @@ def test_a_compiler_sees_torchs_own_operations_whatever_is_forced():
     with torch.no_grad(), forced(onednn=(torch.float32,), attention=HALF, fill_keys=True, chunk_tokens=3):
         torch.compile(run, backend="eager", fullgraph=True)(torch.zeros(2))
     torch._dynamo.reset()
-    assert seen == [Kernels(False, None, last_block=True)]
+    assert seen == [Kernels(False, None, packing=True, last_block=True)]
 
 
 def test_a_matrix_of_a_task_is_multiplied_in_the_dtype_of_autocast_and_any_other_in_its_own():
@@ -148,7 +152,7 @@ def test_an_exception_restores_what_was():
         assert choose(CPU) == before
 
 
-@pytest.mark.parametrize("name", ["gelu", "grad", "autocast"])
+@pytest.mark.parametrize("name", ["norms", "grad", "autocast"])
 def test_an_unknown_switch_names_those_that_there_are_and_turns_nothing_off(name):
     before = choose(CPU)
     known = "Known: attention, chunk_tokens,.*onednn"
@@ -176,7 +180,7 @@ def test_who_is_handed_decisions_asks_for_none(cut, small_backbone):
     segments = [Segment((NOTHING,) * geometry.layers, small_backbone.weights, read=2)]
     mel = torch.randn(2, 64, 128)
     with forced(last_block=not cut):
-        found = encode([mel], segments, geometry, Kernels(True, None, last_block=cut))[0]
+        found = encode([mel], segments, geometry, Kernels(True, None, packing=True, last_block=cut))[0]
         other = encode([mel], segments, geometry)[0]
     assert (found.shape[1], other.shape[1]) == ((2, 34) if cut else (34, 2))
     torch.testing.assert_close(found[:, :2], other[:, :2], rtol=0, atol=1e-5)
@@ -187,7 +191,7 @@ def test_decisions_hold_for_all_blocks_of_a_call(small_backbone):
     segments = [Segment((NOTHING,) * geometry.layers, small_backbone.weights, read=2)]
     x = torch.randn(2, 18, 48)
     whole, cut = (
-        run_layers([x], segments, 0, geometry.layers, geometry, Kernels(False, None, last_block=last))[0]
+        run_layers([x], segments, 0, geometry.layers, geometry, Kernels(False, None, packing=True, last_block=last))[0]
         for last in (False, True)
     )
     assert whole.shape == (2, 18, 48)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adapterbank.backbone.kernels import choose, forced
+from adapterbank.backbone.int8 import Int8Matrix
+from adapterbank.backbone.kernels import Kernels, choose, forced
 from adapterbank.backbone.kernels.linear import frozen_linear
 from adapterbank.backbone.weights import FrozenLinear
 
@@ -207,3 +208,32 @@ def test_a_compiler_sees_torchs_own_linear(training):
     torch._dynamo.reset()
     assert F.linear in called
     assert not any("mkldnn" in str(function) for function in called)
+
+
+@onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [0, 1, 20])
+def test_gelu_inside_the_product_is_the_gelu_of_the_linear(dtype, rows):
+    x, weight, bias = (part.detach() for part in operands(rows))
+    frozen = FrozenLinear(weight.to(dtype), bias.to(dtype))
+    inside, outside = (
+        frozen_linear(x, frozen, Kernels(False, None, onednn=(dtype,), gelu=gelu), gelu=True) for gelu in (True, False)
+    )
+    expected = F.gelu(F.linear(x.to(dtype).float(), frozen.weight.float(), frozen.bias.float()))
+    near = 1e-5 if dtype == torch.float32 else 2e-2
+    for found in (inside, outside):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), expected, rtol=near, atol=near)
+
+
+def test_gelu_of_an_int8_product_or_with_gradients_is_an_operation_of_its_own():
+    x, weight, bias = operands()
+    int8 = FrozenLinear(Int8Matrix.of(weight), bias.bfloat16())
+    kernels = Kernels(False, None, onednn=(torch.float32, torch.bfloat16), gelu=True)
+    with torch.no_grad():
+        y = frozen_linear(x, int8, kernels, gelu=True)
+    torch.testing.assert_close(y, F.gelu(F.linear(x.bfloat16(), int8.weight.wide(), int8.bias)), rtol=0, atol=0)
+    learned = frozen_linear(x, FrozenLinear(weight, bias), kernels._replace(grad=True), gelu=True)
+    (grad,) = torch.autograd.grad(learned.sum(), x)
+    (expected,) = torch.autograd.grad(F.gelu(F.linear(x, weight, bias)).sum(), x)
+    torch.testing.assert_close(grad, expected, rtol=1e-5, atol=1e-5)
