@@ -23,7 +23,7 @@ from adapterbank.guesses import no_such_attribute
 from adapterbank.routing.module import TaskModule
 from adapterbank.routing.run import ask, embed_mels, mels_of, run_rows
 from adapterbank.serving.compiled import CompiledTask
-from adapterbank.storage import manifest as storage
+from adapterbank.storage import manifest
 from adapterbank.storage.shelf import Shelf
 from adapterbank.storage.task_file import SavedTask
 from adapterbank.task.compose import compose
@@ -42,7 +42,7 @@ class AdapterBank:
     task. `task_module(name)` gives one task as a module.
 
     Args:
-        resident: how many tasks that are as their files are stay in memory; see `load`.
+        resident: how many unchanged tasks of a saved bank stay in memory; see `load`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class AdapterBank:
         stride: int | None = None,
         resident: int | None = None,
     ) -> AdapterBank:
-        """A new bank on a backbone, or a saved bank. Every argument goes with either.
+        """A new bank on a backbone, or a saved bank. All arguments work for both.
 
         Args:
             name_or_folder: "ast-mini" (embedded), a Hugging Face AST by hub id or folder (`config.json`), a `.pth` file
@@ -73,25 +73,25 @@ class AdapterBank:
                 product); everything that is trained stays fp32.
             stride: of the patches, as in `load_backbone`. A saved bank and a `Backbone` have theirs already: it must be
                 the same.
-            resident: how many tasks that are as their files are stay in memory, as in `load`. A new bank has no files,
-                so all of its tasks stay.
+            resident: how many unchanged tasks of a saved bank stay in memory, as in `load`. A new bank has no files, so
+                all of its tasks stay.
 
         Raises:
             BackboneError: no such backbone, it is damaged, or a dtype that frozen linears cannot have.
             StorageError: the saved bank is damaged. ConfigError: `resident` below 1, or a stride other than the saved.
         """
+        tasks: Mapping[str, Task | SavedTask]
         if isinstance(name_or_folder, Backbone):
             backbone = at_its_stride(name_or_folder, stride)
-        elif (Path(name_or_folder).expanduser() / storage.MANIFEST).is_file():
-            bank = cls.load(name_or_folder, device=device, base_dtype=base_dtype, resident=resident)
-            at_its_stride(bank.backbone, stride)
-            return bank
+            tasks = _shipped_with(backbone)
+        elif (folder := Path(name_or_folder).expanduser()).joinpath(manifest.MANIFEST).is_file():
+            content = manifest.read_manifest(folder)
+            backbone = manifest.open_backbone(folder, content, stride=stride)
+            tasks = manifest.saved_tasks(folder, content, backbone)
         else:
             backbone = load_backbone(name_or_folder, stride=stride)
-        bank = cls(backbone, resident=resident)
-        if backbone.classifier is not None:
-            bank._tasks[AUDIOSET] = Task.of_classifier(AUDIOSET, backbone)
-        return bank.to(device or default_device(), base_dtype=base_dtype)
+            tasks = _shipped_with(backbone)
+        return cls(backbone, tasks, resident).to(device or default_device(), base_dtype=base_dtype)
 
     def save(self, folder: str | Path) -> None:
         """Writes `manifest.json` and one safetensors file per task, atomically; the backbone is named, not copied.
@@ -118,9 +118,10 @@ class AdapterBank:
             backbone: in place of the one that the manifest names, such as a file that was moved; a path is opened
                 with the stride that the bank was saved with. It must have the same fingerprint.
             resident: None opens and verifies all tasks now. A number opens and verifies each when it is first used and
-                keeps that many in memory, for banks of hundreds of tasks; the folder has to stay. Beside them stay
-                tasks that somebody still holds (the object, or a part of it), and for good those that were changed
-                (trained, given metrics, moved to other tensors), renamed or added. A change is never lost.
+                keeps that many in memory, for banks of hundreds of tasks; the folder has to stay. Tasks that your code
+                still holds stay too, until you let go. Tasks that were changed, renamed or added stay for good. A
+                change is never lost: handing out a task costs a digest of its tensors (some milliseconds), by which
+                the bank sees later whether it was changed. Calling the bank costs none.
 
         Raises:
             BackboneError: the backbone that the manifest names is not there, or a dtype that it cannot have.
@@ -128,10 +129,10 @@ class AdapterBank:
             BackboneMismatchError: the bank belongs to another backbone. ConfigError: `resident` below 1.
         """
         folder = Path(folder).expanduser()
-        manifest = storage.read_manifest(folder)
+        content = manifest.read_manifest(folder)
         if not isinstance(backbone, Backbone):
-            backbone = storage.open_backbone(folder, manifest, backbone)
-        bank = cls(backbone, storage.saved_tasks(folder, manifest, backbone), resident)
+            backbone = manifest.open_backbone(folder, content, backbone)
+        bank = cls(backbone, manifest.saved_tasks(folder, content, backbone), resident)
         return bank.to(device or default_device(), base_dtype=base_dtype)
 
     def to(self, device: torch.device | str | None = None, *, base_dtype: torch.dtype | None = None) -> AdapterBank:
@@ -272,7 +273,7 @@ class AdapterBank:
         return TaskModule(self.task(name), self)
 
     def compile_task(self, name: str, *, torch_compile: bool = False) -> CompiledTask:
-        """One task as it is now, as a module for serving: equal to 1e-5, faster, and not changed by later training.
+        """One task as it is now, as a module for serving: equal to 1e-5, and not changed by later training.
 
         Args:
             torch_compile: run its encoder through `torch.compile`, which takes a while at the first call, and again at
@@ -324,9 +325,9 @@ class AdapterBank:
     ) -> dict[str, Tensor]:
         """Logits of several tasks on the same clips, {task: (B, C)}; what they have in common is computed once.
 
-        That is the front end and, of tasks that pad and normalise alike, all that lies below the first site of each:
-        tasks in the last four of twelve layers share eight. Above, it is a batch of B x len(tasks) rows, on the CPU a
-        few clips at a time.
+        Shared are the spectrogram and all blocks below the first one that a task changes. Tasks that adapt the last
+        four of twelve blocks share eight, if they pad and normalise alike. Above, it is a batch of B x len(tasks) rows,
+        on the CPU a few clips at a time.
 
         Raises:
             ConfigError: no name, or one twice. WaveformError, UnknownNameError.
@@ -365,7 +366,11 @@ class AdapterBank:
         """Metrics of a task on data that yields (waveform at 16 kHz, label); kept for `summary()`.
 
         Returns:
-            "accuracy", "macro_accuracy" and "loss"; for multi-label tasks "map", "accuracy" and "loss".
+            Every metric of `adapterbank.evaluation.METRICS` that this kind of task has, by name.
+
+        Raises:
+            UnknownNameError: no such task. ConfigError: `batch_size` below 1.
+            LabelsError, DatasetError, WaveformError: data that the task cannot use.
         """
         metrics = evaluate_task(self._backbone, self._tasks.use(task), data, batch_size=batch_size).metrics
         self._tasks.record(task, metrics)
@@ -387,3 +392,8 @@ class AdapterBank:
 
     def __repr__(self) -> str:
         return f"AdapterBank({self._backbone.source!r}, tasks=[{', '.join(self._tasks)}])"
+
+
+def _shipped_with(backbone: Backbone) -> dict[str, Task]:
+    """The classifier that the backbone came with as a task, if it has one."""
+    return {} if backbone.classifier is None else {AUDIOSET: Task.of_classifier(AUDIOSET, backbone)}

@@ -101,6 +101,11 @@ def check_digest(path: Path, expected: str) -> None:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """A JSON file of two-space indents, as transformers and peft write theirs."""
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
 def write_atomically(path: Path, content: bytes, *, sync: bool = True) -> None:
     """Readers see the old file or the whole new one, also after a power cut.
 

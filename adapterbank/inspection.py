@@ -29,6 +29,7 @@ from adapterbank.errors import ConfigError, DatasetError, UnknownNameError
 from adapterbank.evaluation import batches, evaluate_task, loss_function
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.gate import Gated
+from adapterbank.numbers import is_whole
 from adapterbank.routing.module import TaskModule
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.task.host import TaskHost
@@ -62,7 +63,7 @@ class LayerImportance:
         Raises:
             ConfigError: not from 1 to the number of blocks.
         """
-        if type(count) is not int or not 1 <= count <= len(self.scores):
+        if not is_whole(count, most=len(self.scores)):
             raise ConfigError(f"got {count!r} layers to choose, expected 1 to {len(self.scores)}.")
         rising = sorted(range(len(self.scores)), key=lambda layer: (self.scores[layer], layer))
         return tuple(sorted(rising[-count:]))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.backbone.checkpoints.fingerprint import fingerprint
+from adapterbank.backbone.checkpoints import fingerprint
 from adapterbank.backbone.checkpoints.opening import load_backbone
 from adapterbank.backbone.kernels import forced
 from adapterbank.backbone.weights import ASTWeights, BlockWeights, Geometry, expected_shapes

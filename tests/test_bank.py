@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-import re
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from adapterbank import Prediction
 from adapterbank.backbone.checkpoints import load_backbone
 from adapterbank.bank import AdapterBank
-from adapterbank.data import catalog
 from adapterbank.errors import (
     AdapterBankError,
     ConfigError,
@@ -24,7 +22,6 @@ from adapterbank.errors import (
     UnknownNameError,
     WaveformError,
 )
-from adapterbank.guesses import ADVICE
 
 
 def test_a_bank_is_no_module_and_its_tasks_are_read_only(small_bank):
@@ -160,30 +157,6 @@ def test_evaluation_of_nothing_or_of_foreign_labels_is_refused(small_bank, clips
     with pytest.raises(ConfigError, match="batch_size=0"):
         small_bank.evaluate("notes", [(clips[0], 0)], batch_size=0)
     assert small_bank.task("notes").metrics == {}
-
-
-@pytest.mark.parametrize("name", ["speechcommands", "openmic", "esc50", "instruments", "mandarin_tones", "us8k"])
-def test_a_known_dataset_needs_no_labels(name, small_bank):
-    known = catalog.lookup(name)
-    task = small_bank.add_task(name, "head")
-    assert task.labels == known.labels
-    assert task.spec.multilabel == known.multilabel
-    assert task.spec.clip_seconds == known.clip_seconds
-    assert small_bank.add_task("x", "head", labels=["a"]).spec.clip_seconds is None
-
-
-@pytest.mark.parametrize("classes", [{"labels": ["a", "b"]}, {"num_classes": 2}])
-def test_a_known_dataset_brings_its_clip_length_whoever_names_the_classes(classes, small_bank):
-    spec = small_bank.add_task("openmic", "head", **classes).spec
-    assert (len(spec.labels), spec.clip_seconds, spec.multilabel) == (2, 10.0, True)
-    spec = small_bank.add_task("us8k", "head", **classes, clip_seconds=1.5, multilabel=True).spec
-    assert (len(spec.labels), spec.clip_seconds, spec.multilabel) == (2, 1.5, True)
-
-
-def test_what_is_said_wins_over_the_catalogue(small_bank):
-    task = small_bank.add_task("openmic", "head", clip_seconds=3.0, multilabel=False)
-    assert (task.spec.clip_seconds, task.spec.multilabel) == (3.0, False)
-    assert small_bank.add_task("esc50", "head", num_classes=2).labels == ("0", "1")
 
 
 @pytest.mark.parametrize(
@@ -370,50 +343,6 @@ def test_every_argument_goes_with_every_kind_of_source(small_bank, tmp_path, hf_
     for source in (tmp_path / "bank", saved.backbone):
         with pytest.raises(ConfigError, match="got stride=10, .* at a stride of 12. Leave the argument out"):
             AdapterBank.from_pretrained(source, stride=10)
-
-
-# -- first guesses ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("guess", "advice"),
-    [
-        ("train", r"fit\(bank, name, train_data\)"),
-        ("eval", "always answers in evaluation mode"),
-        ("cuda", r'bank.to\("cuda"\)'),
-        ("cpu", r'bank.to\("cpu"\)'),
-        ("half", "base_dtype"),
-        ("parameters", r"task_module\(name\).parameters\(\)"),
-        ("state_dict", r"bank.save\(folder\)"),
-        ("load_state_dict", r"AdapterBank.load\(folder\)"),
-        ("fit", r"fit\(bank, name, train_data\)"),
-        ("forward", r"bank\(clips, name\)"),
-        ("save_pretrained", r"bank.save\(folder\)"),
-        ("load_adapter", "bank.import_task"),
-        ("set_adapter", "each call names its own"),
-        ("add_adapter", "bank.add_task"),
-        ("delete_adapter", "bank.remove_task"),
-    ],
-)
-def test_a_first_guess_is_told_what_to_call(guess, advice, small_bank):
-    with pytest.raises(AttributeError, match=f"AdapterBank has no '{guess}': .*{advice}") as error:
-        getattr(small_bank, guess)()
-    assert isinstance(error.value, AdapterBankError)
-    assert not hasattr(small_bank, guess)
-
-
-def test_a_misspelt_name_is_told_the_nearest_and_all_others(small_bank):
-    with pytest.raises(AdapterBankError, match="has no 'ad_task'. Did you mean 'add_task'.*Known: .*predict"):
-        small_bank.ad_task("x")
-    with pytest.raises(AdapterBankError, match=r"has no 'zzzz'\. Known: add_task"):
-        _ = small_bank.zzzz
-
-
-def test_advice_names_what_exists():
-    for guess, advice in ADVICE.items():
-        assert not hasattr(AdapterBank, guess)
-        for name in re.findall(r"bank\.(\w+)", advice):
-            assert hasattr(AdapterBank, name)
 
 
 def test_a_bank_can_be_copied_and_pickled(small_bank, clips):

@@ -19,40 +19,19 @@ from torch import Tensor
 from torchaudio.compliance.kaldi import get_mel_banks
 
 from adapterbank.errors import ConfigError, WaveformError
+from adapterbank.numbers import is_whole
 
 SAMPLE_RATE = 16_000  # Hz
-
-
 WINDOW = 400  # samples: 25 ms
-
-
 HOP = 160  # samples: 10 ms
-
-
 FFT = 512  # the next power of two after WINDOW
-
-
 PREEMPHASIS = 0.97
-
-
 LOWEST_HZ, HIGHEST_HZ = 20.0, 0.0  # Kaldi: 0 means the Nyquist frequency
-
-
 LOG_FLOOR = torch.finfo(torch.float32).eps
-
-
 BLOCK = 80  # samples: HOP and WINDOW are whole numbers of it
-
-
 GAP = 2  # hops between a clip's last frame and the next clip's first, beyond the usual one: they hold its window
-
-
 CHUNK = 512  # frames at a time on a CPU: 2 MB of samples and spectra
-
-
 GROUPS = 4  # of mel filters: neighbours, which cover few of the bins
-
-
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # of AudioSet's log-mels (Gong et al., 2021)
 
 
@@ -93,9 +72,8 @@ def _as_waveform(clip: Any, row: int) -> Tensor:
         raise WaveformError(
             f"waveform {row} has type {clip.dtype}, expected floating point in [-1, 1]; divide int16 by 32768."
         )
-    if isinstance(
-        clip, np.ndarray
-    ):  # copied: torch takes no reversed or byte-swapped array, and warns of a read-only one
+    if isinstance(clip, np.ndarray):
+        # Copied, because torch takes no reversed or byte-swapped array and warns of a read-only one.
         clip = torch.from_numpy(clip.astype(np.float32))
     if not clip.numel():
         raise WaveformError(f"waveform {row} is empty, expected at least one sample.")
@@ -176,6 +154,12 @@ def _mel_filters(mel_bins: int) -> list[tuple[slice, Tensor]]:
     return groups
 
 
+def check_sample_rate(rate: Any) -> None:
+    """Raises ConfigError unless `rate` is a sample rate in Hz."""
+    if not is_whole(rate):
+        raise ConfigError(f"got sample_rate={rate!r}, expected a positive int in Hz, such as 44100.")
+
+
 def resample(waveforms: Sequence[Tensor], sample_rate: int | Sequence[int]) -> list[Tensor]:
     """Each clip at 16 kHz.
 
@@ -186,8 +170,7 @@ def resample(waveforms: Sequence[Tensor], sample_rate: int | Sequence[int]) -> l
     if len(rates) != len(waveforms):
         raise ConfigError(f"got {len(rates)} sample rates for {len(waveforms)} clips, expected one, or one per clip.")
     for rate in rates:
-        if not isinstance(rate, int) or rate <= 0:
-            raise ConfigError(f"got sample_rate={rate!r}, expected a positive integer in Hz, such as 44100.")
+        check_sample_rate(rate)
     return [
         w if rate == SAMPLE_RATE else torchaudio.functional.resample(w, rate, SAMPLE_RATE)
         for w, rate in zip(waveforms, rates, strict=True)

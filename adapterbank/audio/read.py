@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torchaudio.functional import resample
 
-from adapterbank.audio.mel import SAMPLE_RATE
-from adapterbank.errors import AudioFileError, ConfigError
+from adapterbank.audio.mel import SAMPLE_RATE, check_sample_rate
+from adapterbank.errors import AudioFileError
 
 # A program that writes to a pipe cannot go back and fill in the length. It leaves 0 there, all ones, or (sox, arecord)
 # a number just below or at 2 GiB; from this number on a length says nothing.
@@ -37,12 +37,14 @@ def read_audio(path: str | PathLike[str], sample_rate: int = SAMPLE_RATE) -> Ten
         path: WAV, FLAC, Ogg, MP3 or whatever else libsndfile reads.
         sample_rate: of the result, in Hz.
 
-    Returns: (T,) float32 on the CPU.
-    Raises: AudioFileError if the file is absent, no audio, empty, cut, or holds NaN or infinite samples;
-        ConfigError if the sample rate is not a positive int.
+    Returns:
+        (T,) float32 on the CPU.
+
+    Raises:
+        AudioFileError: the file is absent, no audio, empty, cut, or holds NaN or infinite samples.
+        ConfigError: the sample rate is not a positive int.
     """
-    if not isinstance(sample_rate, int) or isinstance(sample_rate, bool) or sample_rate <= 0:
-        raise ConfigError(f"sample_rate is {sample_rate!r}; expected a positive int in Hz, such as {SAMPLE_RATE}.")
+    check_sample_rate(sample_rate)
     file = Path(path)
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"

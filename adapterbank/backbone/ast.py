@@ -1,6 +1,7 @@
-"""An address of before for `adapterbank.methods`: CONTRIBUTING once told authors of methods to import from here.
+"""The import path of before: the model is in `backbone/plain.py`, its tensors and sizes in `backbone/weights.py`.
 
-Method files that they wrote after it still work. New ones import from `adapterbank.methods`.
+CONTRIBUTING once told authors of methods to import from here, and files that follow that advice still work. New ones
+import from `adapterbank.methods`.
 """
 
 from adapterbank.backbone.weights import (

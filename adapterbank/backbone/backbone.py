@@ -60,7 +60,7 @@ class Backbone:
 
     @property
     def clip_seconds(self) -> float:
-        """Of its whole position table."""
+        """Seconds that the position table covers."""
         return ((self.geometry.max_frames - 1) * HOP + WINDOW) / SAMPLE_RATE
 
     def num_parameters(self) -> int:

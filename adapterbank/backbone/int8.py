@@ -19,8 +19,6 @@ from torch.utils._pytree import tree_map_only
 from adapterbank.errors import BackboneError
 
 MOST = 127
-
-
 _SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 

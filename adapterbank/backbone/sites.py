@@ -113,8 +113,6 @@ class Sites:
 
 
 NOTHING = Sites()
-
-
 ONE_OWNER = ("after_attention", "after_mlp", "rewrite")
 
 

@@ -1,4 +1,4 @@
-"""Labelled audio: files to waveforms, folders to datasets, and the datasets known by name."""
+"""Labelled audio: folders as datasets, and the datasets known by name. `read_audio` is that of `adapterbank.audio`."""
 
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.audio.read import read_audio

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from adapterbank.errors import LabelsError
+from adapterbank.numbers import is_whole
 
 
 @dataclass(frozen=True)
@@ -166,12 +167,12 @@ _BY_NAME = {key: info for info in _ENTRIES for key in (info.name, *info.aliases)
 
 
 def lookup(name: str) -> DatasetInfo | None:
-    """-> the dataset of this name or alias, in any case of letters; None if it is not known."""
+    """The dataset of this name or alias, in any case of letters; None if it is not known."""
     return _BY_NAME.get(name.lower())
 
 
 def names() -> tuple[str, ...]:
-    """-> the names of all known datasets, sorted, without aliases."""
+    """The names of all known datasets, sorted, without aliases."""
     return tuple(sorted(info.name for info in _ENTRIES))
 
 
@@ -183,7 +184,7 @@ def labels_of(name: str, labels: Sequence[str] | None, num_classes: int | None) 
                 f"the task {name!r} needs labels=[...] or num_classes=...; "
                 f"only known datasets bring their own: {', '.join(names())}."
             )
-        if not isinstance(num_classes, int) or num_classes < 1:
+        if not is_whole(num_classes):
             raise LabelsError(f"got num_classes={num_classes!r}, expected a positive integer.")
         return tuple(str(i) for i in range(num_classes))
     if isinstance(labels, str) or not isinstance(labels, Iterable):

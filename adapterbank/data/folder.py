@@ -34,7 +34,7 @@ class WaveformCache:
         self._lock = threading.Lock()
 
     def read(self, file: Path) -> Tensor:
-        """-> (T,) float32, the caller's own copy: an augmentation in place must not reach the next epoch."""
+        """(T,) float32, the caller's own copy: an augmentation in place must not reach the next epoch."""
         kept = self._kept.get(file)
         if kept is not None:
             return kept.clone()
@@ -125,8 +125,9 @@ class FolderDataset(Dataset[tuple[Tensor, Target]]):
     ) -> FolderDataset:
         """The clips that meet every condition given, in this dataset's order (with `indices`: in theirs).
 
-        Raises: UnknownNameError for a split or fold that no clip here has; ConfigError for an index out of range;
-            DatasetError if no clip meets all conditions.
+        Raises:
+            UnknownNameError: a split or fold that no clip here has. ConfigError: an index out of range.
+            DatasetError: no clip meets all conditions.
         """
         chosen = list(range(len(self))) if indices is None else [int(i) for i in indices]
         if outside := [i for i in chosen if not 0 <= i < len(self)]:
@@ -152,16 +153,17 @@ class FolderDataset(Dataset[tuple[Tensor, Target]]):
     def split(
         self, val_fraction: float = 0.15, test_fraction: float = 0.15, seed: int = 0
     ) -> tuple[FolderDataset, FolderDataset, FolderDataset]:
-        """-> train, val, test: drawn by seed, groups kept together, classes balanced as far as the groups allow.
+        """Train, val and test: drawn by seed, groups kept together, classes balanced as far as the groups allow.
 
-        Raises: ConfigError for fractions that leave no part; DatasetError if there are too few groups for three parts.
+        Raises:
+            ConfigError: fractions that leave no part. DatasetError: too few groups for three parts.
         """
         fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
         train, val, test = self._deal(fractions, seed)
         return train, val, test
 
     def group_folds(self, count: int = 5, seed: int = 0) -> tuple[FolderDataset, ...]:
-        """-> `count` parts of about equal size for cross-validation, drawn as `split` draws."""
+        """`count` parts of about equal size for cross-validation, drawn as `split` draws."""
         return self._deal([1 / count] * count, seed)
 
     def _deal(self, fractions: Sequence[float], seed: int) -> tuple[FolderDataset, ...]:
@@ -198,8 +200,9 @@ def load_folder(
         sample_rate: of the waveforms, in Hz; files of other rates are resampled.
         cache_bytes: how much decoded audio (float32) stays in RAM; the rest is decoded again when it is asked for.
 
-    Raises: DatasetError if the folder is absent, incomplete, or names no clips or no labels. Files are opened when
-        their item is asked for: AudioFileError then.
+    Raises:
+        DatasetError: the folder is absent, incomplete, or names no clips or no labels.
+        AudioFileError: a file is no audio; raised when its item is asked for, because only then it is opened.
     """
     place = Path(path).expanduser()
     clips, several = scan(place, multilabel)
@@ -212,14 +215,15 @@ def load_folder(
 def standard_splits(
     dataset: FolderDataset, test_fold: str | int | None = None, val_fold: str | int | None = None, *, seed: int = 0
 ) -> tuple[FolderDataset, FolderDataset, FolderDataset]:
-    """-> train, val, test as the folder names them, never mixing what it keeps apart.
+    """Train, val and test as the folder names them, never mixing what it keeps apart.
 
     A folder with splits gives those (a part that it does not name is drawn from its train clips). One with folds gives
     `test_fold` (default: the last) for test, `val_fold` (default: the one before it, in a circle) for validation and
     the others for training. Any other is dealt by `FolderDataset.split`.
 
-    Raises: ConfigError if a fold is asked for and there are none, or both are the same; UnknownNameError for a fold
-        that does not exist; DatasetError if a class has no clip to train on.
+    Raises:
+        ConfigError: a fold is asked for and there are none, or both are the same.
+        UnknownNameError: a fold that does not exist. DatasetError: a class has no clip to train on.
     """
     asked = test_fold is not None or val_fold is not None
     if asked and not dataset.fold_names:
@@ -273,6 +277,6 @@ def _fold_splits(
 
 
 def demo_tasks() -> dict[str, Path]:
-    """-> name and folder of the three tasks of real recordings that come with the package."""
+    """Name and folder of the three tasks of real recordings that come with the package."""
     root = Path(__file__).parent / "demo"
     return {name: root / name for name in DEMO_TASKS}

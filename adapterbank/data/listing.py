@@ -59,8 +59,11 @@ def scan(path: Path, multilabel: bool | None) -> tuple[list[Clip], bool]:
             class folders.
         multilabel: whether labels are sets; None: they are if a table separates several labels of one clip by ";".
 
-    Returns: the clips in the table's order (class folders: sorted by name), and whether the labels are sets.
-    Raises: DatasetError.
+    Returns:
+        The clips in the table's order (class folders: sorted by name), and whether the labels are sets.
+
+    Raises:
+        DatasetError: no clips are found, or the table is wrong.
     """
     if path.is_file():
         return _read_table(path, path.parent, multilabel)
@@ -145,7 +148,7 @@ def _read_table(table: Path, root: Path, multilabel: bool | None) -> tuple[list[
 
 
 def _columns(table: Path) -> dict[str, str]:
-    """-> what the table tells (file, label, and perhaps split, fold, group) and the column that tells it."""
+    """What the table tells (file, label, and perhaps split, fold, group) and the column that tells it."""
     header = _header(table)
     found = {kind: column for kind, names in COLUMNS.items() if (column := _column(header, names)) is not None}
     for kind in ("file", "label"):
@@ -158,7 +161,7 @@ def _columns(table: Path) -> dict[str, str]:
 
 
 def _rows(table: Path, columns: dict[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """-> (line number, stripped cell of each kind, "" where the table has no such column); empty lines are skipped."""
+    """(line number, stripped cell of each kind, "" where the table has no such column); empty lines are skipped."""
     header = _header(table)
     places = {kind: header.index(column) for kind, column in columns.items()}
     with table.open(newline="", encoding="utf-8-sig") as handle:

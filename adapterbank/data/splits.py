@@ -23,8 +23,11 @@ def split_groups(
         fractions: of the parts; they add up to 1.
         seed: the same seed gives the same parts.
 
-    Returns: for each part, the indices of its clips in rising order; a part may be empty.
-    Raises: ConfigError if the fractions are not positive or do not add up to 1.
+    Returns:
+        For each part, the indices of its clips in rising order; a part may be empty.
+
+    Raises:
+        ConfigError: the fractions are not positive or do not add up to 1.
     """
     if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ConfigError(f"the parts of a split are {list(fractions)}; expected positive fractions that add up to 1.")
@@ -39,9 +42,8 @@ def split_groups(
     parts: list[list[int]] = [[] for _ in fractions]
     units = _connected(groups)
     order = np.random.default_rng(seed).permutation(len(units))
-    for unit in sorted(
-        (units[i] for i in order), key=len, reverse=True
-    ):  # stable: the drawn order decides among equals
+    dealt = sorted((units[i] for i in order), key=len, reverse=True)  # stable: the drawn order decides among equals
+    for unit in dealt:
         clips = counts[unit].sum(axis=0)
         # How much the squared relative distance from the wanted counts changes if this part gets the unit.
         change = ((2 * (have - wanted) * clips + clips**2) / totals**2).sum(axis=1)
@@ -52,7 +54,7 @@ def split_groups(
 
 
 def _connected(groups: Sequence[tuple[str, ...]]) -> list[list[int]]:
-    """-> clips that must stay together, as lists of indices (connected components of clips that share a group)."""
+    """Clips that must stay together, as lists of indices: connected components of clips that share a group."""
     parent = list(range(len(groups)))
 
     def root(clip: int) -> int:

@@ -1,7 +1,9 @@
 """Which formats of other libraries tasks come from and go to: one entry for each, which names the file that does it.
 
-A new format is a new file beside this one with a function `write(task, backbone, path, **options)` or
-`read(path, backbone, *, name, **options)`, and its entry in `WRITERS` or `READERS`.
+A writer is a function `write(task, backbone, path, **options)`; `WRITERS` has one under the name of each format. A
+reader is a module with two functions: `reads(path)` says whether what lies there is of its format, and
+`read(path, backbone, *, name, **options)` makes a task of it; `READERS` has the modules. A new format is a new file
+beside this one, and its entry there.
 """
 
 from __future__ import annotations

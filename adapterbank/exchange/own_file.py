@@ -26,5 +26,5 @@ def read(path: Path, backbone: Backbone, *, name: str | None = None, **options: 
         raise ConfigError(f"got {', '.join(options)} for {path}: that is for folders of peft, a task file has its own.")
     task = load_task(path, backbone)
     if name is not None:
-        task.spec = task.spec.renamed(name)
+        task.rename(name)
     return task

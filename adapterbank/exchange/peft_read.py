@@ -8,7 +8,6 @@ tensors are what was trained. Whatever else the configuration says that would ch
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -25,8 +24,8 @@ from adapterbank.backbone.weights import LINEAR_NAMES, Geometry
 from adapterbank.errors import BackboneError, BackboneMismatchError, ConfigError, LabelsError, StorageError
 from adapterbank.exchange.peft_format import CONFIG, MODEL, PARTS, TENSORS
 from adapterbank.files import read_json
-from adapterbank.storage import manifest as storage
-from adapterbank.storage import task_file
+from adapterbank.numbers import is_real
+from adapterbank.storage import manifest, task_file
 from adapterbank.task.task import NAME, Task, TaskSpec, check_name
 
 PICKLE = "adapter_model.bin"
@@ -166,7 +165,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         inside = sorted(file.parent.name for file in folder.glob(f"*/{CONFIG}"))
         hint = f"its folders {', '.join(inside)} have one: import one of them." if inside else "peft writes it."
-        if (folder / storage.MANIFEST).is_file():
+        if (folder / manifest.MANIFEST).is_file():
             hint = "it is a saved bank: import one of the files in its tasks/, or AdapterBank.load it."
         raise StorageError(f"cannot read {folder} as an adapter of peft: {CONFIG} is missing; {hint}")
     config = read_json(path, StorageError, "Save the adapter again.")
@@ -204,18 +203,10 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
             raise StorageError(f"{path} has {key}={config[key]!r}, expected true or false.")
     for key in ("rank_pattern", "alpha_pattern"):
         pattern = config.get(key) or {}
-        if not isinstance(pattern, dict) or not all(map(_is_number, pattern.values())):
+        if not isinstance(pattern, dict) or not all(map(is_real, pattern.values())):
             raise StorageError(f"{path} has {key}={pattern!r}, expected an object of numbers.")
-    if not _is_number(config.get("lora_alpha", ALPHA)):
+    if not is_real(config.get("lora_alpha", ALPHA)):
         raise StorageError(f"{path} has lora_alpha={config['lora_alpha']!r}, expected a number.")
-
-
-def _is_number(value: Any) -> bool:
-    """Of a size that a float can hold: JSON has numbers without end."""
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(float(value))
-    except OverflowError:
-        return False
 
 
 def _sorted_out(raw: Mapping[str, Tensor], path: Path) -> tuple[Loras, dict[str, Tensor]]:

@@ -9,9 +9,7 @@ a folder is written by the names of the installed transformers, or by those aske
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +17,13 @@ import torch
 from torch import Tensor
 
 from adapterbank import methods
-from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.backbone.backbone import Backbone
+from adapterbank.backbone.checkpoints.huggingface import extractor_config
 from adapterbank.backbone.checkpoints.names import CLASSIFIER, NORM, PREFIX, module_at
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.exchange.peft_format import CONFIG, EXTRACTOR, MODEL, PARTS, TENSORS
-from adapterbank.files import write_folder_atomically
+from adapterbank.files import json_bytes, write_folder_atomically
 from adapterbank.methods.lora import SCALE, LoRA
 from adapterbank.storage import task_file
 from adapterbank.task.task import Task
@@ -65,8 +63,8 @@ def write(task: Task, backbone: Backbone, folder: Path, *, head: bool = True, na
         saved.append(f"{PREFIX}layernorm")
     files = {
         TENSORS: task_file.tensor_bytes(tensors, task, backbone),
-        CONFIG: _json(_config(task, backbone, modules, saved)),
-        EXTRACTOR: _json(_extractor(task, backbone.geometry)),
+        CONFIG: json_bytes(_config(task, backbone, modules, saved)),
+        EXTRACTOR: json_bytes(extractor_config(backbone.geometry, *task.mean_std)),
         "README.md": _card(task, backbone, names, head).encode(),
     }
     write_folder_atomically(folder.expanduser().resolve(), files)
@@ -124,24 +122,6 @@ def _config(task: Task, backbone: Backbone, modules: list[str], saved: list[str]
     }
 
 
-def _extractor(task: Task, geometry: Geometry) -> dict[str, Any]:
-    """What transformers' ASTFeatureExtractor needs to hear what the task hears."""
-    mean, std = task.mean_std
-    return {
-        "feature_extractor_type": "ASTFeatureExtractor",
-        "feature_size": 1,
-        "sampling_rate": SAMPLE_RATE,
-        "num_mel_bins": geometry.mel_bins,
-        "max_length": geometry.max_frames,
-        "do_normalize": True,
-        "mean": mean,
-        "std": std,
-        "padding_value": 0.0,
-        "padding_side": "right",
-        "return_attention_mask": False,
-    }
-
-
 def _card(task: Task, backbone: Backbone, names: str, head: bool) -> str:
     seconds = task.spec.clip_seconds
     versions = "before 5.9" if names == "old" else "5.9 or later"
@@ -180,7 +160,3 @@ def _installed_names() -> str:
     with torch.device("meta"):
         model = ASTModel(ASTConfig(num_hidden_layers=1))
     return "new" if module_at(0, "q", "new").removeprefix(PREFIX) in dict(model.named_modules()) else "old"
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()

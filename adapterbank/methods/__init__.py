@@ -4,14 +4,26 @@ What an author needs, in the order of use:
 
     register                                      makes a builder known under a name
     Geometry, ASTWeights, FrozenLinear            what a builder is given: the backbone's sizes and frozen tensors
+    BlockWeights, EmbedWeights, NormWeights       the parts of `ASTWeights`
     LINEAR_NAMES, PREFIX_TOKENS                   the six linears of a block; how many tokens stand before the patches
     Adapters                                      what a builder returns
     Sites, NOTHING, Affine                        what a method fills in a block
     LinearHook, Transform, PerToken               the types of what goes into a site
-    Layers, chosen, ByLayer                       the option `layers=`, and a module per block
+    Layers, chosen, ByLayer                       `layers=`, the block numbers that it stands for, a module per block
     Bottleneck, Placed, gated                     a ready-made adapter, where it stands, its gate
     init, trainable_copy, trainable_copies        initial values: from the generator, or from frozen tensors
     whole                                         the check of an option that is a whole number
+
+What looks methods up and builds them:
+
+    names, get, Method, ALIASES                   the names that exist; what is registered under one; other spellings
+    count, overview, Overview                     how many numbers a method trains; the table of all methods
+    parse, options_of                             the parts of a composition ("aat_ms+prompt"), and the options of each
+    build, Composition                            a method's or composition's adapters; those of several parts
+    foreign                                       which parts come from outside the package, and from which module
+    unregister                                    forgets a method, such as one of a test
+
+The `PREFIX_TOKENS` are the backbone's own, cls and distillation, and not those of the method `prefix`.
 """
 
 from __future__ import annotations
@@ -38,11 +50,11 @@ from adapterbank.methods.parts import init
 from adapterbank.methods.parts.bottleneck import Bottleneck
 from adapterbank.methods.parts.gate import gated
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
-from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.parts.own import trainable_copies, trainable_copy
 from adapterbank.methods.parts.placed import Placed
 from adapterbank.methods.registry import ALIASES, Method, get, names, register, unregister
 from adapterbank.methods.table import Overview, overview
+from adapterbank.numbers import whole
 
 __all__ = [
     "ALIASES",

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from adapterbank.methods.parts.bottleneck import Bottleneck
 from adapterbank.methods.parts.gate import gated
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
 from adapterbank.methods.registry import register
+from adapterbank.numbers import is_real
 
 PAPER = "AAT, 2024"
 RATIO = 0.25  # 768 -> 192: the bottleneck that gives the paper's 3.567 M and 7.118 M
@@ -85,7 +85,7 @@ class AAT(Adapters):
 
 def hidden_units(width: int, ratio: float) -> int:
     """r = int(ratio D). Raises ConfigError: that is none, or `ratio` is no finite number."""
-    hidden = int(width * ratio) if isinstance(ratio, (int, float)) and ratio < math.inf else 0
+    hidden = int(width * ratio) if is_real(ratio) else 0
     if hidden < 1:
         raise ConfigError(f"got ratio={ratio!r}, which leaves no bottleneck at width {width}; AAT uses {RATIO}.")
     return hidden

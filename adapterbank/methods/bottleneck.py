@@ -16,10 +16,10 @@ import torch
 
 from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.methods.base import Adapters
-from adapterbank.methods.parts.bottleneck import Bottleneck
-from adapterbank.methods.parts.numbers import whole
+from adapterbank.methods.parts.bottleneck import Bottleneck, check_activation
 from adapterbank.methods.parts.placed import Placed
 from adapterbank.methods.registry import register
+from adapterbank.numbers import whole
 
 REDUCTION = 64  # PETL_AST: 768 -> 12
 
@@ -49,7 +49,8 @@ def bottleneck(
         **where: placement, form, layers and gates, as `Placed` takes them.
     """
     width = geometry.width
-    hidden = width // whole("reduction", reduction, width, hint=f"PETL_AST uses {REDUCTION}")
+    check_activation(activation)
+    hidden = width // whole("reduction", reduction, most=width, hint=f"PETL_AST uses {REDUCTION}")
     return Placed(
         lambda: Bottleneck(width, hidden, generator, activation=activation, dropout=dropout), geometry, **where
     )

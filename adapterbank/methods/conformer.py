@@ -20,15 +20,15 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from adapterbank.backbone.sites import Affine, Sites
-from adapterbank.backbone.weights import ASTWeights, Geometry
+from adapterbank.backbone.weights import ASTWeights, BlockWeights, Geometry
 from adapterbank.errors import UnknownNameError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import ByLayer
-from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.parts.own import trainable_copies
 from adapterbank.methods.parts.placed import Placed
 from adapterbank.methods.registry import register
+from adapterbank.numbers import whole
 
 REDUCTION = 96  # r = 8 at width 768
 KERNEL = 8  # for audio; PETL_AST uses 31 for speech
@@ -101,15 +101,28 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class Conformer(Placed):
-    """Convolution modules in the chosen blocks, and if asked for the task's own LN2 of these blocks."""
+    """Convolution modules in the chosen blocks, and if asked for the task's own LN2 of these blocks.
 
-    block_norms: ByLayer
+    Args:
+        make: builds one convolution module.
+        norms_of: the frozen blocks by number. In each block with an adapter the task gets an LN2 of its own, gain and
+            bias (D,), which starts at the frozen values. None: the task uses the frozen LN2.
+        **where: as `Placed` takes it.
+    """
 
-    def train_norms(self, base: ASTWeights, blocks: Sequence[int]) -> None:
-        """Gives the task its own LN2 of these blocks, gain and bias (D,), starting at the frozen values."""
+    def __init__(
+        self,
+        make: Callable[[], nn.Module],
+        geometry: Geometry,
+        norms_of: Sequence[BlockWeights] | None,
+        **where: Any,
+    ):
+        super().__init__(make, geometry, **where)
         self.block_norms = ByLayer()
-        for layer in blocks:
-            frozen = {"gain": base.blocks[layer].ln2_weight, "bias": base.blocks[layer].ln2_bias}
+        if norms_of is None:
+            return
+        for layer in map(int, self.mlp):
+            frozen = {"gain": norms_of[layer].ln2_weight, "bias": norms_of[layer].ln2_bias}
             self.block_norms.put(layer, trainable_copies(frozen))
 
     def sites(self, layer: int) -> Sites:
@@ -152,9 +165,10 @@ def conformer(
     if norm not in NORMS:
         raise UnknownNameError("norm", norm, NORMS)
     width, eps = geometry.width, geometry.eps
-    hidden, taps = width // whole("reduction", reduction, width), whole("kernel", kernel, LONGEST_KERNEL)
-    adapters = Conformer(
-        lambda: ConvolutionModule(width, hidden, taps, norm, inner_norm, dropout, eps, generator), geometry, **where
+    hidden, taps = width // whole("reduction", reduction, most=width), whole("kernel", kernel, most=LONGEST_KERNEL)
+    return Conformer(
+        lambda: ConvolutionModule(width, hidden, taps, norm, inner_norm, dropout, eps, generator),
+        geometry,
+        base.blocks if train_block_norms else None,
+        **where,
     )
-    adapters.train_norms(base, [int(layer) for layer in adapters.mlp] if train_block_norms else ())
-    return adapters

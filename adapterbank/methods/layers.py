@@ -1,6 +1,7 @@
-"""An address of before for `adapterbank.methods`: CONTRIBUTING once told authors of methods to import from here.
+"""The import path of before: what stands here is in `adapterbank/methods/parts/layers.py`.
 
-Method files that they wrote after it still work. New ones import from `adapterbank.methods`.
+CONTRIBUTING once told authors of methods to import from here, and files that follow that advice still work. New ones
+import from `adapterbank.methods`.
 """
 
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen

@@ -23,8 +23,8 @@ from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
-from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.registry import register
+from adapterbank.numbers import positive, whole
 
 RANK = 6  # on q and v: 221,184 on AST-base (PETL_AST)
 SCALE = 8.0  # alpha / rank unless told otherwise (PETL_AST)
@@ -133,8 +133,6 @@ def lora(
     for name in targets:
         if name not in LINEAR_NAMES:
             raise UnknownNameError("target of lora", name, LINEAR_NAMES)
-    alpha = SCALE * rank if alpha is None else alpha
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < math.inf:
-        raise ConfigError(f"got alpha={alpha!r}, expected a positive number.")
+    alpha = SCALE * rank if alpha is None else positive("alpha", alpha)
     scale = alpha / (math.sqrt(rank) if rslora else rank)
     return LoRA(base, geometry, generator, targets, layers, rank=rank, scale=scale, dropout=dropout, dora=dora)

@@ -20,9 +20,9 @@ from adapterbank.errors import UnknownNameError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import Layers
-from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.parts.placed import Placed
 from adapterbank.methods.registry import register
+from adapterbank.numbers import whole
 
 EXPERTS, SLOTS, REDUCTION = 4, 1, 64
 KINDS = ("soft", "dense")
@@ -88,7 +88,7 @@ def moa(
     if kind not in KINDS:
         raise UnknownNameError("kind of moa", kind, KINDS)
     for name, value in (("experts", experts), ("slots", slots), ("reduction", reduction)):
-        whole(name, value, geometry.width)
+        whole(name, value, most=geometry.width)
     hidden = geometry.width // reduction
     return Placed(
         lambda: Mixture(geometry.width, hidden, experts, slots, kind, generator),

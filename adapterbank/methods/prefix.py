@@ -13,8 +13,8 @@ from adapterbank.backbone.sites import NOTHING, Sites
 from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
-from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.registry import register
+from adapterbank.numbers import whole
 
 TOKENS = 12  # keys, and as many values, per block: PETL_AST's 24
 STD = 0.02

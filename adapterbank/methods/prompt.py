@@ -12,8 +12,6 @@ Symbols: R rows of one task and clip length, N tokens, P prompts, D width.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -23,18 +21,15 @@ from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import Layers, chosen
-from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.registry import register
+from adapterbank.numbers import whole
 
 TOKENS = 12  # per layer, AAT section 3.1.3
 MODES = ("discard", "petl", "overwrite")
 
 
 class DeepPrompt(Adapters):
-    """P prompts per block, (P, D) each, uniform in +-sqrt(6 / (3 patch^2 + D)).
-
-    The bound is VPT's: that of Xavier for a patch embedding of 3 colours.
-    """
+    """P prompts per block, (P, D) each, drawn by `init.prompts`."""
 
     def __init__(self, geometry: Geometry, generator: torch.Generator, tokens: int, mode: str, layers: Layers):
         super().__init__()
@@ -44,10 +39,8 @@ class DeepPrompt(Adapters):
         self.blocks = chosen(layers, geometry.layers)
         if mode == "petl" and len(self.blocks) != self.blocks[-1] - self.blocks[0] + 1:
             raise ConfigError(f"got layers={layers!r} with mode='petl', expected blocks without a gap.")
-        bound = math.sqrt(6 / (3 * geometry.patch**2 + geometry.width))
-        shape = (tokens, geometry.width)
         self.mode, self.count = mode, tokens
-        self.prompts = torch.nn.ParameterList(init.uniform(shape, bound, generator) for _ in self.blocks)
+        self.prompts = torch.nn.ParameterList(init.prompts(tokens, geometry, generator) for _ in self.blocks)
 
     def sites(self, layer: int) -> Sites:
         if layer not in self.blocks:

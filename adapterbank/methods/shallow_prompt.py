@@ -5,28 +5,25 @@ VPT-shallow (Jia et al., 2022); 300 tokens in PETL_AST. They run through every b
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from adapterbank.backbone.sites import NOTHING, Sites
 from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
-from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.registry import register
+from adapterbank.numbers import whole
 
 TOKENS = 300  # PETL_AST
 
 
 class ShallowPrompt(Adapters):
-    """P prompts, (P, D), drawn like those of `prompt.DeepPrompt`."""
+    """P prompts, (P, D), drawn by `init.prompts`."""
 
     def __init__(self, geometry: Geometry, generator: torch.Generator, tokens: int):
         super().__init__()
         whole("tokens", tokens, of="prompt", hint=f"PETL_AST uses {TOKENS}")
-        bound = math.sqrt(6 / (3 * geometry.patch**2 + geometry.width))
-        self.prompts = init.uniform((tokens, geometry.width), bound, generator)
+        self.prompts = init.prompts(tokens, geometry, generator)
 
     def sites(self, layer: int) -> Sites:
         return Sites(tokens=(self.prompts,)) if layer == 0 else NOTHING

@@ -13,9 +13,9 @@ from torch import nn
 
 from adapterbank.backbone.weights import ASTWeights, BlockWeights, EmbedWeights, Geometry, NormWeights
 from adapterbank.methods.base import Adapters
-from adapterbank.methods.parts.numbers import whole
 from adapterbank.methods.parts.own import trainable_copies
 from adapterbank.methods.registry import register
+from adapterbank.numbers import whole
 
 PAPER = "AAT, 2024 (baselines)"
 BLOCK = "(4 D D + 2 D M + 9 D + M)"  # of one block
@@ -64,4 +64,4 @@ def full(geometry: Geometry, base: ASTWeights, generator: torch.Generator) -> Ad
 def partial(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, blocks: int | None = None) -> Adapters:
     """The last blocks, half of them unless told, as the task's own copies."""
     count = geometry.layers // 2 if blocks is None else blocks
-    return OwnBlocks(base, whole("blocks", count, geometry.layers, hint="the layers of this backbone"))
+    return OwnBlocks(base, whole("blocks", count, most=geometry.layers, hint="the layers of this backbone"))

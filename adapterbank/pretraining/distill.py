@@ -41,8 +41,6 @@ PROGRESS = (
     TimeRemainingColumn(),
     TextColumn("{task.fields[loss]}"),
 )
-
-
 OBJECTIVES = ("teachers", "masked_patch")
 
 

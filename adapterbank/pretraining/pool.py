@@ -15,10 +15,9 @@ from rich.progress import track
 from torch import Tensor
 
 from adapterbank.audio.mel import SAMPLE_RATE
+from adapterbank.data.listing import AUDIO_SUFFIXES
 from adapterbank.errors import DatasetError
 from adapterbank.files import write_atomically
-
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".mp3", ".opus"}
 
 
 class Pool:

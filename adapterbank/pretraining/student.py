@@ -5,7 +5,6 @@ Symbols: R rows of a batch, F frames, M mel bins, N tokens, D width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
+from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD
 from adapterbank.backbone import plain
-from adapterbank.backbone.checkpoints.huggingface import MODEL_TYPE
+from adapterbank.backbone.checkpoints.huggingface import MODEL_TYPE, extractor_config
 from adapterbank.backbone.checkpoints.names import on_disk
 from adapterbank.backbone.checkpoints.untrained import INIT_STD
 from adapterbank.backbone.embedding import embed
 from adapterbank.backbone.weights import ASTWeights, Geometry, expected_shapes
-from adapterbank.files import write_atomically
+from adapterbank.files import json_bytes, write_atomically
 
 MINI = Geometry(
     layers=12, width=192, heads=3, mlp_width=768, max_frames=1024, frequency_stride=16, time_stride=16, eps=1e-6
 )
-
-
 SINUSOID_BASE = 100.0  # the slowest wave is 2 pi x 100 columns long
 SINUSOID_SCALE = 0.5  # about the spread of embedded patches
 QUERY_KEY_SCALE = 0.7  # a token's logit for itself is about 8 x 0.7^2 = 4
@@ -138,23 +135,6 @@ def _model_config(geometry: Geometry) -> dict[str, Any]:
     }
 
 
-def _extractor_config(geometry: Geometry) -> dict[str, Any]:
-    """What transformers' `ASTFeatureExtractor` has to know to make the spectrograms that the student heard."""
-    return {
-        "do_normalize": True,
-        "feature_extractor_type": "ASTFeatureExtractor",
-        "feature_size": 1,
-        "max_length": geometry.max_frames,
-        "mean": AUDIOSET_MEAN,
-        "num_mel_bins": geometry.mel_bins,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": False,
-        "sampling_rate": SAMPLE_RATE,
-        "std": AUDIOSET_STD,
-    }
-
-
 def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: str | Path) -> None:
     """Writes config.json, preprocessor_config.json and model.safetensors (bf16), as `ASTModel.save_pretrained` does.
 
@@ -162,7 +142,7 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config, extractor = _model_config(geometry), _extractor_config(geometry)
+    config, extractor = _model_config(geometry), extractor_config(geometry, AUDIOSET_MEAN, AUDIOSET_STD)
     named = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().to(torch.bfloat16)
@@ -176,4 +156,4 @@ def export_backbone(tensors: Mapping[str, Tensor], geometry: Geometry, folder: s
     # `save_file` would leave a file that only its owner can read.
     write_atomically(folder / "model.safetensors", save(named, metadata={"format": "pt"}))
     for name, content in (("config", config), ("preprocessor_config", extractor)):
-        write_atomically(folder / f"{name}.json", (json.dumps(content, indent=2) + "\n").encode())
+        write_atomically(folder / f"{name}.json", json_bytes(content))

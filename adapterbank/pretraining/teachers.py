@@ -72,8 +72,6 @@ class Teacher(Protocol):
 
 
 _BUILDERS: dict[str, Callable[..., Teacher]] = {}
-
-
 Builder = TypeVar("Builder", bound=Callable[..., "Teacher"])
 
 

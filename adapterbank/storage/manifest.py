@@ -1,7 +1,8 @@
 """A bank on disk: `manifest.json` and one safetensors file per task. Atomic to write, verified to read.
 
-A task file is named by its content (`tasks/<name>.<sha>.safetensors`) and never overwritten; the manifest, replaced
-last in one step, decides which files count. A save that dies at any moment leaves the bank as it was before.
+A task file is named by its content (`tasks/<name>.<sha>.safetensors`). One that has the right content is never written
+again; a damaged one is replaced. The manifest is replaced last, in one step, and decides which files count. So a save
+that dies at any moment leaves the old bank or the whole new one.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.backbone.checkpoints import load_backbone
+from adapterbank.backbone.checkpoints import another_stride, at_its_stride, load_backbone
 from adapterbank.errors import AdapterBankError, BackboneError, StorageError
 from adapterbank.files import MiB, read_json, sha256, sync_folder, write_atomically
 from adapterbank.storage.skeleton import Skeletons
@@ -32,13 +33,13 @@ def save_bank(
     folder: Path,
     backbone: Backbone,
     tasks: Mapping[str, Task | SavedTask],
-    written: Callable[[Mapping[str, SavedTask]], None] = lambda _: None,
+    on_written: Callable[[Mapping[str, SavedTask]], None] = lambda _: None,
 ) -> None:
     """Writes all tasks, then the manifest, then removes task files that no longer count.
 
     Args:
         tasks: a saved one is verified and copied byte for byte; if it stays where it is, only its size is checked.
-        written: is told what the folder holds now, before files are removed.
+        on_written: is told what the folder holds now, before files are removed.
 
     Raises:
         StorageError: the folder cannot be written, or holds something else than a bank; a saved task is missing, cut or
@@ -62,7 +63,7 @@ def save_bank(
         write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False).encode(), sync=False)
         which = "the new one"
         sync_folder(folder)  # and the files that the old one names must be there until the new one is
-        written({name: SavedTask(folder, name, entry) for name, entry in entries.items()})
+        on_written({name: SavedTask(folder, name, entry) for name, entry in entries.items()})
         current = {entry["file"] for entry in entries.values()}
         for file in (folder / "tasks").iterdir():
             if _WRITTEN.fullmatch(file.name) and f"tasks/{file.name}" not in current:
@@ -79,25 +80,31 @@ def _described(backbone: Backbone) -> dict[str, Any]:
     return described if backbone.stride is None else {**described, "stride": backbone.stride}
 
 
-def open_backbone(folder: Path, manifest: Mapping[str, Any], name: str | Path | None = None) -> Backbone:
-    """The backbone of a saved bank, at its stride.
+def open_backbone(
+    folder: Path, manifest: Mapping[str, Any], name: str | Path | None = None, *, stride: int | None = None
+) -> Backbone:
+    """The backbone of a saved bank, at the stride that it was saved with.
 
     Args:
         name: where it is now, in place of where the manifest says.
+        stride: what the caller expects; None: whatever it is. Where the manifest says another, nothing is opened.
 
     Raises:
-        BackboneError: it cannot be opened.
+        BackboneError: it cannot be opened. ConfigError: it has another stride.
     """
-    source, stride = manifest["backbone"]["source"], manifest["backbone"].get("stride")
+    source, saved = manifest["backbone"]["source"], manifest["backbone"].get("stride")
+    if None not in (stride, saved) and stride != saved:
+        raise another_stride(stride, source, saved)
     try:
-        return load_backbone(name or source, stride=stride)
+        backbone = load_backbone(name or source, stride=saved)
     except BackboneError as error:
         if name is not None:
             raise
         raise BackboneError(
-            f"the bank in {folder} was made on {call_of(source, stride)}, which fails here: {error} "
+            f"the bank in {folder} was made on {call_of(source, saved)}, which fails here: {error} "
             f"If it is elsewhere now, call AdapterBank.load({str(folder)!r}, backbone=<its path, or a Backbone>)."
         ) from error
+    return at_its_stride(backbone, stride)
 
 
 def _write(folder: Path, task: Task | SavedTask, backbone: Backbone, kinds: Skeletons) -> dict[str, Any]:

@@ -45,12 +45,24 @@ def mark(task: Task) -> bytes | None:
 def is_held(owner: object) -> bool:
     """Whether anything outside of `owner` refers to a module or a tensor inside it, or to the memory of a tensor.
 
-    A weak reference to the task would not do: an optimiser holds parameters and no task, a view holds memory and no
-    parameter. So all references from inside are counted, as Python's cycle collector counts them, and compared with all
-    that there are.
+    The counters that tell are private to torch and may change in any release. If asking fails, nothing is known, and
+    the answer is True: a task that stays in memory costs memory, one that is forgotten too early costs a training.
 
     Args:
         owner: what holds the task and is not counted itself.
+    """
+    try:
+        return _is_held(owner)
+    except Exception:  # a counter that is gone, of another kind, or of a tensor without memory
+        return True
+
+
+def _is_held(owner: object) -> bool:
+    """As `is_held`, by counting. Raises whatever a torch raises whose counters are others.
+
+    A weak reference to the task would not do: an optimiser holds parameters and no task, a view holds memory and no
+    parameter. So all references from inside are counted, as Python's cycle collector counts them, and compared with all
+    that there are.
     """
     control = torch.zeros(1)  # held by `found` alone: what it counts is what this function itself adds to each count
     found: dict[int, Any] = {0: control}

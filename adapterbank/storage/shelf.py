@@ -1,16 +1,17 @@
-"""The tasks of a bank: those in memory, and those of a saved bank that are opened when they are asked for.
+"""The tasks of a bank: those in memory only, and those of a saved bank that are opened when they are asked for.
 
-A task that was added, imported, renamed or changed is a task of memory: it stays. All others are as their files are,
-and each is opened when somebody asks for it. Of those, the `resident` that were used last stay in memory. One more is
-opened, and the least recently used of them is put back, which means that it is forgotten and opened again when it is
-asked for. Two kinds are not put back:
+A task that was added, imported, renamed or changed is in memory only, and it stays there. Every other task is
+unchanged since loading, so that its file says all of it. Such a task is opened when somebody asks for it. The
+`resident` of them that were used last stay in memory. When one more is opened, the least recently used goes back to
+its file: it is forgotten, and opened again when it is asked for. Two kinds do not go back:
 
-- A task that somebody outside still holds, or of which somebody holds a part. It is lent: it stays in memory, so that
-  one name always gives one object, and is looked at again when later tasks are opened.
-- A task that was changed since it was handed out (trained, given metrics, moved to other tensors): no file has what it
-  is now, so it becomes a task of memory.
+- A task that code outside still holds, whole or in part. It is lent: it stays in memory, so that one name always gives
+  one object, and is looked at again when later tasks are opened.
+- A task that was changed since it was handed out (trained, given metrics, moved to other tensors). No file has what
+  it is now, so from then on it is in memory only.
 
-The bank itself only reads tasks while it answers (`use`). What only the bank has seen needs no such look.
+The bank itself only reads tasks while it answers (`use`). Tasks never handed out cannot have changed and go back
+without a check.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.errors import ConfigError, NameTakenError, UnknownNameError
-from adapterbank.storage import manifest as storage
+from adapterbank.storage.manifest import save_bank
 from adapterbank.storage.marks import is_held, mark
 from adapterbank.storage.skeleton import Skeletons
 from adapterbank.storage.task_file import SavedTask
@@ -46,23 +47,23 @@ class _Opened:
         self.mark: bytes | None = None
 
     def was_changed(self) -> bool:
-        """Whether it is another than its file says. What was never handed out cannot be."""
+        """Whether it was changed since it was handed out. A task that never was cannot have changed."""
         return self.mark is not None and mark(self.task) != self.mark
 
     def mark_again(self) -> None:
-        """After a change of the bank's own, which is no reason to keep the task."""
+        """To be called after the bank itself changed the task, which is no reason to keep it in memory."""
         self.mark = self.mark and mark(self.task)
 
 
 class Shelf(MutableMapping[str, Task]):
     """Tasks by name, in their order. Threads may share it: opening and putting back is one step.
 
-    Reading a task, also by `values()` or `items()`, opens it and pins nothing: it may be put back once nobody holds it,
-    unless it was changed. Names alone open none.
+    Reading a task, also by `values()` or `items()`, opens it. It may go back to its file once nobody holds it, unless
+    it was changed. Reading names opens no task.
 
     Args:
         backbone: that tasks are opened for.
-        resident: how many tasks that are as their files are stay in memory; None opens all now, and all stay.
+        resident: how many unchanged tasks of a saved bank stay in memory; None opens all now, and all stay.
 
     Raises:
         ConfigError: `resident` is no positive integer.
@@ -112,7 +113,7 @@ class Shelf(MutableMapping[str, Task]):
         known = [self.known(name) for name in names]
         if len(known) != rows:
             raise ConfigError(f"got {len(known)} task names for {rows} clips, expected one name, or one per clip.")
-        used = {name: self.use(name) for name in dict.fromkeys(known)}  # once each, as they may be put back
+        used = {name: self.use(name) for name in dict.fromkeys(known)}  # once each, as they may go back to their files
         return [used[name] for name in known]
 
     def __getitem__(self, name: str) -> Task:
@@ -140,7 +141,7 @@ class Shelf(MutableMapping[str, Task]):
         return opened
 
     def _put_back(self, name: str, opened: _Opened) -> None:
-        """Forgets a task that was taken off both lists, unless that would lose something."""
+        """Lets a task that was taken off both lists go back to its file, unless that would lose something."""
         if opened.mark is None:
             return
         if is_held(opened):
@@ -149,7 +150,7 @@ class Shelf(MutableMapping[str, Task]):
             self._tasks[name] = opened.task
 
     def _keep(self, name: str) -> Task:
-        """Makes a task one of memory, and returns it."""
+        """From now on the task is in memory only; returns it."""
         task = self._tasks[name]
         if isinstance(task, SavedTask):
             opened = self._in_memory(name)
@@ -160,7 +161,7 @@ class Shelf(MutableMapping[str, Task]):
         return self._opened.get(name) or self._lent.get(name)
 
     def _keep_changed(self) -> None:
-        """Makes every task that was changed one of memory, whether somebody holds it or not."""
+        """From now on every task that was changed is in memory only, whether somebody holds it or not."""
         for name, opened in [*self._opened.items(), *self._lent.items()]:
             if opened.was_changed():
                 self._keep(name)
@@ -204,11 +205,11 @@ class Shelf(MutableMapping[str, Task]):
             self.known(name)
             self.free(new_name)
             task = self._keep(name)
-            task.spec = task.spec.renamed(new_name)
+            task.rename(new_name)
             self._tasks = {new_name if key == name else key: value for key, value in self._tasks.items()}
 
     def record(self, name: str, metrics: Mapping[str, float]) -> None:
-        """Notes metrics of a task, also if it is put back meanwhile; ignored if it is gone."""
+        """Notes metrics of a task, also if it goes back to its file meanwhile; ignored if it was removed."""
         with self._lock:
             if name not in self._tasks:
                 return
@@ -217,18 +218,18 @@ class Shelf(MutableMapping[str, Task]):
                 self._keep(name)
             task = self._tasks[name]
             if isinstance(task, Task):
-                task.metrics = dict(metrics)
+                task.record(metrics)
                 return
             self._tasks[name] = replace(task, metrics=dict(metrics))
             if opened:
-                opened.task.metrics = dict(metrics)
+                opened.task.record(metrics)
                 opened.mark_again()
 
     def facts(self, name: str) -> Facts:
         """What is known of a task without opening it. Raises UnknownNameError, StorageError."""
         with self._lock:  # a save in another thread replaces the files, then removes the old ones
             task, opened = self._tasks[self.known(name)], self._in_memory(name)
-            return (opened.task if opened and opened.mark else task).facts()  # handed out: may not be as its file says
+            return (opened.task if opened and opened.mark else task).facts()  # handed out: it may have changed
 
     def to(self, backbone: Backbone) -> None:
         """Moves all tasks in memory to a backbone's device, and opens the others for it from now on."""
@@ -243,12 +244,12 @@ class Shelf(MutableMapping[str, Task]):
                 opened.mark_again()
 
     def save(self, folder: Path) -> None:
-        """Writes a bank, as `storage.save_bank` says. What is as its file is, in memory or not, is copied from it."""
+        """Writes a bank, as `save_bank` says. The file of a task that is unchanged since loading is copied."""
         with self._lock:
             self._keep_changed()
             tasks = dict(self._tasks)
 
-        def written(files: Mapping[str, SavedTask]) -> None:
+        def on_written(files: Mapping[str, SavedTask]) -> None:
             """The files of this very bank may be others now, and the old ones are about to be removed."""
             with self._lock:
                 for name, file in files.items():
@@ -257,7 +258,7 @@ class Shelf(MutableMapping[str, Task]):
                         since = None if now.metrics is was.metrics else now.metrics
                         self._tasks[name] = replace(file, metrics=since)
 
-        storage.save_bank(folder.absolute(), self._backbone, tasks, written)
+        save_bank(folder.absolute(), self._backbone, tasks, on_written)
 
     def __getstate__(self) -> dict[str, Any]:
         """For processes that are spawned. Locks cannot be sent, and what can be opened there need not be; a task that

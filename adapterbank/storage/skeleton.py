@@ -40,7 +40,7 @@ class Skeleton:
 
 
 class Built:
-    """A single task, built for the tensors that it will be given: what a skeleton has to be equal to."""
+    """A task that was built for one file, as no skeleton of its kind can be kept. A skeleton gives an equal task."""
 
     def __init__(self, task: Task):
         self.shapes = shapes_of(task)
@@ -61,7 +61,7 @@ class Skeletons:
     def of(self, spec: TaskSpec, backbone: Backbone) -> Skeleton | Built:
         """What tensors become such a task with; it is built only if it is the first of its kind.
 
-        Those of a method from outside the package are all built: nothing says that all it draws at random is saved.
+        Tasks of methods from outside the package are built each time: such a method may draw values that no file has.
         """
         if methods.foreign(spec.method):  # asked each time: a name of ours may have been registered anew
             return Built(Task(spec, backbone))

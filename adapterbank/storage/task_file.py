@@ -87,14 +87,14 @@ class SavedTask:
             raise StorageError(f"task {self.name!r}: the content of {self.path} was changed; its SHA-256 does not fit.")
         return content
 
-    @torch.inference_mode(False)  # a task outlives the call that opens it, and tensors made there can never be trained
+    @torch.inference_mode(False)  # it outlives the call, and tensors made in inference mode can never be trained
     def open(self, backbone: Backbone, kinds: Skeletons) -> Task:
         """The task. Raises what `load_task` does, also if the file is not what the manifest says."""
         task = _task_of(*_tensors_in(self.content(), self.path), backbone, self.path, kinds)
         if task.name != self.name:
             raise StorageError(f"{self.path} holds the task {task.name!r}, the manifest says {self.name!r}.")
         if self.metrics is not None:
-            task.metrics = dict(self.metrics)
+            task.record(self.metrics)
         return task
 
     def facts(self) -> Facts:
@@ -221,7 +221,7 @@ def filled(
         if not _is_finite(tensor):
             raise StorageError(f"{path}: the tensor {name} holds NaN or Inf. Restore the file from a copy.")
     task = kind.task(spec, backbone, tensors)
-    task.metrics = _numbers(metrics)
+    task.record(_numbers(metrics))
     return task
 
 

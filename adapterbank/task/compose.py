@@ -14,7 +14,7 @@ from adapterbank.errors import CompositionError, ConfigError, LabelsError, Unkno
 from adapterbank.task.task import Task, TaskSpec
 
 HOWS = ("joint",)
-# What the parts share in one forward pass: tasks that differ here cannot be composed without saying which counts.
+# Sources must agree on these fields, unless the caller gives them.
 _SHARED = ("multilabel", "pooling", "head", "clip_seconds", "normalize")
 
 
@@ -109,7 +109,9 @@ def _labels(sources: Sequence[Task], head: Task | None, labels: Sequence[str] | 
 
 
 def _shared_fields(sources: Sequence[Task], given: Mapping[str, Any], head: Task | None) -> dict[str, Any]:
-    """The fields of `_SHARED`: as given, or as all sources have them; what a head implies follows a copied head.
+    """The fields of `_SHARED`. Sources must agree on these fields, unless the caller gives them.
+
+    A copied head brings its own `head` and `multilabel`.
 
     Raises:
         ConfigError: the sources differ and nothing was given. UnknownNameError: something else was given.

@@ -1,4 +1,4 @@
-"""How many frames a clip runs with: a task's clip length at least, and always whole patches."""
+"""How many frames a clip runs with: whole patches, except at the backbone's own length, which stays as published."""
 
 from __future__ import annotations
 

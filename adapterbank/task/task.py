@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,11 +21,14 @@ from adapterbank.backbone.weights import ASTWeights, NormWeights
 from adapterbank.errors import ConfigError, InvalidNameError, StorageError, UnknownNameError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.own import trainable_copies
+from adapterbank.numbers import is_real
 from adapterbank.task.head import HEADS, POOLINGS, Head, pool, tokens_read
 from adapterbank.task.labels import check_labels, targets
 from adapterbank.task.lengths import padded_frames
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+# Where a call takes the name of a task, these words could mean something else: a choice by the bank, every task, the
+# backbone without a task, or that no task fits. So no task can have them.
 RESERVED = ("auto", "all", "base", "unknown")
 
 
@@ -95,7 +97,7 @@ class TaskSpec:
             raise UnknownNameError("head", self.head, HEADS)
         if self.pooling not in POOLINGS:
             raise UnknownNameError("pooling", self.pooling, POOLINGS)
-        if self.clip_seconds is not None and not (_is_number(self.clip_seconds) and self.clip_seconds > 0):
+        if self.clip_seconds is not None and not (is_real(self.clip_seconds) and self.clip_seconds > 0):
             raise ConfigError(f"got clip_seconds={self.clip_seconds!r}, expected a positive number or None.")
         if self.normalize != "backbone" and not _is_mean_std(self.normalize):
             raise ConfigError(f"got normalize={self.normalize!r}, expected 'backbone' or (mean, std) with std > 0.")
@@ -104,7 +106,7 @@ class TaskSpec:
 
     @property
     def primary_metric(self) -> str:
-        """The metric by which this kind of task is compared: accuracy, or mAP where labels are many."""
+        """The metric by which this kind of task is compared: accuracy, or mAP if multi-label."""
         return "map" if self.multilabel else "accuracy"
 
     def renamed(self, name: str) -> TaskSpec:
@@ -152,14 +154,10 @@ class Prediction:
     confidence: float
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_mean_std(value: Any) -> bool:
     if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
         return False
-    return all(map(_is_number, value)) and value[1] > 0
+    return all(map(is_real, value)) and value[1] > 0
 
 
 class Facts(NamedTuple):
@@ -221,6 +219,14 @@ class Task(nn.Module):
         mean_std = (backbone.mean, backbone.std) if isinstance(spec.normalize, str) else spec.normalize
         self._mean, self._std = float(mean_std[0]), float(mean_std[1])
 
+    def rename(self, name: str) -> None:
+        """Gives it another name; its tensors and metrics stay. Raises InvalidNameError."""
+        self.spec = self.spec.renamed(name)
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Keeps these metrics, in place of those it had."""
+        self.metrics = dict(metrics)
+
     @property
     def name(self) -> str:
         return self.spec.name
@@ -253,7 +259,7 @@ class Task(nn.Module):
 
     @property
     def primary_metric(self) -> str:
-        """The metric by which this kind of task is compared: accuracy, or mAP where labels are many."""
+        """The metric by which this kind of task is compared: accuracy, or mAP if multi-label."""
         return self.spec.primary_metric
 
     def trainable_parameters(self) -> int:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import gc
-import json
-import os
 import pickle
 import random
-import shutil
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
 
 from adapterbank.bank import AdapterBank
-from adapterbank.errors import BackboneMismatchError, ConfigError, NameTakenError, StorageError, UnknownNameError
+from adapterbank.errors import ConfigError, NameTakenError, UnknownNameError
 from adapterbank.storage.task_file import SavedTask
 from adapterbank.training.fit import fit
 
@@ -25,62 +21,7 @@ NAMES = ["notes", "tones", "studio", "mix", "own", "probe"]
 OTHERS = NAMES[1:]
 
 
-@pytest.fixture
-def saved(small_bank, tmp_path):
-    small_bank.task("notes").metrics = {"accuracy": 0.75}
-    small_bank.save(tmp_path / "bank")
-    return tmp_path / "bank"
-
-
-@pytest.fixture
-def load(small_backbone):
-    return lambda folder, resident=None: AdapterBank.load(folder, small_backbone, device="cpu", resident=resident)
-
-
-@pytest.fixture
-def opened(monkeypatch):
-    """What is opened from here on: (name, weak reference to the task). Patched, as a task that comes from its file
-    again is equal to the one that was put back: nothing outside shows how often that happens."""
-    found, real = [], SavedTask.open
-
-    def watched(self, *arguments):
-        task = real(self, *arguments)
-        found.append((self.name, weakref.ref(task)))
-        return task
-
-    monkeypatch.setattr(SavedTask, "open", watched)
-    return found
-
-
-@pytest.fixture
-def data(labelled_clips):
-    return [(waveform, index % 3) for index, (waveform, _) in enumerate(labelled_clips)]
-
-
-@pytest.fixture
-def printed(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def summary(bank):
-        capsys.readouterr()
-        bank.summary()
-        return capsys.readouterr().out
-
-    return summary
-
-
-def files(folder):
-    return {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in (folder / "tasks").iterdir()}
-
-
-def damage(folder, name):
-    file = next((folder / "tasks").glob(f"{name}.*"))
-    content = bytearray(file.read_bytes())
-    content[-3] ^= 1
-    file.write_bytes(bytes(content))
-
-
-# -- the same bank --------------------------------------------------------------------------------------------------
+# -- the same bank ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -170,7 +111,7 @@ def test_a_new_bank_puts_nothing_back(small_backbone, clips):
         AdapterBank.from_pretrained(small_backbone, resident=0)
 
 
-# -- the bound ------------------------------------------------------------------------------------------------------
+# -- the bound -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("resident", [1, 3])
@@ -244,100 +185,7 @@ def test_tasks_that_were_held_go_when_they_are_let_go(saved, load, opened, clips
     assert sum(ref() is not None for _, ref in opened) == 1
 
 
-# -- what must never be lost ----------------------------------------------------------------------------------------
-
-
-def in_a_loop_of_ones_own(bank, clips):
-    task = bank.tasks["notes"]
-    optimiser = torch.optim.SGD(task.parameters(), lr=0.1)
-    bank.task_module("notes")(clips).square().sum().backward()
-    optimiser.step()
-    optimiser.zero_grad()
-
-
-def without_a_version(bank, clips):
-    bank.tasks["notes"].head.linear.bias.data += 1  # leaves the version counter as it is
-
-
-def by_other_tensors(bank, clips):
-    head = bank.tasks["notes"].head.linear
-    head.weight = torch.nn.Parameter(head.weight.detach() + 1)
-
-
-def by_a_hook(bank, clips):
-    bank.tasks["notes"].head.register_forward_hook(lambda module, arguments, logits: logits + 1)
-
-
-def by_an_attribute(bank, clips):
-    bank.tasks["notes"].head.linear.forward = lambda x: x[:, :3] + 1
-
-
-CHANGES = [in_a_loop_of_ones_own, without_a_version, by_other_tensors, by_a_hook, by_an_attribute]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_no_change_is_lost_when_nobody_holds_the_task_any_more(change, saved, load, clips):
-    bank, whole = load(saved, 1), load(saved)
-    for owner in (bank, whole):
-        change(owner, clips)
-    gc.collect()
-    for _ in range(20):
-        for name in OTHERS:
-            bank(clips[:1], name)
-            assert bank.tasks[name].name == name
-    assert not torch.equal(bank(clips, "notes"), load(saved)(clips, "notes"))
-    assert torch.equal(bank(clips, "notes"), whole(clips, "notes"))
-
-
-@pytest.mark.parametrize(
-    "assign",
-    [
-        lambda task: setattr(task, "metrics", {"accuracy": 0.5}),
-        lambda task: task.metrics.update(accuracy=0.5),
-        lambda task: task.requires_grad_(False),
-        lambda task: task.train(),
-        lambda task: task.head.linear.weight.sum().backward(),
-    ],
-)
-def test_what_is_not_in_the_logits_is_kept_too(assign, saved, load, clips):
-    bank = load(saved, 1)
-    assign(bank.tasks["tones"])
-    for name in NAMES * 3:
-        bank(clips[:1], name)
-        assert bank.task(name).name == name
-    expected, found = load(saved), bank.tasks["tones"]
-    assign(expected.tasks["tones"])
-    expected = expected.tasks["tones"]
-    assert found.metrics == expected.metrics
-    assert found.training == expected.training
-    assert found.trainable_parameters() == expected.trainable_parameters() == bank.trainable_parameters("tones")
-    assert (found.head.linear.weight.grad is None) == (expected.head.linear.weight.grad is None)
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        lambda task: task,
-        lambda task: task.head,
-        lambda task: list(task.parameters()),
-        lambda task: task.head.linear.bias.data,
-        lambda task: task.state_dict(),
-        lambda task: task.head.linear.bias.detach().numpy(),
-        lambda task: task.head(torch.ones(1, 48)),  # a graph that reaches its parameters
-    ],
-)
-def test_a_task_of_which_a_part_is_held_stays(part, saved, load, opened, clips):
-    bank = load(saved, 1)
-    held = part(bank.tasks["notes"])
-    ref = opened[0][1]
-    for name in OTHERS * 4:
-        bank(clips[:1], name)
-        assert bank.task(name).name == name
-    assert bank.tasks["notes"] is ref()
-    del held
-    for name in OTHERS * 4:
-        bank(clips[:1], name)
-    assert ref() is None
+# -- what the bank itself does to its tasks --------------------------------------------------------------------------
 
 
 def test_sizes_and_metrics_are_those_of_the_task_that_is_held(saved, load, printed):
@@ -376,65 +224,6 @@ def test_moving_the_bank_is_no_reason_to_keep_a_task(saved, load, opened, clips,
     torch.testing.assert_close(bank(clips, "tones"), expected, rtol=0, atol=0.2)  # the base was rounded to bf16
 
 
-def test_a_task_that_cannot_be_compared_stays(saved, load, opened, clips):
-    bank = load(saved, 1)
-    task = bank.tasks["notes"]
-    task.lock = threading.Lock()
-    del task
-    for name in OTHERS:
-        bank(clips[:1], name)
-    assert opened[0][1]() is bank.tasks["notes"]
-
-
-def test_a_task_that_was_handed_out_stays_the_same_object(saved, load, clips):
-    bank = load(saved, 1)
-    bank(clips, "notes")
-    held = bank.task("notes")
-    for name in OTHERS * 2:
-        bank(clips[:1], name)
-    assert bank.task("notes") is held
-    assert bank.tasks["notes"] is held
-    assert dict(bank.tasks)["notes"] is held
-
-
-def test_a_change_that_nothing_can_see_is_kept(saved, load, clips, tmp_path):
-    bank = load(saved, 1)
-    whole = load(saved)
-    for owner in (bank, whole):
-        owner.task("notes").head.linear.bias.data += 1  # leaves the version counter as it is
-    parameters = list(bank.task_module("tones").parameters())
-    for name in NAMES:
-        bank(clips[:1], name)
-    gc.collect()
-    with torch.no_grad():
-        parameters[0].add_(1)  # as an optimiser does that outlived the module
-    expected = [bank(clips, name) for name in ("notes", "tones")]
-    assert torch.equal(expected[0], whole(clips, "notes"))
-    assert not torch.equal(expected[1], whole(clips, "tones"))
-    bank.save(tmp_path / "copy")
-    assert all(map(torch.equal, expected, [load(tmp_path / "copy")(clips, name) for name in ("notes", "tones")]))
-
-
-def test_trained_added_renamed_and_composed_tasks_are_kept_and_saved(saved, load, clips, data):
-    bank = load(saved, 1)
-    fit(bank, "notes", data, epochs=1, batch_size=6, lr=1e-2, precision="fp32", progress=False)
-    bank.add_task("new", "aat_s", num_classes=2)
-    bank.add_task("warm", "prompt", num_classes=4, init_from="tones")
-    bank.rename_task("mix", "blend")
-    bank.remove_task("studio")
-    bank.compose("both", ["notes", "tones"], head_from="notes")
-    names = ["notes", "tones", "blend", "own", "probe", "new", "warm", "both"]
-    assert list(bank.tasks) == names
-    expected = {name: bank(clips, name) for name in names}
-    trained = expected["notes"]
-    assert not torch.equal(trained, load(saved)(clips, "notes"))
-    bank.save(saved)
-    assert sorted(name.split(".")[0] for name in files(saved)) == sorted(names)
-    for other in (load(saved), load(saved, 1), bank):
-        assert list(other.tasks) == names
-        assert all(torch.equal(other(clips, name), logits) for name, logits in expected.items())
-
-
 @pytest.mark.parametrize("resident", [None, 2])
 def test_a_task_that_was_opened_in_inference_mode_can_be_trained(resident, saved, load, clips, data):
     with torch.inference_mode():
@@ -445,162 +234,7 @@ def test_a_task_that_was_opened_in_inference_mode_can_be_trained(resident, saved
     assert not torch.equal(bank(clips, "notes"), before)
 
 
-def test_an_imported_task_stays(saved, load, clips):
-    bank = load(saved, 1)
-    file = next((saved / "tasks").glob("tones.*"))
-    task = bank.import_task(shutil.copy(file, saved.parent / "other.safetensors"), name="other")
-    bank(clips, "mix")
-    assert bank.task("other") is task
-    assert torch.equal(bank(clips, "other"), bank(clips, "tones"))
-
-
-def test_metrics_survive_that_their_task_is_put_back(saved, load, clips, data, printed):
-    bank = load(saved, 1)
-    found = {name: bank.evaluate(name, data) for name in ("notes", "probe")}
-    bank(clips[:1], "mix")
-    value = f"accuracy {found['probe']['accuracy']:.3f}"
-    assert value in next(line for line in printed(bank).splitlines() if " probe " in line)
-    bank.save(saved)  # its files are others now: metrics stand in them
-    assert len(files(saved)) == 6
-    for other in (bank, load(saved), load(saved, 1)):
-        for name in NAMES:
-            other(clips[:1], name)
-        assert {name: other.task(name).metrics for name in found} == found
-
-
-# -- saving ---------------------------------------------------------------------------------------------------------
-
-
-def test_saving_where_it_was_opened_touches_no_file_of_an_unchanged_task(saved, load, opened, clips, randomise):
-    before, bank = files(saved), load(saved, 1)
-    randomise(bank.task("notes"), seed=5)
-    bank(clips[:1], "mix")
-    bank.save(saved)
-    after = files(saved)
-    assert {name for name in before if not name.startswith("notes.")} == before.keys() & after.keys()
-    assert all(after[name] == content for name, content in before.items() if name in after)
-    assert [name for name, _ in opened] == ["notes", "mix"]
-
-
-def test_saving_copies_what_was_read_and_writes_what_was_changed(saved, load, clips, randomise, tmp_path):
-    bank, before = load(saved, 2), files(saved)
-    held = bank.tasks["own"]
-    for name in NAMES:
-        assert bank.task(name).name == name
-    randomise(bank.task("notes"), seed=5)
-    for folder in (tmp_path / "copy", saved):
-        bank.save(folder)
-        after = {name: content for name, (content, _) in files(folder).items()}
-        assert {n for n, (content, _) in before.items() if after.get(n) != content} == {
-            n for n in before if n.startswith("notes.")
-        }
-        assert torch.equal(load(folder)(clips, "notes"), bank(clips, "notes"))
-    randomise(held, seed=6)
-    bank.save(saved)
-    assert torch.equal(load(saved)(clips, "own"), bank(clips, "own"))
-
-
-def test_saving_elsewhere_copies_what_was_not_opened(saved, load, opened, clips, tmp_path):
-    bank = load(saved, 2)
-    bank(clips[:1], "own")
-    bank.save(tmp_path / "copy")
-    assert [name for name, _ in opened] == ["own"]
-    assert {n: content for n, (content, _) in files(tmp_path / "copy").items()} == {
-        n: content for n, (content, _) in files(saved).items()
-    }
-    copied = [json.loads((folder / "manifest.json").read_text()) for folder in (saved, tmp_path / "copy")]
-    assert copied[0] == copied[1]
-    shutil.rmtree(saved)
-    assert torch.equal(load(tmp_path / "copy", 1)(clips, "mix"), load(tmp_path / "copy")(clips, "mix"))
-
-
-def test_the_manifest_needs_nothing_that_older_banks_lack(saved, load, clips):
-    entries = json.loads((saved / "manifest.json").read_text())["tasks"]
-    assert {key for entry in entries.values() for key in entry} == {
-        "file", "bytes", "sha256", "parameters", "spec", "metrics",
-    }  # fmt: skip
-    assert torch.equal(load(saved, 1)(clips, "mix"), load(saved)(clips, "mix"))
-
-
-# -- files that are wrong -------------------------------------------------------------------------------------------
-
-
-def test_a_tampered_file_is_refused_when_its_task_is_used(saved, load, clips, tmp_path):
-    damage(saved, "mix")
-    bank = load(saved, 1)
-    expected = bank(clips, "notes")
-    for call in (lambda: bank(clips, "mix"), lambda: bank.task("mix"), lambda: bank.save(tmp_path / "copy")):
-        with pytest.raises(StorageError, match="task 'mix': the content of .* was changed; its SHA-256 does not fit"):
-            call()
-    assert not (tmp_path / "copy" / "manifest.json").exists()
-    assert torch.equal(bank(clips, "notes"), expected)
-
-
-def test_a_file_that_changes_after_its_task_was_put_back_is_refused(saved, load, clips):
-    bank = load(saved, 1)
-    bank(clips, "mix")
-    damage(saved, "mix")
-    bank(clips, "mix")  # is in memory
-    bank(clips, "notes")
-    with pytest.raises(StorageError, match="SHA-256 does not fit"):
-        bank(clips, "mix")
-
-
-def test_a_missing_or_cut_file_is_refused_when_the_bank_is_opened(saved, load):
-    file = next((saved / "tasks").glob("own.*"))
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(StorageError, match="task 'own': .* it was cut"):
-        load(saved, 1)
-    file.unlink()
-    with pytest.raises(StorageError, match="task 'own': .* is missing"):
-        load(saved, 1)
-
-
-def test_what_another_program_saved_meanwhile_is_told(saved, load, clips, randomise, tmp_path):
-    bank, other = load(saved, 1), load(saved)
-    randomise(other.task("mix"))
-    other.save(saved)
-    before = files(saved)
-    for call in (lambda: bank(clips, "mix"), lambda: bank.save(saved), lambda: bank.save(tmp_path / "copy")):
-        with pytest.raises(StorageError, match="task 'mix': .* is missing.*another program has saved.*open it again"):
-            call()
-    assert files(saved) == before
-    assert torch.equal(load(saved)(clips, "mix"), other(clips, "mix"))
-    bank.remove_task("mix")
-    bank.save(tmp_path / "copy")
-    assert list(load(tmp_path / "copy").tasks) == [name for name in NAMES if name != "mix"]
-
-
-def test_a_bank_of_another_backbone_is_refused(saved, random_backbone, small_geometry):
-    with pytest.raises(BackboneMismatchError, match="the bank in .* was made for the backbone"):
-        AdapterBank.load(saved, random_backbone(small_geometry, seed=1), resident=2)
-
-
-def test_the_folder_is_found_from_another_working_directory(saved, load, clips, monkeypatch):
-    monkeypatch.chdir(saved.parent)
-    bank = load(saved.name, 1)
-    expected = load(saved)(clips, "mix")
-    monkeypatch.chdir(os.sep)
-    assert torch.equal(bank(clips, "mix"), expected)
-
-
-def test_what_the_file_system_raises_is_an_error_of_ours(saved, load, monkeypatch):
-    bank = load(saved, 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(SavedTask, "check", lambda self: self.path.unlink())  # gone after it was looked at
-        with pytest.raises(StorageError, match="there is no task file .*mix"):
-            bank.trainable_parameters("mix")
-
-    def failing(self, **options):  # a disk that fails, which no test can have
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "stat", failing)
-        with pytest.raises(StorageError, match="cannot read .*own.*Input/output error"):
-            bank.trainable_parameters("own")
-
-
-# -- threads, processes, devices ------------------------------------------------------------------------------------
+# -- threads, processes, devices -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("resident", [1, 3])

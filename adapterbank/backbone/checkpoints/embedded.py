@@ -1,4 +1,7 @@
-"""The backbones inside this package, as transformers would save them, and the digest of their weights."""
+"""The backbones whose weights are shipped inside this package: the folder of each, as transformers would save it.
+
+The digest tells a damaged installation before its weights are used.
+"""
 
 from __future__ import annotations
 

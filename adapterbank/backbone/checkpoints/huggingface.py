@@ -6,7 +6,6 @@ were normalised; a classifier in the file comes along.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD
+from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
 from adapterbank.backbone.backbone import Backbone, Classifier
+from adapterbank.backbone.checkpoints.assemble import assemble
 from adapterbank.backbone.checkpoints.embedded import EMBEDDED, EMBEDDED_SHA256
-from adapterbank.backbone.checkpoints.fingerprint import assemble
 from adapterbank.backbone.checkpoints.names import CLASSIFIER, PREFIX, canonical
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import BackboneError
 from adapterbank.files import check_digest, read_json, read_tensors
+from adapterbank.numbers import is_real
 
 AUDIOSET_CLASSES = 527
 MODEL_TYPE = "audio-spectrogram-transformer"
@@ -38,7 +38,9 @@ def from_folder(name: str) -> Backbone:
     geometry = _geometry(config, folder)
     body, head = _canonical(_read_weights(folder), folder)
     qkv_bias = bool(config.get("qkv_bias", True))
-    backbone = assemble(geometry, body, folder, *_normalisation(folder), qkv_bias=qkv_bias)
+    backbone = assemble(
+        geometry, body, folder, *_normalisation(folder), sizes_from="its config.json", qkv_bias=qkv_bias
+    )
     return replace(backbone, classifier=classifier_of(head, config, geometry, folder))
 
 
@@ -123,9 +125,30 @@ def _normalisation(folder: Path) -> tuple[float, float]:
     if config.get("do_normalize", True) is False:
         return 0.0, 0.5  # (mel - 0) / (2 * 0.5): as it is
     mean, std = config.get("mean", AUDIOSET_MEAN), config.get("std", AUDIOSET_STD)
-    if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in (mean, std)) or std <= 0:
+    if not (is_real(mean) and is_real(std) and std > 0):
         raise BackboneError(f"{path} has mean {mean!r} and std {std!r}, expected finite numbers and a positive std.")
     return float(mean), float(std)
+
+
+def extractor_config(geometry: Geometry, mean: float, std: float) -> dict[str, Any]:
+    """The preprocessor_config.json with which transformers' `ASTFeatureExtractor` makes the same spectrograms as we.
+
+    Args:
+        mean, std: of log-mels, by which they are normalised.
+    """
+    return {
+        "do_normalize": True,
+        "feature_extractor_type": "ASTFeatureExtractor",
+        "feature_size": 1,
+        "max_length": geometry.max_frames,
+        "mean": mean,
+        "num_mel_bins": geometry.mel_bins,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+        "sampling_rate": SAMPLE_RATE,
+        "std": std,
+    }
 
 
 def normalisation_in(folder: Path) -> tuple[float, float] | None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from adapterbank.backbone.backbone import Backbone
+from adapterbank.backbone.checkpoints.assemble import assemble, fingerprint
 from adapterbank.backbone.checkpoints.embedded import EMBEDDED
-from adapterbank.backbone.checkpoints.fingerprint import assemble, fingerprint
 from adapterbank.backbone.checkpoints.huggingface import classifier_of, from_folder
 from adapterbank.backbone.checkpoints.original import SUFFIXES, translate
 from adapterbank.backbone.embedding import at_stride
@@ -49,10 +49,14 @@ def at_its_stride(backbone: Backbone, stride: int | None) -> Backbone:
     own = (sizes.frequency_stride, sizes.time_stride)
     if stride is None or (type(stride) is int and own == (stride, stride)):
         return backbone
-    has = own[0] if own[0] == own[1] else own
-    raise ConfigError(
-        f"got stride={stride!r}, but this backbone ({backbone.source}) was opened or saved with patches at a stride of "
-        f"{has}. Leave the argument out; for another stride, start a new bank from the checkpoint."
+    raise another_stride(stride, backbone.source, own[0] if own[0] == own[1] else own)
+
+
+def another_stride(stride: object, source: str, has: object) -> ConfigError:
+    """The error for a stride that a backbone at the stride `has` was asked for."""
+    return ConfigError(
+        f"got stride={stride!r}, but this backbone ({source}) was opened or saved with patches at a stride of {has}. "
+        "Leave the argument out; for another stride, start a new bank from the checkpoint."
     )
 
 
@@ -67,7 +71,7 @@ def _from_file(path: Path, stride: int | None) -> Backbone:
             f"there is no file {path}. Download the checkpoint from the AST or SSAST repository and pass its path."
         )
     geometry, body, head, mean, std = translate(read_tensors(path), path, stride)
-    backbone = assemble(geometry, body, path, mean, std)
+    backbone = assemble(geometry, body, path, mean, std, sizes_from="the sizes that its other tensors imply")
     return replace(backbone, classifier=classifier_of(head, {}, geometry, path))
 
 
@@ -79,5 +83,5 @@ def _restride(backbone: Backbone, stride: int) -> Backbone:
     embed = backbone.weights.embed
     geometry, table = at_stride(sizes, embed.positions, stride)
     weights = backbone.weights._replace(embed=embed._replace(positions=table))
-    mark = fingerprint(geometry, dict(weights.named()))
-    return replace(backbone, geometry=geometry, weights=weights, fingerprint=mark, classifier=None, stride=stride)
+    found = fingerprint(geometry, dict(weights.named()))
+    return replace(backbone, geometry=geometry, weights=weights, fingerprint=found, classifier=None, stride=stride)

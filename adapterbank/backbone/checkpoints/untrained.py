@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.backbone.checkpoints.fingerprint import fingerprint
+from adapterbank.backbone.checkpoints.assemble import fingerprint
 
 INIT_STD = 0.02  # `initializer_range` of transformers' ASTConfig
 
@@ -30,5 +30,5 @@ def random_backbone(like: Backbone, seed: int = 0) -> Backbone:
         return torch.nn.init.trunc_normal_(drawn, std=INIT_STD, generator=generator).to(tensor.device)
 
     weights = like.weights.map(draw)
-    mark = fingerprint(like.geometry, dict(weights.named()))
-    return replace(like, weights=weights, source="random", fingerprint=mark, classifier=None, stride=None)
+    found = fingerprint(like.geometry, dict(weights.named()))
+    return replace(like, weights=weights, source="random", fingerprint=found, classifier=None, stride=None)

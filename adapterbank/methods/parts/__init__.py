@@ -1,1 +1,1 @@
-"""What several methods share: initial values, checks of options, choosing blocks, bottlenecks, gates, placement."""
+"""What several methods share: initial values, choosing blocks, bottlenecks, gates, placement."""

@@ -10,9 +10,15 @@ from torch import Tensor, nn
 
 from adapterbank.errors import UnknownNameError
 from adapterbank.methods.parts import init
-from adapterbank.methods.parts.numbers import whole
+from adapterbank.numbers import whole
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+
+def check_activation(name: str) -> None:
+    """Raises UnknownNameError unless `name` is that of an activation, "gelu" or "relu"."""
+    if name not in ACTIVATIONS:
+        raise UnknownNameError("activation", name, ACTIVATIONS)
 
 
 class Bottleneck(nn.Module):
@@ -38,8 +44,7 @@ class Bottleneck(nn.Module):
         self, width: int, hidden: int, generator: torch.Generator, *, activation: str = "gelu", dropout: float = 0.0
     ):
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise UnknownNameError("activation", activation, ACTIVATIONS)
+        check_activation(activation)
         self.down = init.linear(width, whole("hidden", hidden), generator)
         self.activation = ACTIVATIONS[activation]
         self.drop = init.dropout(dropout)

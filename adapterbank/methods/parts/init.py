@@ -7,7 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError
+from adapterbank.numbers import is_real
 
 
 def linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -32,7 +34,7 @@ def dropout(share: float) -> nn.Module:
     Raises:
         ConfigError: `share` is no number from 0 to below 1.
     """
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+    if not (is_real(share) and 0 <= share < 1):
         raise ConfigError(f"got dropout={share!r}, expected a share from 0 to below 1.")
     return nn.Dropout(share) if share else nn.Identity()
 
@@ -41,3 +43,11 @@ def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) ->
     """A parameter of this shape, each value drawn from [-bound, bound]."""
     values: Tensor = torch.empty(shape).uniform_(-bound, bound, generator=generator)
     return nn.Parameter(values)
+
+
+def prompts(count: int, geometry: Geometry, generator: torch.Generator) -> nn.Parameter:
+    """P = `count` prompt tokens, (P, D), uniform in +-sqrt(6 / (3 patch^2 + D)).
+
+    The bound is that of VPT (Jia et al., 2022): Xavier's, for a patch embedding of 3 colours.
+    """
+    return uniform((count, geometry.width), math.sqrt(6 / (3 * geometry.patch**2 + geometry.width)), generator)

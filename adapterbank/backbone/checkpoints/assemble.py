@@ -22,7 +22,14 @@ from adapterbank.errors import BackboneError
 
 
 def assemble(
-    geometry: Geometry, body: dict[str, Tensor], where: Path, mean: float, std: float, qkv_bias: bool = True
+    geometry: Geometry,
+    body: dict[str, Tensor],
+    where: Path,
+    mean: float,
+    std: float,
+    *,
+    sizes_from: str,
+    qkv_bias: bool = True,
 ) -> Backbone:
     """The backbone of these tensors.
 
@@ -30,6 +37,7 @@ def assemble(
         body: canonical names and fp32 tensors; patches, tokens and positions may have the axes of their checkpoint.
         where: the folder or file, for messages and as the backbone's source.
         mean, std: of log-mels in its training.
+        sizes_from: where the geometry was read, for messages, such as "its config.json".
         qkv_bias: whether q, k and v have biases.
 
     Raises:
@@ -39,7 +47,7 @@ def assemble(
     for name, (first, last) in flat.items():
         if name in body and body[name].ndim > 1:
             body[name] = body[name].flatten(first, last)
-    _check_shapes(body, geometry, qkv_bias, where)
+    _check_shapes(body, geometry, qkv_bias, where, sizes_from)
     weights = ASTWeights.from_named(body, geometry.layers)
     return Backbone(geometry, weights, str(where), fingerprint(geometry, body), mean, std)
 
@@ -54,18 +62,18 @@ def fingerprint(geometry: Geometry, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _check_shapes(body: Mapping[str, Tensor], geometry: Geometry, qkv_bias: bool, folder: Path) -> None:
+def _check_shapes(body: Mapping[str, Tensor], geometry: Geometry, qkv_bias: bool, where: Path, sizes_from: str) -> None:
     expected = expected_shapes(geometry, qkv_bias)
     missing, extra = sorted(expected.keys() - body.keys()), sorted(body.keys() - expected.keys())
     if missing or extra:
         raise BackboneError(
-            f"{folder} does not fit its config.json ({geometry.layers} layers): "
+            f"{where} does not fit {sizes_from} ({geometry.layers} layers): "
             f"missing {', '.join(missing[:3]) or 'nothing'}, unexpected {', '.join(extra[:3]) or 'nothing'}."
         )
     for name, shape in expected.items():
         if tuple(body[name].shape) != shape:
             raise BackboneError(
-                f"{folder}: {name} has shape {tuple(body[name].shape)}, expected {shape} from its config.json."
+                f"{where}: {name} has shape {tuple(body[name].shape)}, expected {shape} from {sizes_from}."
             )
         if not torch.isfinite(body[name]).all():
-            raise BackboneError(f"{folder}: {name} holds NaN or Inf. Fetch the file again.")
+            raise BackboneError(f"{where}: {name} holds NaN or Inf. Fetch the file again.")
