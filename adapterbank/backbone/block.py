@@ -171,9 +171,7 @@ class PackedBlock(NamedTuple):
         h = h.to(self.kernels.product_dtype(self.weights.linear(name).weight))
         return self._own(name, h[None], frozen_linear(h, self.weights.linear(name), self.kernels)[None], sites)[0]
 
-    def _after(
-        self, layout: Layout, y: Tensor, dtype: torch.dtype, changes: Sequence[Transform | None]
-    ) -> Tensor:
+    def _after(self, layout: Layout, y: Tensor, dtype: torch.dtype, changes: Sequence[Transform | None]) -> Tensor:
         """Sequential adapters on a sublayer's output, which they read in `dtype`. (S, D) -> (S, D)."""
         if not any(changes):
             return y
