@@ -46,9 +46,9 @@ PROGRESS = (
 
 OBJECTIVES = ("teachers", "masked_patch")
 
-# What follows from a seed, and how the student computes: a training that goes on under another version would not come to
-# the bits of one that was never stopped. 1 (which the file does not name): SpecAugment drew other masks, and query, key
-# and value were one product.
+# Raised whenever a seed leads to other draws or the student computes in another way: a training that went on all the
+# same would not come to the bits of one that was never stopped. Version 1, which its files do not name, drew other
+# masks of SpecAugment and made query, key and value in one product.
 CHECKPOINT_VERSION = 2
 
 
