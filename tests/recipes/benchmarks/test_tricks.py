@@ -13,5 +13,5 @@ RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
 def test_the_lines_of_code_of_every_switch_are_counted() -> None:
     lines = OmegaConf.load(RECIPES / "conf" / "tricks.yaml").lines
-    assert set(lines) == set(SWITCHES)
+    assert set(SWITCHES) <= set(lines)
     assert all(count > 0 for count in lines.values())
