@@ -12,10 +12,10 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -116,10 +116,26 @@ def write_atomically(path: Path, content: bytes, *, sync: bool = True) -> None:
     Raises:
         OSError.
     """
+    with open_atomically(path, sync=sync) as handle:
+        handle.write(content)
+
+
+@contextmanager
+def open_atomically(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A file to write to piece by piece; for what is too large to be in memory at once.
+
+    It takes its place at `path` when the block ends. After an error in the block the old file is still there.
+
+    Args:
+        sync: as in `write_atomically`.
+
+    Raises:
+        OSError.
+    """
     temporary = _beside(path)
     try:
         with open(temporary, "wb") as handle:
-            handle.write(content)
+            yield handle
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, path)

@@ -21,9 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from benchmarks import plots_speed
-from benchmarks.peers import make_backbone
-from benchmarks.sidebyside import Claim, latest, log_in, markdown
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -31,6 +28,11 @@ from rich.console import Console
 from adapterbank.errors import UnknownNameError, exit_on_error
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE / "benchmarks"))  # the helpers have the names under which the pages of the rows import them
+import plots_speed  # noqa: E402
+from peers import make_backbone  # noqa: E402
+from sidebyside import Claim, latest, log_in, markdown  # noqa: E402
+
 PAGES = {
     "transformers": (1, 2, 11),
     "peft": (4, 5, 8),

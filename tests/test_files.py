@@ -12,6 +12,7 @@ from adapterbank.errors import BackboneError, StorageError
 from adapterbank.files import (
     check_digest,
     lock,
+    open_atomically,
     read_json,
     sha256,
     sync_folder,
@@ -28,6 +29,20 @@ def test_a_file_is_replaced_as_a_whole_and_leaves_nothing_beside_it(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
     with pytest.raises(FileNotFoundError):
         write_atomically(tmp_path / "absent" / "a.json", b"x")
+
+
+def test_a_file_that_is_written_piece_by_piece_appears_at_the_end_or_not_at_all(tmp_path):
+    file = tmp_path / "a.bin"
+    with open_atomically(file) as out:
+        out.write(b"on")
+        assert not file.exists()
+        out.write(b"e")
+    assert file.read_bytes() == b"one"
+    killed = open_atomically(file)
+    killed.__enter__().write(b"two")
+    assert not killed.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert file.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_the_folder_is_synced_after_the_replace_unless_the_caller_does_it(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ PROGRESS = (
     TextColumn("{task.fields[loss]}"),
 )
 OBJECTIVES = ("teachers", "masked_patch")
+
+# Raised whenever a seed leads to other draws or the student computes in another way: a training that went on all the
+# same would not come to the bits of one that was never stopped. Version 1, which its files do not name, drew other
+# masks of SpecAugment and made query, key and value in one product.
+CHECKPOINT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -270,7 +276,7 @@ class Distiller:
         saved = time.monotonic()
         sums: dict[str, float] = {}
         summed = 0
-        with Progress(*PROGRESS) as progress:
+        with _threads_restored(), Progress(*PROGRESS) as progress:
             bar = progress.add_task("", total=stop, completed=self.step, loss="")
             for batches in _steps(self.columns, self.options, self.geometry, self.step):
                 if self.step >= stop:
@@ -294,6 +300,7 @@ class Distiller:
     def save(self, path: str | Path) -> None:
         """Writes the whole state, atomically."""
         state: dict[str, Any] = {
+            "version": CHECKPOINT_VERSION,
             "options": asdict(self.options),
             "geometry": asdict(self.geometry),
             "views": len(self.columns),
@@ -330,9 +337,16 @@ class Distiller:
         """Goes on from what `save` wrote. A training may be prolonged: `steps` may differ, and there may be more views.
 
         Raises:
-            StorageError: not a checkpoint, or one of other options, geometry or views.
+            StorageError: not a checkpoint, or one of other options, geometry or views, or of another version of this
+                code.
         """
         state = read_checkpoint(path)
+        if (version := state.get("version", 1)) != CHECKPOINT_VERSION:
+            raise StorageError(
+                f"{path} has the checkpoint version {version}, expected {CHECKPOINT_VERSION}: with this version of "
+                "adapterbank the training would go on with other masks than it began with. Finish it with the version "
+                f"that started it, or start anew: choose another out=, from its student with start={path}."
+            )
         defaults = {name: entry.default for name, entry in DistillOptions.__dataclass_fields__.items()}
         found = (
             {**defaults, **state["options"], "steps": 0},
@@ -350,6 +364,16 @@ class Distiller:
         self.statistics = state["statistics"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
+
+
+@contextmanager
+def _threads_restored() -> Iterator[None]:
+    """After it torch uses as many threads as before: the threads that train set the number for the whole process."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

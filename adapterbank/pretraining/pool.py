@@ -17,7 +17,7 @@ from torch import Tensor
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.data.listing import AUDIO_SUFFIXES
 from adapterbank.errors import DatasetError
-from adapterbank.files import write_atomically
+from adapterbank.files import open_atomically, write_atomically
 
 
 class Pool:
@@ -90,8 +90,7 @@ def _decode(folder: Path, files: Sequence[Path], cache: Path) -> None:
     written = 0
     rows = _index(folder)
     shards = _shards(rows)
-    partial = cache / "samples.part"
-    with partial.open("wb") as out:
+    with open_atomically(cache / "samples.i16") as out:
         for number, path in enumerate(track(files, "decoding the pool")):
             audio = _read(path)
             out.write((audio.clip(-1, 1) * 32767).astype(np.int16).tobytes())
@@ -101,8 +100,8 @@ def _decode(folder: Path, files: Sequence[Path], cache: Path) -> None:
             else:
                 clips.append((written, len(audio)))
             written += len(audio)
-    partial.replace(cache / "samples.i16")
-    np.save(cache / "clips.npy", np.array(clips, dtype=np.int64))
+    with open_atomically(cache / "clips.npy") as out:
+        np.save(out, np.array(clips, dtype=np.int64))
 
 
 def _read(path: Path) -> np.ndarray:

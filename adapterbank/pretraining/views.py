@@ -23,7 +23,7 @@ from torch import Tensor
 
 from adapterbank.audio.mel import frame_count, log_mel, pad_frames
 from adapterbank.errors import DatasetError
-from adapterbank.files import write_atomically
+from adapterbank.files import open_atomically, write_atomically
 from adapterbank.pretraining.pool import Pool
 from adapterbank.pretraining.teachers import Target, Teacher, view_samples
 
@@ -255,8 +255,9 @@ def prepare(
             raise DatasetError(f"{folder} holds other views or other teachers; choose another folder or empty it.")
         state = found
     else:
-        np.save(folder / "clips.npy", clips_of(pool, [views[v] for v in order]))
-        np.save(folder / "columns.npy", columns)
+        for name, numbers in (("clips", clips_of(pool, [views[v] for v in order])), ("columns", columns)):
+            with open_atomically(folder / f"{name}.npy") as file:
+                np.save(file, numbers)
     store = ViewStore(folder, columns, targets, mode="r+")
     batches = [b for b in _batches(columns, size, batch_columns) if b[1] > state["done"]]
     for first, stop in track(batches, "asking the teachers"):

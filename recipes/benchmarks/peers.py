@@ -27,7 +27,7 @@ def make_backbone(folder: Path, sizes: dict[str, Any], classes: int) -> None:
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
     torch.manual_seed(0)
-    model = ASTForAudioClassification(ASTConfig(**sizes, num_labels=classes))
+    model = ASTForAudioClassification(ASTConfig(**{**sizes, "num_labels": classes}))
     for name, parameter in model.named_parameters():
         if name.endswith(("token", "position_embeddings")):  # transformers starts them at zero
             torch.nn.init.trunc_normal_(parameter, std=0.02)

@@ -1,4 +1,7 @@
-"""Pictures of measured speed: ratios beside their goals, and how cost grows. No pyplot, as in `plots.py`."""
+"""Pictures of measured speed: ratios beside their goals, and how cost grows.
+
+As in `adapterbank.plots` figures are made without pyplot, which would keep every one of them open.
+"""
 
 from __future__ import annotations
 

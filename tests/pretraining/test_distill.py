@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,6 +274,36 @@ def test_a_checkpoint_of_another_run_is_refused(store: ViewStore, tmp_path: Path
     (tmp_path / "cut.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
     with pytest.raises(StorageError, match=r"cut\.pt"):
         Distiller(store, OPTIONS, SMALL).load(tmp_path / "cut.pt")
+
+
+def test_a_checkpoint_whose_masks_were_drawn_otherwise_is_not_gone_on_with(store: ViewStore, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "state.pt"
+    Distiller(store, OPTIONS, SMALL).run(checkpoint, until=1)
+    state = torch.load(checkpoint)
+    del state["version"]  # as files were before they had one
+    torch.save(state, checkpoint)
+    later = Distiller(store, OPTIONS, SMALL)
+    with pytest.raises(StorageError, match=r"version 1, expected 2.*Finish it .* or start anew"):
+        later.run(checkpoint)
+    assert later.step == 0
+    later.start_from(checkpoint)  # the averaged student is worth as much as ever
+    for name, tensor in state["ema"].items():
+        assert torch.equal(later.student[name], tensor)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_training_leaves_the_number_of_threads_as_it_was(store: ViewStore, fails: bool) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        distiller = Distiller(store, OPTIONS, SMALL)
+        with torch.no_grad():
+            distiller.student["norm.weight"].mul_(float("nan") if fails else 1.0)
+        with pytest.raises(TrainingDivergedError) if fails else nullcontext():
+            distiller.run(until=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_diverging_run_says_so(store: ViewStore) -> None:
