@@ -73,11 +73,12 @@ def __getattr__(name: str) -> Any:
         globals()[name] = found
         return found
     module = f"{__name__}.{name}"
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module:  # the module is there, but something that it needs is not
-            raise
+    if name.isidentifier():
+        try:
+            return importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module:  # the module is there, but something that it needs is not
+                raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}. Public names: {', '.join(__all__)}.")
 
 

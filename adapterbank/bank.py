@@ -378,7 +378,7 @@ class AdapterBank:
 
     def summary(self) -> Summary:
         """Prints all tasks and returns them as rows: method, parameters, share of the base, bytes, last metric."""
-        summary = overview(self._backbone, [self._tasks.facts(name) for name in self._tasks])
+        summary = overview(self._backbone, self._tasks.all_facts())
         Console().print(summary.table())
         return summary
 

@@ -145,11 +145,14 @@ def register_metric(metric: Metric) -> None:
         register_metric(Metric("macro_f1", single_label=macro_f1))
 
     Raises:
-        ConfigError: the table has a metric of this name, or the metric has no function.
+        ConfigError: no metric, a name that cannot stand in "val/<name>", one that the table has, or no function.
     """
+    if not isinstance(metric, Metric) or not isinstance(metric.name, str) or not metric.name.isidentifier():
+        raise ConfigError(f"got {metric!r}, expected a Metric whose name has letters, digits and underscores only.")
     if metric.name in METRICS:
         raise ConfigError(f"the metric {metric.name!r} exists. Known: {', '.join(METRICS)}. Choose another name.")
-    if metric.single_label is None and metric.multilabel is None:
+    functions = [measure for measure in (metric.single_label, metric.multilabel) if measure is not None]
+    if not functions or not all(map(callable, functions)):
         raise ConfigError(f"the metric {metric.name!r} has no function; pass single_label=, multilabel= or both.")
     METRICS[metric.name] = metric
 
@@ -158,9 +161,23 @@ def score(task: Task, logits: Tensor, targets: Tensor) -> dict[str, float]:
     """All metrics of the table that are for this kind of task. (B, C), (B,) or (B, C) -> {name: value}.
 
     The mAP and the macro-accuracy are over the classes that occur in the targets.
+
+    Raises:
+        ConfigError: a registered metric failed, or gave no single number.
     """
     measures = {name: metric.measure(task.spec.multilabel) for name, metric in METRICS.items()}
-    return {name: float(measure(logits, targets)) for name, measure in measures.items() if measure is not None}
+    return {name: _number(name, measure, logits, targets) for name, measure in measures.items() if measure is not None}
+
+
+def _number(name: str, measure: Measure, logits: Tensor, targets: Tensor) -> float:
+    """What a metric says, with its name in the error if it fails: it may be somebody's own function."""
+    try:
+        return float(measure(logits, targets))
+    except Exception as error:  # of whatever kind somebody's function raises
+        raise ConfigError(
+            f"the metric {name!r} failed on logits {tuple(logits.shape)} and targets {tuple(targets.shape)}: "
+            f"{type(error).__name__}: {error}. It has to give one number; `evaluation.METRICS` is the table of metrics."
+        ) from error
 
 
 def loss_function(task: Task, logits: Tensor, targets: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def _transform(signal: Tensor, mel: Tensor) -> None:
 @functools.lru_cache(maxsize=1)
 def _window() -> Tensor:
     """(FFT,): Hanning's from its second value on, then zeros."""
-    return F.pad(torch.hann_window(WINDOW, periodic=False)[1:], (0, FFT - WINDOW + 1))
+    return F.pad(torch.hann_window(WINDOW, periodic=False, dtype=torch.float32)[1:], (0, FFT - WINDOW + 1))
 
 
 @functools.lru_cache(maxsize=8)
@@ -149,7 +149,8 @@ def _mel_filters(mel_bins: int) -> list[tuple[slice, Tensor]]:
     for group in filters.tensor_split(min(GROUPS, mel_bins)):
         used = group.any(dim=0).nonzero()
         first, last = (int(used[0]), int(used[-1]) + 1) if len(used) else (0, 1)
-        weights = group[:, first:last].repeat_interleave(2, dim=1).T.contiguous()
+        # fp32 whatever torch's default dtype is at the first call: what is made here is kept for all later ones.
+        weights = group[:, first:last].repeat_interleave(2, dim=1).T.contiguous().float()
         groups.append((slice(2 * first, 2 * last), weights))
     return groups
 

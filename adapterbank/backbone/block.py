@@ -49,7 +49,7 @@ def block(
     """
     kernels = choose(xs[0].device) if kernels is None else kernels
     packed = PackedBlock(weights, geometry, kernels)
-    layout, x = Layout.of(xs, sites)  # x: (S, D)
+    layout, x = Layout.of(xs, sites, view=kernels.in_place)  # x: (S, D)
     layout, x = packed.attention_sublayer(layout, x, read or [None] * len(xs))
     layout, x = packed.mlp_sublayer(layout, x)
     return layout.outputs(x)
@@ -114,7 +114,9 @@ class PackedBlock(NamedTuple):
             return normed
         parts = layout.split(x)
         return layout.with_parts(
-            normed, ((i, self._normed(name, parts[i], a)) for i, a in enumerate(own) if a is not None)
+            normed,
+            ((i, self._normed(name, parts[i], a)) for i, a in enumerate(own) if a is not None),
+            self.kernels.in_place,
         )
 
     def _normed(self, name: str, x: Tensor, own: Affine | None) -> Tensor:
@@ -128,7 +130,8 @@ class PackedBlock(NamedTuple):
         if not owners:
             return y
         inputs, outputs, sites = layout.split(x), layout.split(y), layout.sites_of_parts
-        return layout.with_parts(y, ((i, self._own(name, inputs[i], outputs[i], sites[i])) for i in owners))
+        changed = ((i, self._own(name, inputs[i], outputs[i], sites[i])) for i in owners)
+        return layout.with_parts(y, changed, self.kernels.in_place)
 
     def _own(self, name: str, x: Tensor, y: Tensor, sites: Sites) -> Tensor:
         """A task's changes of the output of a frozen linear. (R, N, in), (R, N, out) -> (R, N, out)."""
@@ -184,7 +187,8 @@ class PackedBlock(NamedTuple):
             return y
         y = y.to(dtype)
         parts = layout.split(y)
-        return layout.with_parts(y, ((i, change(parts[i])) for i, change in enumerate(changes) if change is not None))
+        changed = ((i, change(parts[i])) for i, change in enumerate(changes) if change is not None)
+        return layout.with_parts(y, changed, self.kernels.in_place)
 
     def _beside(
         self, name: str, layout: Layout, y: Tensor, x: Tensor, h: Tensor, adapters: Sequence[tuple[Transform, ...]]
@@ -193,13 +197,18 @@ class PackedBlock(NamedTuple):
         if not any(adapters):
             return y
         y = y.to(h.dtype)
+        parts = zip(layout.split(y), layout.split(h), adapters, strict=True)
+        if self.kernels.in_place:
+            for yp, hp, own in parts:
+                for adapter in own:
+                    yp.add_(adapter(hp))
+            return y
         of_frozen_norm = not any(name in sites.affine for sites in layout.sites_of_parts)
 
         def make(rows: Tensor) -> Tensor:
             return self._normed(name, rows, None).to(h.dtype)
 
         with recomputed(h, x, make) if self.kernels.recompute and of_frozen_norm else nullcontext():
-            parts = zip(layout.split(y), layout.split(h), adapters, strict=True)
             return layout.with_parts(
                 y, [(i, sum((f(hp) for f in own), yp)) for i, (yp, hp, own) in enumerate(parts) if own]
             )

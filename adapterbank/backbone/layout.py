@@ -38,10 +38,14 @@ class Layout(NamedTuple):
     shapes: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, xs: Sequence[Tensor], segments: Sequence[Sites]) -> tuple[Layout, Tensor]:
-        """The layout of one (R, N, D) tensor per segment, and their tokens packed, (S, D)."""
+    def of(cls, xs: Sequence[Tensor], segments: Sequence[Sites], view: bool = False) -> tuple[Layout, Tensor]:
+        """The layout of one (R, N, D) tensor per segment, and their tokens packed, (S, D).
+
+        Args:
+            view: the packed tokens may be the memory of `xs` itself, where that has the right order.
+        """
         layout = cls._numbered(segments, alike(xs), [(x.shape[0], x.shape[1]) for x in xs])
-        return layout, pack([xs[segment] for segment in layout.first])
+        return layout, pack([xs[segment] for segment in layout.first], view)
 
     @classmethod
     def _numbered(cls, segments: Sequence[Sites], part_of: Sequence[int], shapes: Sequence[tuple[int, int]]) -> Layout:
@@ -68,8 +72,17 @@ class Layout(NamedTuple):
         parts = self.split(packed)
         return [parts[part] for part in self.part_of]
 
-    def with_parts(self, packed: Tensor, own: Iterable[tuple[int, Tensor]]) -> Tensor:
-        """`packed`, (S, X), with other tensors (R, N, X) in the places of some parts."""
+    def with_parts(self, packed: Tensor, own: Iterable[tuple[int, Tensor]], in_place: bool = False) -> Tensor:
+        """`packed`, (S, X), with other tensors (R, N, X) in the places of some parts.
+
+        Args:
+            in_place: write them into `packed`, which the caller has made and nobody else reads.
+        """
+        if in_place:
+            parts = self.split(packed)
+            for i, part in own:
+                parts[i].copy_(part)
+            return packed
         new = dict(own)
         if not new:
             return packed
@@ -127,9 +140,29 @@ class Layout(NamedTuple):
         return [parts[before.part_of[segment]] for segment in self.first]
 
 
-def pack(parts: Sequence[Tensor]) -> Tensor:
-    """(R, N, X) per part -> (S, X)."""
-    return parts[0].flatten(0, 1) if len(parts) == 1 else torch.cat([part.flatten(0, 1) for part in parts])
+def pack(parts: Sequence[Tensor], view: bool = False) -> Tensor:
+    """(R, N, X) per part -> (S, X).
+
+    Args:
+        view: without a copy where the parts lie one behind the other in memory. Autograd must not record it: it would
+            send the gradients of all parts to the first.
+    """
+    if len(parts) == 1:
+        return parts[0].flatten(0, 1)
+    if view and _adjoin(parts):
+        width = parts[0].shape[-1]
+        return parts[0].as_strided((sum(part.numel() for part in parts) // width, width), (width, 1))
+    return torch.cat([part.flatten(0, 1) for part in parts])
+
+
+def _adjoin(parts: Sequence[Tensor]) -> bool:
+    """Whether tensors are contiguous and lie one behind the other in memory, as `Layout.split` leaves them."""
+    storage, place = parts[0].untyped_storage().data_ptr(), parts[0].storage_offset()
+    for part in parts:
+        if part.untyped_storage().data_ptr() != storage or part.storage_offset() != place or not part.is_contiguous():
+            return False
+        place += part.numel()
+    return True
 
 
 def numbered(keys: Iterable[Hashable]) -> list[int]:

@@ -63,8 +63,9 @@ def block(x: Tensor, weights: BlockWeights, geometry: Geometry, sites: Sites = N
         return _linear(t, weights.linear(name), sites.linear.get(name, ()), sites.affine.get(name))
 
     def appended(t: Tensor, prompts: Iterable[Tensor]) -> Tensor:  # (R, N, D), (P, D) each -> (R, N + P, D)
-        rows = [p.to(t.dtype).expand(len(t), -1, -1) for p in prompts]  # (R, P, D): every clip is given the same
-        return torch.cat((t, *rows), dim=1) if rows else t
+        rows = [p.float().expand(len(t), -1, -1) for p in prompts]  # (R, P, D): every clip is given the same
+        # In fp32, because under autocast torch joins no tensors of another half precision than autocast's.
+        return torch.cat((t.float(), *rows), dim=1).to(t.dtype) if rows else t
 
     if sites.rewrite is not None:
         x = sites.rewrite(x)  # (R, N, D)

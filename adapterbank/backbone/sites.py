@@ -16,7 +16,8 @@ from torch import Tensor
 from adapterbank.backbone.weights import FrozenLinear, NormWeights
 from adapterbank.errors import CompositionError
 
-# A transform or a hook reads what it is given and never writes to it; what it returns is only read, too.
+# A transform or a hook reads what it is given and never writes to it. Without gradients what it was given may be
+# overwritten after it returned: copy what you want to keep. What it returns is only read.
 Transform = Callable[[Tensor], Tensor]  # (R, N, D) -> (R, N, D)
 # input (R, N, in), output (R, N, out), the frozen linear -> output (R, N, out)
 LinearHook = Callable[[Tensor, Tensor, FrozenLinear], Tensor]

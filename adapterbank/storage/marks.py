@@ -43,7 +43,8 @@ def mark(task: Task) -> bytes | None:
 
 
 def is_held(owner: object) -> bool:
-    """Whether anything outside of `owner` refers to a module or a tensor inside it, or to the memory of a tensor.
+    """Whether anything outside of `owner` refers to a module or a tensor inside it, to what a module keeps by name (its
+    parameters, a task's metrics), or to the memory of a tensor.
 
     The counters that tell are private to torch and may change in any release. If asking fails, nothing is known, and
     the answer is True: a task that stays in memory costs memory, one that is forgotten too early costs a training.
@@ -77,10 +78,14 @@ def _is_held(owner: object) -> bool:
                 pending.append(child)
             del child
     modules = [key for key, value in found.items() if isinstance(value, nn.Module)]
+    # What a module keeps by name, such as its parameters, and a task its metrics.
+    kept = {
+        id(value) for key in modules for value in vars(found[key]).values() if isinstance(value, dict)
+    } & found.keys()
     tensors = [key for key, value in found.items() if isinstance(value, Tensor)]
-    # By Python: references to a module or a tensor.
+    # By Python: references to a module, a tensor, or what a module keeps.
     counted_anyway = sys.getrefcount(found[0])
-    if any(sys.getrefcount(found[key]) - counted_anyway > inside[key] for key in (*modules, *tensors)):
+    if any(sys.getrefcount(found[key]) - counted_anyway > inside[key] for key in (*modules, *kept, *tensors)):
         return True
     # By torch: a graph that will go backwards through a tensor.
     counted_anyway = found[0]._use_count()

@@ -184,7 +184,7 @@ class Shelf(MutableMapping[str, Task]):
         return name in self._tasks
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tasks)
+        return iter(list(self._tasks))  # another thread may add or remove one meanwhile
 
     def __reversed__(self) -> Iterator[str]:
         return reversed(self._tasks)
@@ -230,6 +230,11 @@ class Shelf(MutableMapping[str, Task]):
         with self._lock:  # a save in another thread replaces the files, then removes the old ones
             task, opened = self._tasks[self.known(name)], self._in_memory(name)
             return (opened.task if opened and opened.mark else task).facts()  # handed out: it may have changed
+
+    def all_facts(self) -> list[Facts]:
+        """`facts` of every task, as they are at one moment. Raises StorageError."""
+        with self._lock:
+            return [self.facts(name) for name in self]
 
     def to(self, backbone: Backbone) -> None:
         """Moves all tasks in memory to a backbone's device, and opens the others for it from now on."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from adapterbank import methods
 from adapterbank.data import catalog
+from adapterbank.errors import ConfigError
 from adapterbank.task.task import TaskSpec
 
 
@@ -35,6 +36,8 @@ def describe(
     Raises:
         LabelsError, UnknownNameError, CompositionError, ConfigError: as `TaskSpec`.
     """
+    if "importance" in options:
+        raise ConfigError("got importance=..., expected layers=scores.top(4), where layer_importance gave the scores.")
     known = catalog.lookup(name)
     if known is not None:
         clip_seconds = known.clip_seconds if clip_seconds is None else clip_seconds
@@ -47,10 +50,15 @@ def describe(
         name=name,
         method=method,
         labels=catalog.labels_of(name, labels, num_classes),
-        options=options,
+        options={key: _listed(value) for key, value in options.items()},
         multilabel=bool(multilabel),
         head=own["head"] if head is None else head,
         pooling=own["pooling"] if pooling is None else pooling,
         clip_seconds=clip_seconds,
         **rest,
     )
+
+
+def _listed(value: Any) -> Any:
+    """Sets and ranges as lists, which a task's file can hold."""
+    return sorted(value) if isinstance(value, (set, frozenset)) else list(value) if isinstance(value, range) else value

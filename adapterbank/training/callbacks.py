@@ -196,8 +196,10 @@ class Callbacks:
     """
 
     def __init__(self, callbacks: Sequence[Callback]):
+        if not isinstance(callbacks, Sequence):
+            raise ConfigError(f"got callbacks={callbacks!r}, expected a list of callbacks.")
         for each in callbacks:
-            if not isinstance(each, Callback):
+            if not isinstance(each, Callback) or isinstance(each, type):
                 raise ConfigError(
                     f"got the callback {each!r}, expected an object with on_start, on_step, on_epoch, on_end and "
                     "on_exception. Inherit from adapterbank.training.callbacks.BaseCallback to have all of them."
@@ -258,7 +260,7 @@ class EarlyStopping(BaseCallback):
     """
 
     def __init__(self, patience: int, metric: str | None = None):
-        if not isinstance(patience, int) or patience < 1:
+        if type(patience) is not int or patience < 1:
             raise ConfigError(f"got patience={patience!r}, expected a positive integer of epochs.")
         self.patience, self.metric = patience, metric
         # By task: in `fit_many` one object may watch several trainings.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,10 +67,10 @@ class OptimizerStep:
         targets = self.setting.task.targets(batch.labels).to(self.setting.device)
         state.begin_step(batch, logits, targets)
         self.callbacks.on_step(state)
-        if state.loss.ndim or not state.loss.requires_grad:
+        if not _starts_gradients(state.loss):
             raise ConfigError(
-                f"got a loss of shape {tuple(state.loss.shape)} {'with' if state.loss.requires_grad else 'without'} "
-                "gradients from a callback, expected a scalar made of the step's logits, such as their mean loss."
+                f"got the loss {state.loss!r}, from which no gradient can start; expected a real scalar made of the "
+                "step's logits, such as their mean loss. A callback has replaced it, or the task has nothing to train."
             )
         value = state.loss.item()
         if not math.isfinite(value):
@@ -131,3 +132,8 @@ def lr_factor(options: Options, total: int, epoch_steps: int, step: int) -> floa
         epoch = step // epoch_steps
         return options.gamma ** sum(epoch >= milestone for milestone in options.milestones)
     return 1.0
+
+
+def _starts_gradients(loss: Any) -> bool:
+    """Whether a backward pass can start from it; a callback may have put anything in its place."""
+    return isinstance(loss, Tensor) and not loss.ndim and loss.is_floating_point() and loss.requires_grad

@@ -33,6 +33,8 @@ class Kernels(NamedTuple):
     Attributes:
         packing: the rows of all tasks run together through each block (`block.py`), and tasks on the same clips share
             what lies below their first sites. Off, every task runs by itself through the formula in `plain.py`.
+        in_place: what a task changes of its rows is written into the packed tensor, and packed tokens go from block to
+            block without a copy. Off, and with gradients, which may need the old values, new tensors are made.
         onednn: dtypes whose frozen linears oneDNN multiplies. For others it is torch's own `F.linear`.
         gelu: oneDNN computes the GELU of the MLP while it multiplies. Off, GELU is an operation of its own.
         attention: dtypes whose attention is two products around a softmax. For others it is torch's
@@ -46,6 +48,7 @@ class Kernels(NamedTuple):
     grad: bool
     autocast: torch.dtype | None
     packing: bool = False
+    in_place: bool = False
     onednn: tuple[torch.dtype, ...] = ()
     gelu: bool = False
     attention: tuple[torch.dtype, ...] = ()
@@ -88,7 +91,7 @@ def plain_kernels(*switches: str) -> Iterator[None]:
     """Within it these switches are off, or all of them if none is named; `Kernels` says what each of them does.
 
     It has no effect under `torch.compile`, and so none on tasks from `compile_task(torch_compile=True)`: a compiler
-    chooses operations by itself.
+    chooses operations by itself. A generator that is suspended inside it leaves the switches off for whoever called it.
 
     Raises:
         UnknownNameError: there is no such switch.
@@ -114,7 +117,7 @@ def forced(**decisions: Any) -> Iterator[None]:
 def _fastest(device: str, grad: bool, autocast: torch.dtype | None) -> Kernels:
     """What was measured to be fastest on this kind of device; see docs/performance.md."""
     if device != "cpu":
-        return Kernels(grad, autocast, packing=True, recompute=grad, last_block=True)
+        return Kernels(grad, autocast, packing=True, in_place=not grad, recompute=grad, last_block=True)
     # Under autocast only its own dtype: who asks for fp16 must not get products in bf16.
     products = tuple(dtype for dtype in _onednn_dtypes() if autocast in (None, dtype))
     # torch's kernel multiplies small blocks: without a matrix unit it reaches a fifth of the speed of plain products,
@@ -124,6 +127,7 @@ def _fastest(device: str, grad: bool, autocast: torch.dtype | None) -> Kernels:
         grad,
         autocast,
         packing=True,
+        in_place=not grad,
         onednn=products,
         gelu=not grad,  # it has no derivative
         attention=half,

@@ -30,7 +30,8 @@ def chosen(layers: Layers, count: int) -> tuple[int, ...]:
             "most to a task, pass layers=layer_importance(bank, task, data).top(4)."
         )
     if not isinstance(layers, Iterable) or not all(type(entry) is int and -count <= entry < count for entry in layers):
-        raise ConfigError(f"got layers={layers!r}, expected 'all' or numbers from 0 to {count - 1}.")
+        hint = " Pass layers=scores.top(4)." if hasattr(layers, "top") else ""
+        raise ConfigError(f"got layers={layers!r}, expected 'all' or numbers from 0 to {count - 1}.{hint}")
     numbers = sorted(entry % count for entry in layers)
     if not numbers or len(set(numbers)) != len(numbers):
         raise ConfigError(f"got layers={layers!r}, expected at least one block, and each once.")
