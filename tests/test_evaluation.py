@@ -197,3 +197,29 @@ def test_a_single_task_has_nothing_to_forget():
     assert average_accuracy([[0.5]]) == 0.5
     assert backward_transfer([[0.5]]) is None
     assert forgetting([[0.5]]) is None
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        Metric("", single_label=lambda logits, targets: 0.0),
+        Metric("a/b", single_label=lambda logits, targets: 0.0),
+        Metric("none"),
+        Metric("number", single_label=3),
+        lambda logits, targets: 0.0,
+    ],
+    ids=["no name", "a slash", "no function", "a number", "no metric"],
+)
+def test_what_cannot_be_a_metric_is_not_registered(metric):
+    before = dict(METRICS)
+    with pytest.raises(ConfigError):
+        register_metric(metric)
+    assert before == METRICS
+
+
+@pytest.mark.parametrize("measure", [lambda logits, targets: logits, lambda logits, targets: 1 / 0, lambda *_: None])
+def test_a_metric_that_fails_is_named(measure, small_backbone, monkeypatch):
+    monkeypatch.setitem(METRICS, "mine", Metric("mine", single_label=measure))  # the table itself: it has no way out
+    task = Task(TaskSpec("t", "head", ("x", "y")), small_backbone)
+    with pytest.raises(ConfigError, match="the metric 'mine' failed on logits"):
+        score(task, torch.randn(4, 2), torch.tensor([0, 1, 0, 1]))

@@ -149,3 +149,27 @@ def test_gradients_of_parts_that_were_shared_are_added(shared, layout):
     forked, (packed,) = own.fork(fills, packed)
     sum(out.sum() for out in forked.outputs(packed)).backward()
     assert torch.equal(x.grad, torch.full_like(x, 3.0))
+
+
+def test_parts_that_adjoin_are_packed_without_a_copy_only_if_that_is_asked_for():
+    whole = torch.randn(12, 4)
+    a, b = (part.unflatten(0, (-1, 2)) for part in whole.split([8, 4]))
+    assert torch.equal(pack([a, b]), whole)
+    assert pack([a, b]).data_ptr() != whole.data_ptr()
+    assert pack([a, b], view=True).data_ptr() == whole.data_ptr()
+    assert torch.equal(pack([a, b], view=True), whole)
+    for parts in ([b, a], [a, a], [a, b.clone()], [a[:2], b], [a, b.transpose(0, 1)], [a[:, :1], a[:, 1:]]):
+        expected = torch.cat([part.reshape(-1, 4) for part in parts])
+        assert torch.equal(pack(parts, view=True), expected)
+        assert pack(parts, view=True).data_ptr() != whole.data_ptr()
+
+
+def test_parts_are_written_into_the_packed_tensor_only_if_that_is_asked_for():
+    xs = [torch.randn(2, 3, 4), torch.randn(1, 5, 4)]
+    layout, packed = Layout.of(xs, [NOTHING, NOTHING])
+    before, new = packed.clone(), torch.randn(1, 5, 4)
+    apart = layout.with_parts(packed, [(1, new)])
+    assert torch.equal(packed, before)
+    written = layout.with_parts(packed, [(1, new)], in_place=True)
+    assert written is packed
+    assert torch.equal(written, apart)

@@ -19,6 +19,7 @@ from adapterbank.backbone.checkpoints.opening import load_backbone
 from adapterbank.backbone.encode import encode
 from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.backbone.kernels import HALF, SWITCHES, forced, plain_kernels
+from adapterbank.bank import AdapterBank
 from adapterbank.task.task import Task, TaskSpec
 
 SMALL = {"reduction": 8}
@@ -258,3 +259,13 @@ def test_with_every_switch_off_tasks_run_through_the_formula_itself(small_bank, 
         with torch.no_grad():
             expected = plain.encode(mel, segment.weights, small_backbone.geometry, segment.sites)
         assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("autocast", HALF)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_the_formula_joins_prefixes_under_autocast_of_any_half_precision(dtype, autocast, small_backbone, clips):
+    bank = AdapterBank(small_backbone.to(dtype=dtype))
+    bank.add_task("p", "prefix", num_classes=2)
+    expected = bank(clips, "p")
+    with torch.autocast("cpu", dtype=autocast), plain_kernels():
+        torch.testing.assert_close(bank(clips, "p"), expected, rtol=0, atol=5e-2)

@@ -89,6 +89,8 @@ def test_what_is_not_in_the_logits_is_kept_too(assign, saved, load, clips):
         lambda task: list(task.parameters()),
         lambda task: task.head.linear.bias.data,
         lambda task: task.state_dict(),
+        lambda task: task.metrics,
+        lambda task: task.head._modules,
         lambda task: task.head.linear.bias.detach().numpy(),
         lambda task: task.head(torch.ones(1, 48)),  # a graph that reaches its parameters
     ],

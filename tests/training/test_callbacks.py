@@ -238,14 +238,25 @@ def test_replay_draws_dropout_from_the_seed_alone(small_backbone, labelled_clips
     assert_same(*states)
 
 
-@pytest.mark.parametrize("loss", [lambda state: state.logits.sum(1), lambda state: state.loss.detach()])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda state: state.logits.sum(1),
+        lambda state: state.loss.detach(),
+        lambda state: 1.0,
+        lambda state: None,
+        lambda state: state.loss.to(torch.complex64),
+    ],
+    ids=["a vector", "detached", "a float", "nothing", "complex"],
+)
 def test_a_loss_that_no_gradient_can_start_from_is_refused(loss, bank, labelled_clips):
     class Wrong(BaseCallback):
         def on_step(self, state):
             state.loss = loss(state)
 
     before = state_of(bank)
-    with pytest.raises(ConfigError, match="got a loss of shape .* from a callback, expected a scalar"):
+    refused = "got the loss .* no gradient can start; expected a real scalar.* A callback has replaced it"
+    with pytest.raises(ConfigError, match=refused):
         fit(bank, "families", labelled_clips, callbacks=[Wrong()], **PLAIN)
     assert_same(before, state_of(bank))
 

@@ -72,6 +72,8 @@ def test_the_grad_mode_decides_what_is_recomputed_and_what_runs_in_chunks():
     assert not answering.grad
     assert not answering.recompute
     assert answering.chunk_tokens == CHUNK_TOKENS * torch.get_num_threads()
+    assert not learning.in_place  # the backward pass may need the old values
+    assert answering.in_place
     assert not learning.gelu  # oneDNN's has no derivative
     assert answering.gelu
     assert learning.last_block
@@ -82,7 +84,7 @@ def test_the_grad_mode_decides_what_is_recomputed_and_what_runs_in_chunks():
 def test_on_a_gpu_torchs_own_operations_are_used_and_nothing_is_cut(training):
     with torch.set_grad_enabled(training):
         assert choose(torch.device("cuda")) == Kernels(
-            training, None, packing=True, recompute=training, last_block=True
+            training, None, packing=True, in_place=not training, recompute=training, last_block=True
         )
 
 
