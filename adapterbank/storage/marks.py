@@ -73,7 +73,8 @@ def _is_held(owner: object) -> bool:
     while pending:
         for child in gc.get_referents(pending.pop()):
             inside[id(child)] += 1
-            if id(child) not in found and gc.is_tracked(child) and not isinstance(child, _NOT_ITS_OWN):
+            looked_at = gc.is_tracked(child) or isinstance(child, dict)  # a dict of numbers is not tracked
+            if id(child) not in found and looked_at and not isinstance(child, _NOT_ITS_OWN):
                 found[id(child)] = child
                 pending.append(child)
             del child

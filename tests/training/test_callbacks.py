@@ -255,7 +255,7 @@ def test_a_loss_that_no_gradient_can_start_from_is_refused(loss, bank, labelled_
             state.loss = loss(state)
 
     before = state_of(bank)
-    refused = "got the loss .* no gradient can start; expected a real scalar.* A callback has replaced it"
+    refused = "(?s)got the loss .* no gradient can start; expected a real scalar.* A callback has replaced it"
     with pytest.raises(ConfigError, match=refused):
         fit(bank, "families", labelled_clips, callbacks=[Wrong()], **PLAIN)
     assert_same(before, state_of(bank))
