@@ -204,9 +204,10 @@ class PackedBlock(NamedTuple):
                     yp.add_(adapter(hp))
             return y
         of_frozen_norm = not any(name in sites.affine for sites in layout.sites_of_parts)
+        dtype = h.dtype  # `make` lives until the backward pass: if it held h, nothing would be saved
 
         def make(rows: Tensor) -> Tensor:
-            return self._normed(name, rows, None).to(h.dtype)
+            return self._normed(name, rows, None).to(dtype)
 
         with recomputed(h, x, make) if self.kernels.recompute and of_frozen_norm else nullcontext():
             return layout.with_parts(

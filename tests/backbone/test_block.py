@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from adapterbank.backbone import plain
@@ -315,3 +316,20 @@ def test_a_block_of_one_task_is_one_graph_for_torch_compile(kind, read, all_site
         compiled = torch.compile(run, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(x), run(x), rtol=0, atol=1e-6)
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("site", ["beside_attention", "beside_mlp"])
+def test_rows_that_the_backward_pass_computes_again_are_let_go_of(site, recompute, weights, small_geometry):
+    adapter = nn.Sequential(nn.Linear(48, 12), nn.GELU(), nn.Linear(12, 48))
+    read: list[StorageWeakRef] = []
+
+    def watched(h: Tensor) -> Tensor:
+        read.append(StorageWeakRef(h.untyped_storage()))
+        return adapter(h)
+
+    x = torch.randn(2, 5, 48, requires_grad=True)
+    kernels = choose(x.device)._replace(recompute=recompute)
+    (out,) = block([x], weights, [Sites(**{site: (watched,)})], small_geometry, kernels=kernels)
+    assert read[0].expired() is recompute
+    out.sum().backward()
