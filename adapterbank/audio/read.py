@@ -21,7 +21,10 @@ from torch import Tensor
 from torchaudio.functional import resample
 
 from adapterbank.audio.mel import SAMPLE_RATE, check_sample_rate
+from adapterbank.audio.suffixes import CONVERT_HINT, READABLE_SUFFIXES, UNREADABLE_SUFFIXES
 from adapterbank.errors import AudioFileError
+
+__all__ = ["CONVERT_HINT", "READABLE_SUFFIXES", "UNREADABLE_SUFFIXES", "read_audio"]
 
 # A program that writes to a pipe cannot go back and fill in the length. It leaves 0 there, all ones, or (sox, arecord)
 # a number just below or at 2 GiB; from this number on a length says nothing.
@@ -74,7 +77,7 @@ def _decode(file: Path) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.float32
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: ".raw", which has no header to read
         raise AudioFileError(
             f"{file} cannot be decoded ({error}); expected WAV, FLAC, Ogg, MP3 or another format that libsndfile "
-            f"reads. {_AGAIN}"
+            f"reads. {CONVERT_HINT if file.suffix.lower() in UNREADABLE_SUFFIXES else _AGAIN}"
         ) from error
     if len(samples) < promised:
         raise AudioFileError(
