@@ -1,58 +1,23 @@
-"""Evaluation of a task, and the one table of metrics.
+"""The one table of metrics, and the functions in it.
 
-A metric is an entry of `METRICS`: its name, which tasks it is for, and the function that computes it. Adding macro-F1
-is one call of `register_metric`; evaluation, training, trackers and plots then know it. The best epoch of a training is
-still chosen by the task's primary metric: its accuracy, or the mAP of a multi-label task.
+A metric is an entry of `METRICS`: its name, which tasks it is for, and the function that computes it. Adding one is one
+call of `register_metric`; evaluation, training, trackers and plots then know it. The best epoch of a training is still
+chosen by the task's primary metric: its accuracy, or the mAP of a multi-label task.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adapterbank.backbone.backbone import Backbone
-from adapterbank.errors import ConfigError, DatasetError
-from adapterbank.routing.run import mels_of, run_rows
+from adapterbank.errors import ConfigError
 from adapterbank.task.task import Task
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics with what they were computed from: logits (B, C) in the data's order and targets (B,) or (B, C)."""
-
-    metrics: dict[str, float]
-    logits: Tensor
-    targets: Tensor
-
-
-def evaluate_task(backbone: Backbone, task: Task, data: Any, *, batch_size: int = 32) -> Evaluation:
-    """Runs a task in eval mode over data that yields (waveform at 16 kHz, label).
-
-    Raises:
-        DatasetError: there is no clip. LabelsError: a label that the task does not have.
-    """
-    was_training = task.training
-    task.eval()
-    logits, targets = [], []
-    try:
-        with torch.no_grad():
-            for waveforms, labels in batches(data, batch_size):
-                mels = mels_of(backbone, waveforms)
-                logits.append(torch.stack(run_rows(backbone, [task] * len(mels), mels)).float().cpu())
-                targets.append(task.targets(labels))
-    finally:
-        task.train(was_training)
-    if not logits:
-        raise DatasetError(f"got no clips to evaluate {task.name!r} on, expected (waveform, label) pairs.")
-    together, truth = torch.cat(logits), torch.cat(targets)
-    return Evaluation(score(task, together, truth), together, truth)
-
 
 # A function of logits (B, C) and targets, (B,) class indices or (B, C) of 0 and 1, that gives one number.
 Measure: TypeAlias = "Callable[[Tensor, Tensor], Tensor | float]"
@@ -183,33 +148,3 @@ def _number(name: str, measure: Measure, logits: Tensor, targets: Tensor) -> flo
 def loss_function(task: Task, logits: Tensor, targets: Tensor) -> Tensor:
     """What training minimises, in fp32: cross-entropy, or binary cross-entropy for multi-label tasks."""
     return (binary_cross_entropy if task.spec.multilabel else cross_entropy)(logits, targets)
-
-
-def batches(data: Any, size: int) -> Iterator[tuple[list[Tensor], list[Any]]]:
-    """Lists of waveforms and of labels, `size` at a time, in the data's order."""
-    if not isinstance(size, int) or size < 1:
-        raise ConfigError(f"got batch_size={size!r}, expected a positive integer.")
-    waveforms: list[Tensor] = []
-    labels: list[Any] = []
-    for waveform, label in items(data):
-        waveforms.append(waveform)
-        labels.append(label)
-        if len(waveforms) == size:
-            yield waveforms, labels
-            waveforms, labels = [], []
-    if waveforms:
-        yield waveforms, labels
-
-
-def items(data: Any) -> Iterator[tuple[Tensor, Any]]:
-    """The pairs of a map-style dataset, a list or any iterable."""
-    return (data[index] for index in range(len(data))) if _is_map_style(data) else iter(data)
-
-
-def map_style(data: Any) -> Any:
-    """Data that gives pairs by index: itself, or its pairs as a list, read once."""
-    return data if _is_map_style(data) else list(data)
-
-
-def _is_map_style(data: Any) -> bool:
-    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
