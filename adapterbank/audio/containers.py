@@ -145,12 +145,12 @@ class _Opened(NamedTuple):
     """What a check reads: the file (for messages), its bytes, and how many there are."""
 
     file: Path
-    bytes: BinaryIO
+    handle: BinaryIO
     total: int
 
     def at(self, position: int, count: int) -> bytes:
-        self.bytes.seek(position)
-        return self.bytes.read(count)
+        self.handle.seek(position)
+        return self.handle.read(count)
 
     def number(self, form: str, position: int) -> int:
         """A number of the header, written as `struct` names it. Raises AudioFileError: the file ends before it."""
@@ -206,7 +206,7 @@ class _Chunks(NamedTuple):
         """Where the chunk behind one begins."""
         return start + size + (-size % self.align)
 
-    def __call__(self, opened: _Opened) -> Mapping[int, bytes]:
+    def check(self, opened: _Opened) -> Mapping[int, bytes]:
         """Walks to the sound. Raises AudioFileError: it is cut, or not there."""
         position, long_size = self.first, None
         while (chunk := self.at(opened, position)) is not None:
@@ -352,12 +352,12 @@ def _ogg(opened: _Opened) -> Mapping[int, bytes]:
 
 # What a file starts with, and who knows its length.
 _CHECKS: Mapping[bytes, Check] = {
-    rb"(RIFF|RF64|BW64)....WAVE": _Chunks(b"data"),
-    rb"RIFX....WAVE": _Chunks(b"data", size=">I"),
-    rb"FORM....AIF[FC]": _Chunks(b"SSND", size=">I"),
-    rb"FORM....(8SVX|16SV)": _Chunks(b"BODY", size=">I"),
-    rb"caff": _Chunks(b"data", first=8, size=">q", align=1),
-    rb"riff\x2e\x91\xcf\x11": _Chunks(b"data", first=40, name=16, size="<q", align=8, whole=True),
+    rb"(RIFF|RF64|BW64)....WAVE": _Chunks(b"data").check,
+    rb"RIFX....WAVE": _Chunks(b"data", size=">I").check,
+    rb"FORM....AIF[FC]": _Chunks(b"SSND", size=">I").check,
+    rb"FORM....(8SVX|16SV)": _Chunks(b"BODY", size=">I").check,
+    rb"caff": _Chunks(b"data", first=8, size=">q", align=1).check,
+    rb"riff\x2e\x91\xcf\x11": _Chunks(b"data", first=40, name=16, size="<q", align=8, whole=True).check,
     rb"\.snd|dns\.": _au,
     rb"2BIT": _avr,
     rb"\x01\x04.{17}[\0-\x64]\0[\0\x01]": _mpc2000,
