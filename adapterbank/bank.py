@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NoReturn, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from adapterbank import exchange
+from adapterbank.audio.clips import read_clips
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.backbone.backbone import Backbone, default_device
 from adapterbank.backbone.checkpoints import at_its_stride, load_backbone
@@ -21,7 +22,7 @@ from adapterbank.errors import UnknownNameError
 from adapterbank.evaluation import evaluate_task
 from adapterbank.guesses import no_such_attribute
 from adapterbank.routing.module import TaskModule
-from adapterbank.routing.run import ask, embed_mels, mels_of, run_rows
+from adapterbank.routing.run import ask, embed, filled, logits_of
 from adapterbank.serving.compiled import CompiledTask
 from adapterbank.storage import manifest
 from adapterbank.storage.shelf import Shelf
@@ -292,75 +293,122 @@ class AdapterBank:
     # -- inference -----------------------------------------------------------------------------------------------
 
     @overload
-    def __call__(self, x: Tensor | Sequence[Tensor], task: str, *, sample_rate: int = ...) -> Tensor: ...  # type: ignore[overload-overlap]
+    def __call__(self, x: Any, task: str, *, sample_rate: int | Sequence[int] = ..., on_error: str = ...) -> Tensor: ...
     @overload
     def __call__(
-        self, x: Tensor | Sequence[Tensor], task: Sequence[str], *, sample_rate: int = ...
+        self, x: Any, task: Sequence[str], *, sample_rate: int | Sequence[int] = ..., on_error: str = ...
     ) -> list[Tensor]: ...
 
     @torch.no_grad()
     def __call__(
-        self, x: Tensor | Sequence[Tensor], task: str | Sequence[str], *, sample_rate: int = SAMPLE_RATE
+        self,
+        x: Any,
+        task: str | Sequence[str],
+        *,
+        sample_rate: int | Sequence[int] = SAMPLE_RATE,
+        on_error: str = "raise",
     ) -> Tensor | list[Tensor]:
-        """Logits, each row through its own task.
+        """Logits, each clip through its own task.
 
         Args:
-            x: waveforms (B, T), or a list of B one-dimensional ones of any lengths, in [-1, 1].
-            task: one name for all rows, or one per row in any order and mix.
-            sample_rate: in Hz; anything but 16000 is resampled.
+            x: one clip or several: files, waveforms (T,) or (B, T) in [-1, 1], (waveform, sample_rate), dicts of
+                Hugging Face, a list of these, or a data set; all that `adapterbank.audio.clips` lists. Of a clip of
+                more than a minute the logits are the mean over windows of at most a minute; `scan` tells them apart.
+            task: one name for all clips, or one per clip in any order and mix.
+            sample_rate: in Hz, of arrays and tensors that come without one; one for all, or one per clip.
+            on_error: "raise", or "skip": the logits of a clip that cannot be used are NaN, the other clips are
+                answered, and one `SkippedClipsWarning` counts and names what was left out.
 
         Returns:
-            (B, C) for one name; a list of B vectors (C of that row's task,) for a list of names.
+            (B, C) for one name; a list of B vectors (C of that row's task,) for a list of names. One clip is B = 1.
 
         Raises:
-            WaveformError, UnknownNameError, ConfigError (a list of another length).
+            WaveformError, AudioFileError: a clip that cannot be used. UnknownNameError. ConfigError: a list of another
+            length, or a sample rate that is none.
         """
-        mels = mels_of(self._backbone, x, sample_rate)
-        logits = run_rows(self._backbone, self._tasks.by_row(task, len(mels)), mels)
+        clips = read_clips(x, sample_rate, on_error)
+        tasks = self._tasks.by_row(task, len(clips))
+        sizes = [len(owner.labels) for owner in tasks]
+        logits = filled(logits_of(self._backbone, tasks, clips), sizes, self._backbone.device)
         return torch.stack(logits) if isinstance(task, str) else logits
 
     @torch.no_grad()
     def ask(
-        self, x: Tensor | Sequence[Tensor], tasks: Sequence[str], *, sample_rate: int = SAMPLE_RATE
+        self,
+        x: Any,
+        tasks: Sequence[str],
+        *,
+        sample_rate: int | Sequence[int] = SAMPLE_RATE,
+        on_error: str = "raise",
     ) -> dict[str, Tensor]:
         """Logits of several tasks on the same clips, {task: (B, C)}; what they have in common is computed once.
 
         Shared are the spectrogram and all blocks below the first one that a task changes. Tasks that adapt the last
         four of twelve blocks share eight, if they pad and normalise alike. Above, it is a batch of B x len(tasks) rows,
-        on the CPU a few clips at a time.
+        on the CPU a few clips at a time. `x`, `sample_rate` and `on_error` as in calling the bank.
 
         Raises:
-            ConfigError: no name, or one twice. WaveformError, UnknownNameError.
+            ConfigError: no name, or one twice. Others as calling the bank.
         """
         names = [tasks] if isinstance(tasks, str) else tasks
-        return ask(self._backbone, [self._tasks.use(name) for name in names], x, sample_rate)
+        owners = [self._tasks.use(name) for name in names]
+        return ask(self._backbone, owners, read_clips(x, sample_rate, on_error))
 
     @torch.no_grad()
     def embed(
-        self, x: Tensor | Sequence[Tensor], *, sample_rate: int = SAMPLE_RATE, pooling: str = "cls_dist"
+        self,
+        x: Any,
+        *,
+        sample_rate: int | Sequence[int] = SAMPLE_RATE,
+        pooling: str = "cls_dist",
+        on_error: str = "raise",
     ) -> Tensor:
-        """Features of the frozen AST, with no task, after the final norm. (B, T) -> (B, D).
+        """Features of the frozen AST, with no task, after the final norm: (B, D).
 
         Args:
+            x, sample_rate, on_error: as in calling the bank.
             pooling: "cls_dist", (cls + dist) / 2; or "mean" over all tokens, for backbones whose two were not trained.
 
         Raises:
-            UnknownNameError: another pooling. WaveformError.
+            UnknownNameError: another pooling. Others as calling the bank.
         """
         if pooling not in POOLINGS:
             raise UnknownNameError("pooling", pooling, POOLINGS)
         backbone = self._backbone
         untouched = Segment((NOTHING,) * backbone.geometry.layers, backbone.weights)
-        return embed_mels(backbone, untouched, mels_of(backbone, x, sample_rate), pooling)
+        return embed(backbone, untouched, read_clips(x, sample_rate, on_error), pooling)
+
+    @overload
+    def predict(
+        self,
+        x: Any,
+        task: str | Sequence[str],
+        *,
+        sample_rate: int | Sequence[int] = ...,
+        on_error: Literal["raise"] = ...,
+    ) -> list[Prediction]: ...
+    @overload
+    def predict(
+        self, x: Any, task: str | Sequence[str], *, sample_rate: int | Sequence[int] = ..., on_error: str
+    ) -> list[Prediction | None]: ...
 
     @torch.no_grad()
     def predict(
-        self, x: Tensor | Sequence[Tensor], task: str | Sequence[str], *, sample_rate: int = SAMPLE_RATE
-    ) -> list[Prediction]:
-        """Class names and probabilities, one `Prediction` per clip. Arguments and errors as in calling the bank."""
-        mels = mels_of(self._backbone, x, sample_rate)
-        tasks = self._tasks.by_row(task, len(mels))
-        return [owner.prediction(row) for owner, row in zip(tasks, run_rows(self._backbone, tasks, mels), strict=True)]
+        self,
+        x: Any,
+        task: str | Sequence[str],
+        *,
+        sample_rate: int | Sequence[int] = SAMPLE_RATE,
+        on_error: str = "raise",
+    ) -> list[Prediction] | list[Prediction | None]:
+        """Class names and probabilities, one `Prediction` per clip; None for a clip that on_error="skip" left out.
+
+        Arguments and errors as in calling the bank.
+        """
+        clips = read_clips(x, sample_rate, on_error)
+        tasks = self._tasks.by_row(task, len(clips))
+        rows = zip(tasks, logits_of(self._backbone, tasks, clips), strict=True)
+        return [None if logits is None else owner.prediction(logits) for owner, logits in rows]
 
     def evaluate(self, task: str, data: Any, *, batch_size: int = 32) -> dict[str, float]:
         """Metrics of a task on data that yields (waveform at 16 kHz, label); kept for `summary()`.

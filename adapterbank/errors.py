@@ -102,3 +102,7 @@ class InterferenceError(AdapterBankError, RuntimeError):
 
 class NoSuchAttributeError(AdapterBankError, AttributeError):
     """What an object does not have, and what to use in its place. `hasattr` and `getattr` take it as Python's own."""
+
+
+class SkippedClipsWarning(UserWarning):
+    """Clips were left out because `on_error="skip"` asked for it; the message counts and names them."""

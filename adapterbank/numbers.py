@@ -25,6 +25,19 @@ def is_real(value: Any) -> TypeGuard[int | float]:
         return False
 
 
+def plain(value: Any) -> Any:
+    """A number of NumPy or a tensor that holds one number as Python's own `int`, `float` or `bool`; all else as it is.
+
+    What comes out of a table, a grid or a computation is often such a number, and means what Python's own means.
+    """
+    if isinstance(value, (bool, int, float, str)) or value is None:
+        return value
+    try:
+        return value.item() if value.ndim == 0 else value
+    except AttributeError:
+        return value
+
+
 def whole(
     name: str,
     value: object,

@@ -229,7 +229,8 @@ def test_a_task_list_of_another_length_is_refused(names, small_bank, clips):
 
 
 @pytest.mark.parametrize(
-    "bad", [[], torch.zeros(16_000), [torch.full((900,), math.nan)], torch.ones(1, 9).int(), "a.wav"]
+    "bad",
+    [[], torch.zeros(2, 96), [torch.full((900,), math.nan)], torch.ones(1, 900).int(), torch.full((900,), 1e20)],
 )
 def test_bad_waveforms_are_refused_at_every_door(bad, small_bank):
     doors = [

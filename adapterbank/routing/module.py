@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ class TaskModule(nn.Module):
     Args:
         bank: whose backbone of the moment it runs on; none of its tensors becomes a parameter or a buffer here.
 
-    Shapes: waveforms (B, T) or B one-dimensional tensors of any lengths -> logits (B, C), with gradients.
+    Shapes: clips of any form, such as waveforms (B, T) or B one-dimensional tensors -> logits (B, C), with gradients.
     """
 
     def __init__(self, task: Task, bank: HasBackbone):
@@ -29,7 +30,7 @@ class TaskModule(nn.Module):
         self.task = task
         self._bank = bank
 
-    def forward(self, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> Tensor:
+    def forward(self, x: Any, sample_rate: int | Sequence[int] = SAMPLE_RATE) -> Tensor:
         backbone = self._bank.backbone
         mels = mels_of(backbone, x, sample_rate)
         return torch.stack(run_rows(backbone, [self.task] * len(mels), mels))

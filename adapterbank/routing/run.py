@@ -5,31 +5,99 @@ Symbols: B rows of the call, T samples, F frames, M mel bins, D width, C classes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adapterbank.audio.mel import SAMPLE_RATE, as_waveforms, log_mel, normalise, pad_frames
+from adapterbank.audio.clips import Clips, about, check_length, is_long, read_clips, windows
+from adapterbank.audio.mel import SAMPLE_RATE, log_mel, normalise, pad_frames
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.encode import Segment, encode
 from adapterbank.backbone.kernels import Kernels, choose
 from adapterbank.backbone.weights import Geometry
-from adapterbank.errors import ConfigError
+from adapterbank.errors import ConfigError, WaveformError
 from adapterbank.routing.plan import Group, by_row, chunks, in_order, plan, stacked
 from adapterbank.task.head import pool, tokens_read
 from adapterbank.task.task import Task
 
 
-def mels_of(backbone: Backbone, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> list[Tensor]:
-    """Waveforms (B, T), or B of any lengths -> raw log-mels, (F, M) each, on the backbone's device.
+def mels_of(backbone: Backbone, x: Any, sample_rate: int | Sequence[int] = SAMPLE_RATE) -> list[Tensor]:
+    """Clips of any form -> raw log-mels of them as a whole, (F, M) each, on the backbone's device.
 
     Raises:
-        WaveformError: not a batch of finite, non-empty waveforms.
+        WaveformError: what is no clip, or one of more than `LONGEST_SECONDS`. Others as `as_waveforms`.
     """
-    waveforms = [w.to(backbone.device) for w in as_waveforms(x)]
-    return log_mel(waveforms, backbone.geometry.mel_bins, sample_rate)
+    clips = read_clips(x, sample_rate)
+    for place, (wave, rate) in enumerate(zip(_there(clips), clips.rates, strict=True)):
+        try:
+            check_length(wave, rate)
+        except WaveformError as error:
+            raise about(error, f"clip {place}") from error
+    return _mels(_there(clips), clips.rates, backbone.device, backbone.geometry.mel_bins)
+
+
+def _there(clips: Clips) -> list[Tensor]:
+    return [wave for wave in clips.waveforms if wave is not None]
+
+
+def _mels(waveforms: Sequence[Tensor], rates: Sequence[int], device: torch.device, mel_bins: int) -> list[Tensor]:
+    return log_mel([wave.to(device) for wave in waveforms], mel_bins, rates)
+
+
+def answers(
+    clips: Clips,
+    run: Callable[[Sequence[int], list[Tensor]], Sequence[Tensor]],
+    device: torch.device,
+    mel_bins: int,
+) -> list[Tensor | None]:
+    """What is said of each clip of a call: of one that is longer than `LONGEST_SECONDS`, the mean over its windows.
+
+    The windows of a clip run one after another, so that a recording of any length needs the memory of one minute.
+
+    Args:
+        run: given the places of some clips in the call, and a raw log-mel (F, M) for each: one vector per log-mel.
+
+    Returns:
+        One vector per clip; None for a clip that was left out.
+    """
+    found: list[Tensor | None] = [None] * len(clips)
+    whole: list[int] = []
+    for place, (wave, rate) in enumerate(zip(clips.waveforms, clips.rates, strict=True)):
+        if wave is None:
+            continue
+        if not is_long(wave, rate):
+            whole.append(place)
+            continue
+        pieces = windows(wave, rate)
+        parts = [run([place], _mels([piece], [rate], device, mel_bins))[0] for piece in pieces]
+        found[place] = torch.stack(parts).mean(dim=0)
+    if whole:
+        waves = [wave for place in whole if (wave := clips.waveforms[place]) is not None]
+        mels = _mels(waves, [clips.rates[place] for place in whole], device, mel_bins)
+        for place, answer in zip(whole, run(whole, mels), strict=True):
+            found[place] = answer
+    return found
+
+
+def filled(found: Sequence[Tensor | None], sizes: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Answers with NaN in the places of clips that were left out, (C,) each; `sizes` are the C of all rows."""
+    return [
+        torch.full((size,), math.nan, device=device) if answer is None else answer
+        for answer, size in zip(found, sizes, strict=True)
+    ]
+
+
+def logits_of(backbone: Backbone, tasks: Sequence[Task], clips: Clips) -> list[Tensor | None]:
+    """Each clip of a call through its own task: (C,) per clip, None for one that was left out."""
+
+    def run(places: Sequence[int], mels: list[Tensor]) -> list[Tensor]:
+        return run_rows(backbone, [tasks[place] for place in places], mels)
+
+    return answers(clips, run, backbone.device, backbone.geometry.mel_bins)
 
 
 def run_rows(
@@ -99,13 +167,11 @@ def _heard(group: Group) -> tuple[int, tuple[float, float]]:
     return group.length, group.task.mean_std
 
 
-def ask(
-    backbone: Backbone, tasks: Sequence[Task], x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE
-) -> dict[str, Tensor]:
-    """All tasks on the same clips, in one batch: {name: logits (B, C)}.
+def ask(backbone: Backbone, tasks: Sequence[Task], clips: Clips) -> dict[str, Tensor]:
+    """All tasks on the same clips, in one batch: {name: logits (B, C)}, NaN for clips that were left out.
 
     Raises:
-        ConfigError: no task, or one twice. WaveformError.
+        ConfigError: no task, or one twice.
     """
     names = [task.name for task in tasks]
     if not names:
@@ -115,9 +181,26 @@ def ask(
         raise ConfigError(
             f"got the task {double!r} twice; ask each once: the answers are a dict with one entry per task."
         )
-    mels = mels_of(backbone, x, sample_rate)
-    rows = run_rows(backbone, [task for task in tasks for _ in mels], mels * len(tasks))
-    return {name: torch.stack(rows[i * len(mels) : (i + 1) * len(mels)]) for i, name in enumerate(names)}
+
+    def run(places: Sequence[int], mels: list[Tensor]) -> list[Tensor]:
+        """Of each clip the logits of all tasks, one behind the other."""
+        rows = run_rows(backbone, [task for task in tasks for _ in mels], mels * len(tasks))
+        return [torch.cat(rows[place :: len(mels)]) for place in range(len(mels))]
+
+    sizes = [len(task.labels) for task in tasks]
+    found = answers(clips, run, backbone.device, backbone.geometry.mel_bins)
+    together = torch.stack(filled(found, [sum(sizes)] * len(clips), backbone.device))
+    return dict(zip(names, together.split(sizes, dim=1), strict=True))
+
+
+def embed(backbone: Backbone, segment: Segment, clips: Clips, how: str) -> Tensor:
+    """Features of clips without a task, (B, D), NaN for those that were left out; see `embed_mels`."""
+
+    def run(places: Sequence[int], mels: list[Tensor]) -> list[Tensor]:
+        return list(embed_mels(backbone, segment, mels, how))
+
+    found = answers(clips, run, backbone.device, backbone.geometry.mel_bins)
+    return torch.stack(filled(found, [backbone.geometry.width] * len(clips), backbone.device))
 
 
 def embed_mels(backbone: Backbone, segment: Segment, mels: Sequence[Tensor], how: str = "cls_dist") -> Tensor:

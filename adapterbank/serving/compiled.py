@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapterbank.audio.mel import SAMPLE_RATE, as_waveforms, log_mel
+from adapterbank.audio.clips import read_clips
+from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.encode import encode
 from adapterbank.backbone.int8 import Int8Matrix
@@ -20,7 +21,7 @@ from adapterbank.backbone.kernels import choose
 from adapterbank.backbone.weights import ASTWeights, BlockWeights
 from adapterbank.errors import ConfigError
 from adapterbank.routing.plan import Group
-from adapterbank.routing.run import run_planned
+from adapterbank.routing.run import answers, run_planned
 from adapterbank.task.task import Prediction, Task
 
 
@@ -75,15 +76,19 @@ class CompiledTask(nn.Module):
         return self._task.prediction(logits)
 
     @torch.no_grad()
-    def forward(self, x: Tensor | Sequence[Tensor], sample_rate: int = SAMPLE_RATE) -> Tensor:
+    def forward(self, x: Any, sample_rate: int = SAMPLE_RATE) -> Tensor:
         """Raises WaveformError: not a batch of finite, non-empty waveforms. ConfigError: a bad sample rate."""
         device = next(self.embed.buffers()).device
-        mels = log_mel([w.to(device) for w in as_waveforms(x)], self._geometry.mel_bins, sample_rate)
         kernels = choose(device)
         if self._torch_compile:  # it would compile anew for each number of rows
             kernels = kernels._replace(chunk_tokens=None)
+
+        def run(places: Sequence[int], mels: list[Tensor]) -> list[Tensor]:
+            return run_planned([self._task] * len(mels), mels, self._answers, self._geometry, kernels)
+
         with self._settings():
-            return torch.stack(run_planned([self._task] * len(mels), mels, self._answers, self._geometry, kernels))
+            found = answers(read_clips(x, sample_rate), run, device, self._geometry.mel_bins)
+        return torch.stack([row for row in found if row is not None])
 
     def _answers(self, groups: Sequence[Group], spectrograms: list[Tensor]) -> list[Tensor]:
         return [self._encoder(x) for x in spectrograms]

@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from adapterbank._version import __version__
-from adapterbank.audio.mel import as_waveforms, frame_count
+from adapterbank.audio.clips import as_waveforms
+from adapterbank.audio.mel import frame_count
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.kernels import choose
 from adapterbank.errors import ConfigError, StorageError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 import torchaudio.functional
@@ -12,13 +11,12 @@ from adapterbank.audio.mel import (
     AUDIOSET_MEAN,
     AUDIOSET_STD,
     CHUNK,
-    as_waveforms,
     frame_count,
     log_mel,
     normalise,
     pad_frames,
 )
-from adapterbank.errors import AdapterBankError, ConfigError, WaveformError
+from adapterbank.errors import ConfigError
 
 
 def kaldi(waveform, mel_bins=128):
@@ -100,60 +98,6 @@ def test_a_clip_shorter_than_a_window_is_padded_to_one(samples, clips):
 @pytest.mark.parametrize("samples", [1, 400, 559, 560, 16_000, 163_840])
 def test_frame_count_is_what_comes_out(samples):
     assert len(log_mel([torch.randn(samples)], 128)[0]) == frame_count(samples)
-
-
-BAD_WAVEFORMS = {
-    "one clip without a batch axis": (torch.zeros(1600), r"shape \(1600,\), expected \(B, T\).*waveform\[None\]"),
-    "channels": (torch.zeros(2, 1, 1600), r"shape \(2, 1, 1600\), expected \(B, T\)"),
-    "channels in a list": ([torch.zeros(2, 1600)], r"waveform 0 has shape \(2, 1600\), expected \(T,\)"),
-    "int16": (torch.zeros(1, 1600, dtype=torch.int16), "type torch.int16, expected floating point.*32768"),
-    "int16 array": (np.zeros((1, 1600), dtype=np.int16), "type int16, expected floating point"),
-    "objects": ([np.array([None, 1.0])], "type object, expected floating point"),
-    "empty": ([torch.ones(100), torch.zeros(0)], "waveform 1 is empty, expected at least one sample"),
-    "no samples": (torch.zeros(2, 0), "waveform 0 is empty"),
-    "no clips": ([], "got no waveform"),
-    "no rows": (torch.zeros(0, 1600), "got no waveform"),
-    "NaN": ([torch.tensor([0.0, float("nan")])], "waveform 0 holds NaN or Inf"),
-    "Inf": (torch.tensor([[0.0, float("inf")]]), "waveform 0 holds NaN or Inf"),
-    "a path": ("clip.wav", r"got str as waveforms, expected .*read_audio\(path\)"),
-    "paths": (["clip.wav"], "waveform 0 is a str, expected a 1-D float tensor"),
-    "floats": ([[0.0, 0.1]], "waveform 0 is a list"),
-    "nothing": (None, "got NoneType as waveforms"),
-    "a dict": ({"a": torch.zeros(1600)}, "got dict as waveforms"),
-}
-
-
-@pytest.mark.parametrize(("bad", "message"), BAD_WAVEFORMS.values(), ids=BAD_WAVEFORMS)
-def test_what_is_no_waveform_is_refused(bad, message):
-    with pytest.raises(WaveformError, match=message) as error:
-        as_waveforms(bad)
-    assert isinstance(error.value, AdapterBankError)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_every_floating_type_becomes_fp32(dtype):
-    (wave,) = as_waveforms(torch.full((1, 500), 0.25, dtype=dtype, requires_grad=True))
-    assert wave.dtype == torch.float32
-    assert not wave.requires_grad
-    assert torch.equal(wave, torch.full((500,), 0.25))
-
-
-def test_a_loud_half_precision_clip_is_finite_although_its_sum_is_not():
-    assert len(as_waveforms(torch.full((1, 160_000), 0.9, dtype=torch.float16))[0]) == 160_000
-
-
-def test_reversed_byte_swapped_and_read_only_arrays_are_taken():
-    expected = torch.linspace(0, 1, 500)
-    array = expected.numpy()
-    read_only = array.copy()
-    read_only.flags.writeable = False
-    for given in (array[::-1].copy()[::-1], array.astype(">f4"), read_only, array.astype(np.float64)):
-        assert torch.equal(as_waveforms([given])[0], expected)
-
-
-def test_arrays_and_tensors_may_be_mixed():
-    waves = as_waveforms([np.ones(5, dtype=np.float32), torch.ones(3)])
-    assert [len(wave) for wave in waves] == [5, 3]
 
 
 @pytest.mark.parametrize("rate", [0, -16_000, 44_100.0, None, [16_000], [16_000, "8000"]])

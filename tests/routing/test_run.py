@@ -214,6 +214,6 @@ def test_what_cannot_be_asked_is_refused_before_anything_runs(tasks, error, mess
 
 
 def test_bad_waveforms_are_refused_when_asked(small_bank):
-    for bad in ([], torch.zeros(16_000), [torch.full((900,), float("nan"))], "a.wav"):
+    for bad in ([], torch.zeros(96), [torch.full((900,), float("nan"))], {}):
         with pytest.raises(WaveformError):
             small_bank.ask(bad, ["mix"])
