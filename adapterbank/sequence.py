@@ -316,13 +316,9 @@ def _nested(
     tracker: SequenceRun | None, bank: AdapterBank, stages: Sequence[Stage], index: int, strategy: str, **tags: Any
 ) -> TrackedTask:
     stage = stages[index]
-    sizes = {f"{part}_clips": _length(getattr(stage, part)) for part in ("train", "val", "test")}
+    data = {"train": stage.train, "val": stage.val, "test": stage.test}
     tags = {"strategy": strategy, "position": f"{index + 1}/{len(stages)}", **tags}
-    return TrackedTask(tracker, bank, stage.name, params=sizes, tags=tags)
-
-
-def _length(data: Any) -> Any:
-    return len(data) if hasattr(data, "__len__") else "unknown"
+    return TrackedTask(tracker, bank, stage.name, tags=tags, data=data)
 
 
 def _track(

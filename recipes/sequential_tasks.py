@@ -116,7 +116,7 @@ def main(cfg: DictConfig) -> None:
     figure = plots.accuracy_matrix({result.strategy: result.matrix for result in results}, results[0].tasks)
     figure.savefig(out / "accuracy_matrix.png")
     console.print(f"bank, results.json and accuracy_matrix.png: {out}", soft_wrap=True)
-    console.print(f"every task's cost and score: mlflow ui, then http://localhost:5000/{tracker.view}", soft_wrap=True)
+    console.print(tracker.how_to_open(), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ BLOCK = 80  # samples: HOP and WINDOW are whole numbers of it
 GAP = 2  # hops between a clip's last frame and the next clip's first, beyond the usual one: they hold its window
 CHUNK = 512  # frames at a time on a CPU: 2 MB of samples and spectra
 GROUPS = 4  # of mel filters: neighbours, which cover few of the bins
-# Full scale is 1. Recordings in floats may be louder, by a few times. Nobody records 30 dB above it, where counts of 16
-# bits that were never divided by 32768 lie as soon as there is something to hear.
-LOUDEST = 32.0
+LOWEST_RATE, HIGHEST_RATE = 1_000, 768_000  # Hz: no sound that AST could use was recorded outside of these
+# The loudest sample that is taken for sound. Float files may go beyond 1.0 where a mix was not limited: 100 is 40 dB
+# above full scale, which no mix reaches. Integers that were not divided by their range go beyond it, even of 8 bits.
+LOUDEST = 100.0
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974  # of AudioSet's log-mels (Gong et al., 2021)
 
 
@@ -115,9 +116,11 @@ def _mel_filters(mel_bins: int) -> list[tuple[slice, Tensor]]:
 
 
 def check_sample_rate(rate: Any) -> None:
-    """Raises ConfigError unless `rate` is a sample rate in Hz."""
-    if not is_whole(rate):
-        raise ConfigError(f"got sample_rate={rate!r}, expected a positive int in Hz, such as 44100.")
+    """Raises ConfigError unless `rate` is a sample rate in Hz, a whole number from 1,000 to 768,000."""
+    if not is_whole(rate, LOWEST_RATE, HIGHEST_RATE):
+        raise ConfigError(
+            f"got sample_rate={rate!r}, expected an int in Hz from {LOWEST_RATE} to {HIGHEST_RATE}, such as 44100."
+        )
 
 
 def resample(waveforms: Sequence[Tensor], sample_rate: int | Sequence[int]) -> list[Tensor]:
@@ -131,10 +134,15 @@ def resample(waveforms: Sequence[Tensor], sample_rate: int | Sequence[int]) -> l
         raise ConfigError(f"got {len(rates)} sample rates for {len(waveforms)} clips, expected one, or one per clip.")
     for rate in rates:
         check_sample_rate(rate)
-    return [
-        w if rate == SAMPLE_RATE else torchaudio.functional.resample(w, rate, SAMPLE_RATE)
-        for w, rate in zip(waveforms, rates, strict=True)
-    ]
+    return [resample_clip(w, rate, SAMPLE_RATE) for w, rate in zip(waveforms, rates, strict=True)]
+
+
+def resample_clip(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
+    """One clip at another sample rate, in Hz. (T,) -> (T',)."""
+    if rate == new_rate:
+        return waveform
+    resampled: Tensor = torchaudio.functional.resample(waveform, rate, new_rate)
+    return resampled
 
 
 def pad_frames(mel: Tensor, frames: int) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from adapterbank.bank import AdapterBank
 from adapterbank.evaluation import Evaluation
@@ -29,7 +29,8 @@ class TrainingHistory(Protocol):
         epochs: one record per epoch: "train/loss", "lr", and with validation data "val/<metric>".
         best_epoch: whose weights were kept, counted from 0.
         steps: optimiser steps that were made.
-        seconds: of wall clock. gpu_seconds: by CUDA events; 0.0 without a GPU.
+        seconds: of wall clock. cpu_seconds: of processor time, of all threads together.
+        gpu_seconds: by CUDA events; 0.0 without a GPU.
         peak_memory_mb: the highest memory in use, in MiB.
     """
 
@@ -45,6 +46,8 @@ class TrainingHistory(Protocol):
     def steps(self) -> int: ...
     @property
     def seconds(self) -> float: ...
+    @property
+    def cpu_seconds(self) -> float: ...
     @property
     def gpu_seconds(self) -> float: ...
     @property
@@ -88,6 +91,14 @@ class TaskRun(Protocol):
 
     def log_adapter(self) -> None:
         """Called when the task is final, so that its tensors may be stored."""
+
+
+@runtime_checkable
+class LogsData(TaskRun, Protocol):
+    """What a task's run has beside `TaskRun` if it can be told of its data after it was opened. It is optional."""
+
+    def log_data(self, facts: Mapping[str, Any], /) -> None:
+        """Called with more of what `adapterbank.data.digest.data_facts` says of the data."""
 
 
 class SequenceRun(Protocol):

@@ -1,4 +1,13 @@
-"""The tracker for MLflow: one parent run per sequence of tasks, and in it one nested run per task.
+"""The tracker for MLflow. A training of your own is logged by three lines, its data, tests and adapter file included:
+
+    with Tracker().task(bank, "birds") as run:
+        fit(bank, "birds", train, val, callbacks=[run])
+        run.log_test(test)
+
+A sequence of tasks has one parent run, and in it one nested run per task:
+
+    with Tracker().sequence("my tasks") as sequence:
+        train_sequence(bank, stages, tracker=sequence)
 
 All task runs have the metrics of `COLUMNS`, so that MLflow's compare page can line them up.
 
@@ -6,11 +15,6 @@ MLflow and matplotlib are slow to import, so each is imported by the method that
 
 Everything goes through an explicit `MlflowClient`. Nothing here reads or sets MLflow's global "active run", so trackers
 in several threads do not disturb each other, nor a user's own MLflow code.
-
-    with Tracker().sequence("my tasks") as sequence, sequence.task(bank, "instruments") as run:
-        history = fit(bank, "instruments", train, val, on_epoch=run.log_epoch)
-        run.log_training(history)
-        run.log_test(evaluate_task(bank.backbone, bank.task("instruments"), test))
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import getpass
 import json
 import math
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -38,6 +43,7 @@ from adapterbank.storage.task_file import task_bytes
 from adapterbank.task.task import Task
 from adapterbank.tracking import base
 from adapterbank.tracking.facts import epoch_metrics, evaluation_metrics, task_params, task_tags
+from adapterbank.training.tracked import TrackedTask
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,8 +61,9 @@ COLUMNS = (
     "train/loss",
     "trainable_parameters",
     "percent_of_base",  # 100 x trainable / the frozen body's parameters
+    "train_seconds",  # of wall clock
+    "cpu_seconds",  # of processor time, of all threads together
     "gpu_seconds",  # by CUDA events; 0.0 without a GPU
-    "train_seconds",
     "peak_memory_mb",
 )
 
@@ -67,11 +74,18 @@ _VIEW_COLUMNS = {  # column -> width in pixels
     "trainable_parameters": 145,
     "percent_of_base": 125,
     "train_seconds": 110,
+    "cpu_seconds": 100,
     "gpu_seconds": 100,
     "peak_memory_mb": 125,
 }
 
-_DIGITS = {"percent_of_base": 3, "train_seconds": 2, "gpu_seconds": 2, "peak_memory_mb": 1}  # else 6: what columns hold
+_DIGITS = {  # else 6: what the columns hold
+    "percent_of_base": 3,
+    "train_seconds": 2,
+    "cpu_seconds": 2,
+    "gpu_seconds": 2,
+    "peak_memory_mb": 1,
+}
 
 _SQLITE = "sqlite:///"
 
@@ -114,10 +128,58 @@ class Tracker:
         with self.run(name, params or {}, tags) as run_id:
             yield MlflowSequenceRun(self, run_id, name)
 
+    @contextmanager
+    def task(
+        self,
+        bank: AdapterBank,
+        task: str,
+        *,
+        data: Any = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, Any] | None = None,
+        sequence: MlflowSequenceRun | None = None,
+        show_link: bool = True,
+    ) -> Iterator[TrackedTask]:
+        """A run for one task by itself: a callback for `fit`, which also stores the adapter file when the block ends.
+
+        What MLflow fails at inside the block is a warning: a lost log must not cost a training.
+
+        Args:
+            data: a dataset, or {"train": ..., "val": ..., "test": ...}. It is only needed where the run is no callback
+                of `fit`, which tells it the data anyway.
+            params, tags: beside those that follow from the task and its training.
+            sequence: what `sequence(...)` gave, to nest the run in; None for a run without a parent.
+            show_link: print the address of the page of all runs at the end, to stderr.
+
+        Raises:
+            UnknownNameError: the bank has no such task.
+        """
+        parts = data if data is None or isinstance(data, Mapping) else {"train": data}
+        above = MlflowSequenceRun(self, None, task) if sequence is None else sequence
+        with TrackedTask(above, bank, task, params=params, tags=tags, data=parts) as run:
+            yield run
+        if show_link:
+            print(self.how_to_open(), file=sys.stderr)
+
     @property
     def view(self) -> str:
-        """Path of the saved view in the UI that `mlflow ui` starts."""
-        return f"#/experiments/{self.experiment_id}/runs?viewStateShareKey={VIEW}"
+        """The page of the saved view of all task runs, as the last part of the address of MLflow's UI."""
+        # Without the type of workflow MLflow 3 opens its pages for language models.
+        return f"#/experiments/{self.experiment_id}/runs?viewStateShareKey={VIEW}&workflowType=machine_learning"
+
+    @property
+    def link(self) -> str:
+        """The address of that page: of the server, or for a local store that of the UI that `how_to_open` starts."""
+        server = self.uri if self.uri.startswith(("http://", "https://")) else "http://localhost:5000"
+        return f"{server.rstrip('/')}/{self.view}"
+
+    def how_to_open(self) -> str:
+        """One line for a terminal: the link, and for a local store the command that makes it work."""
+        if self.uri.startswith(("http://", "https://")):
+            return f"every task's cost and score: {self.link}"
+        default = _sqlite_file(self.uri) == _sqlite_file(DEFAULT_STORE)  # what `mlflow ui` opens by itself
+        store = "" if default else f" --backend-store-uri {shlex.quote(self.uri)}"
+        return f"every task's cost and score: mlflow ui{store}, then {self.link}"
 
     @contextmanager
     def run(self, name: str, params: Mapping[str, Any], tags: Mapping[str, Any]) -> Iterator[str]:
@@ -160,9 +222,13 @@ class Tracker:
 
 
 class MlflowSequenceRun:
-    """The parent run of a sequence, as `base.SequenceRun` describes it. Made by `Tracker.sequence`."""
+    """The parent run of a sequence, as `base.SequenceRun` describes it. Made by `Tracker.sequence`.
 
-    def __init__(self, tracker: Tracker, run_id: str, name: str):
+    Args:
+        run_id: None for tasks that belong to no sequence: their runs have no parent.
+    """
+
+    def __init__(self, tracker: Tracker, run_id: str | None, name: str):
         self.tracker, self.run_id, self.name = tracker, run_id, name
         self.task_runs: dict[str, str] = {}  # task -> run id
 
@@ -184,12 +250,13 @@ class MlflowSequenceRun:
             UnknownNameError: the bank has no such task.
         """
         owner = bank.task(task)
-        known = {"mlflow.parentRunId": self.run_id, "kind": "task", **_origin(), **task_tags(bank, owner)}
-        everything = {**known, **(tags or {})}
-        name = f"{everything['strategy']}: {task} ({owner.method})" if "strategy" in everything else task
+        parent = {} if self.run_id is None else {"mlflow.parentRunId": self.run_id}
+        everything = {"kind": "task", **parent, **_origin(), **task_tags(bank, owner), **(tags or {})}
+        strategy = f"{everything['strategy']}: " if "strategy" in everything else ""
+        name = f"{strategy}{task} ({owner.method})"
         with self.tracker.run(name, {**task_params(owner), **(params or {})}, everything) as run_id:
             self.task_runs[task] = run_id
-            run = MlflowTaskRun(self.tracker, run_id, bank, owner)
+            run = MlflowTaskRun(self.tracker, run_id, bank, owner, params or {})
             yield run
             run.fill()
 
@@ -207,24 +274,39 @@ class MlflowSequenceRun:
         """Accuracy matrix as picture and JSON, and the numbers of continual learning."""
         from adapterbank import plots
 
+        if self.run_id is None:
+            raise ConfigError(
+                "tasks without a sequence have no run for its result; open one with Tracker.sequence(...)."
+            )
         self.tracker.log_metrics(self.run_id, {k: v for k, v in result.numbers().items() if v is not None})
         self.tracker.client.log_dict(self.run_id, result.to_json(), "accuracy_matrix.json")
         self.log_figure(plots.accuracy_matrix({result.strategy: result.matrix}, result.tasks), "accuracy_matrix.png")
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """A figure of matplotlib as the artifact `path`, such as "curve.png"."""
+        if self.run_id is None:
+            raise ConfigError(
+                f"tasks without a sequence have no run for {path!r}; open one with Tracker.sequence(...)."
+            )
         self.tracker.client.log_figure(self.run_id, figure, path)
 
 
 class MlflowTaskRun:
     """The run of one task, as `base.TaskRun` describes it. Made by `MlflowSequenceRun.task`."""
 
-    def __init__(self, tracker: Tracker, run_id: str, bank: AdapterBank, task: Task):
+    def __init__(self, tracker: Tracker, run_id: str, bank: AdapterBank, task: Task, params: Mapping[str, Any]):
         self.tracker, self.run_id, self.bank, self.task = tracker, run_id, bank, task
+        self._params = dict(params)
         self._logged: set[str] = set()
         count = task.trainable_parameters()
         share = 100 * count / bank.backbone.num_parameters()
         self._log({"trainable_parameters": count, "percent_of_base": share})
+
+    def log_data(self, facts: Mapping[str, Any]) -> None:
+        """Name, sizes and digests of parts of the data, as `data_facts` gives them."""
+        new = {key: value for key, value in facts.items() if key not in self._params}
+        self._params.update(new)
+        self.tracker.log_params(self.run_id, new)
 
     def log_epoch(self, epoch: int, record: Mapping[str, float]) -> None:
         """One record of `History.epochs`; fits `fit(on_epoch=...)`."""
@@ -237,8 +319,9 @@ class MlflowTaskRun:
 
         self._log(
             {
-                "gpu_seconds": history.gpu_seconds,
                 "train_seconds": history.seconds,
+                "cpu_seconds": history.cpu_seconds,
+                "gpu_seconds": history.gpu_seconds,
                 "peak_memory_mb": history.peak_memory_mb,
             }
         )

@@ -88,6 +88,7 @@ class State:
         optimizer: AdamW over the task's parameters.
         history: the record so far; `history.epochs[-1]` is that of the latest epoch.
         total_steps: the steps that the training will make if nothing stops it.
+        train, val: the datasets, as they were given to `fit`; `val` may be None.
         train_clips, val_clips: how many clips there are; 0 without validation data.
         epoch: the number of the epoch, from 0.
         batch: of this step. Its rows may be shared with other tasks: do not write to them.
@@ -101,6 +102,7 @@ class State:
         self.optimizer, self.history = optimizer, history
         every = self.options.epochs * len(data.feed)
         self.total_steps = every if self.options.steps is None else min(every, self.options.steps)
+        self.train, self.val = data.given
         self.train_clips, self.val_clips = len(data.train), 0 if data.val is None else len(data.val)
         self.loss_function: LossFunction = partial(loss_function, setting.task)
         self.stop = False

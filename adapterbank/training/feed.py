@@ -120,7 +120,8 @@ class TrainingData:
         stores: what caches keep, where several trainings of one process share it.
 
     Attributes:
-        train, val: as given, or as `KeptClips` where a cache is used; `val` is None if there is no validation.
+        given: both as they were given, `val` as a list if it was an iterable.
+        train, val: the same, or `KeptClips` of them where a cache is used; `val` is None if there is no validation.
         cache: of activations; None if nothing is kept.
         feed: the batches of training clips.
 
@@ -132,6 +133,7 @@ class TrainingData:
         self.setting, task = setting, setting.task
         self.train: Any = train
         self.val: Any = None if val is None else map_style(val)
+        self.given = (self.train, self.val)
         self.cache: ActivationCache | None = None
         if setting.options.keeps or (setting.options.cache == "auto" and self._may_keep()):
             self.cache = _cache_of(setting, stores)

@@ -20,6 +20,8 @@ class History:
         best_epoch: the epoch whose weights the task has now, counted from 0: the best by validation, else the last.
         steps: optimiser steps that were made.
         seconds: of wall clock. For a task of `fit_many` it is the task's share, by steps, of the whole.
+        cpu_seconds: of processor time, of all threads together, shared out in the same way: four busy cores spend four
+            of them in a second.
         gpu_seconds: time on the GPU, shared out in the same way; 0.0 without a GPU.
         peak_memory_mb: the highest memory in use, in MiB, as `Meter` measures it.
         error: why `fit_many` stopped this task and gave it back as it was; empty if it did not.
@@ -32,6 +34,7 @@ class History:
     best_epoch: int = -1
     steps: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     gpu_seconds: float = 0.0
     peak_memory_mb: float = 0.0
     error: str = ""

@@ -1,8 +1,9 @@
-"""What a training cost: wall-clock seconds, GPU seconds and peak memory."""
+"""What a training cost: seconds of wall clock, processors and GPU, and peak memory."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import sys
 import time
@@ -19,6 +20,8 @@ class Meter:
 
     Attributes, after the block:
         seconds: of wall clock.
+        cpu_seconds: of processor time, user and system, of all threads of this process, and of worker processes that
+            ended inside the block. Other work of the same process at that time is in it.
         gpu_seconds: between two CUDA events at the ends of the block; 0.0 without a CUDA device.
         peak_memory_mb: the highest memory in use, in MiB. On an accelerator it is what torch allocated there; on the
             CPU it is the resident set of this process, on Linux since the block began, elsewhere since the process
@@ -27,7 +30,7 @@ class Meter:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.seconds = self.gpu_seconds = self.peak_memory_mb = 0.0
+        self.seconds = self.cpu_seconds = self.gpu_seconds = self.peak_memory_mb = 0.0
 
     def __enter__(self) -> Meter:
         if self.device.type == "cpu":
@@ -37,7 +40,7 @@ class Meter:
         if self.device.type == "cuda":
             self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
             self._events[0].record(torch.cuda.current_stream(self.device))
-        self._start = time.perf_counter()
+        self._start, self._cpu_start = time.perf_counter(), _cpu_seconds()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -47,10 +50,16 @@ class Meter:
             end.synchronize()
             self.gpu_seconds = begin.elapsed_time(end) / 1000
         self.seconds = time.perf_counter() - self._start
+        self.cpu_seconds = _cpu_seconds() - self._cpu_start
         if self.device.type == "cpu":
             self.peak_memory_mb = _peak_rss_bytes() / 2**20
         else:
             self.peak_memory_mb = torch.accelerator.max_memory_allocated(self.device) / 2**20
+
+
+def _cpu_seconds() -> float:
+    children = os.times()
+    return time.process_time() + children.children_user + children.children_system
 
 
 def _reset_peak_rss() -> None:

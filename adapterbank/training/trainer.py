@@ -74,7 +74,8 @@ class Trainer:
 
     def finish(self, meter: Meter, share: float = 1.0) -> None:
         """Writes down what the training cost, `share` of what was measured, and tells the callbacks of its end."""
-        self.history.seconds, self.history.gpu_seconds = share * meter.seconds, share * meter.gpu_seconds
+        self.history.seconds, self.history.cpu_seconds = share * meter.seconds, share * meter.cpu_seconds
+        self.history.gpu_seconds = share * meter.gpu_seconds
         self.history.peak_memory_mb = meter.peak_memory_mb
         if not self.history.error:
             leave_training(self.task)

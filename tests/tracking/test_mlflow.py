@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import shutil
+import warnings
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 from mlflow import MlflowClient
 from sklearn.metrics import f1_score
 
@@ -19,6 +21,7 @@ from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, TrainingDivergedError
 from adapterbank.sequence import Stage, train_naive, train_sequence
 from adapterbank.tracking.mlflow import COLUMNS, Tracker
+from adapterbank.training.fit import fit
 
 FIT = {"epochs": 2, "batch_size": 4, "lr": 1e-2, "precision": "fp32"}
 METHODS = {"first": "aat_ms", "second": "prompt", "third": "head"}
@@ -285,3 +288,95 @@ def test_several_processes_may_start_on_a_fresh_store(tmp_path):
     with ProcessPoolExecutor(3, mp_context=get_context("fork")) as pool:
         ids = list(pool.map(_start, [f"sqlite:///{tmp_path / 'mlflow.db'}"] * 3))
     assert len(set(ids)) == 1
+
+
+@pytest.fixture
+def parts(labelled_clips):
+    return labelled_clips[:6], labelled_clips[6:9], labelled_clips[6:]
+
+
+@pytest.fixture
+def birds(small_backbone, labelled_clips):
+    bank = AdapterBank(small_backbone)
+    bank.add_task("birds", "prompt", labels=sorted({label for _, label in labelled_clips}))
+    return bank
+
+
+def test_three_lines_log_a_training_of_ones_own_with_its_adapter_file(store, birds, parts, tmp_path):
+    train, val, test = parts
+    with Tracker().task(birds, "birds") as run:
+        history = fit(birds, "birds", train, val, callbacks=[run], progress=False, **FIT)
+        evaluation = run.log_test(test)
+    client, (found,), nested = runs_of(store)
+    assert not nested  # a run of its own, without a parent
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "birds (prompt)"
+    assert set(COLUMNS) <= found.data.metrics.keys()
+    assert not any(math.isnan(found.data.metrics[key]) for key in COLUMNS)
+    assert found.data.metrics["test/score"] == pytest.approx(birds.evaluate("birds", test)["accuracy"], abs=1e-6)
+    assert evaluation.metrics == birds.evaluate("birds", test)
+    assert found.data.metrics["cpu_seconds"] == pytest.approx(history.cpu_seconds, abs=0.01)
+    assert [len(client.get_metric_history(found.info.run_id, "train/loss"))] == [len(history.epochs)]
+    assert {f"{part}_clips": str(len(data)) for part, data in zip(("train", "val", "test"), parts, strict=True)} == {
+        key: value for key, value in found.data.params.items() if key.endswith("_clips")
+    }
+    file = Path(found.info.artifact_uri.removeprefix("file://")) / "adapter" / "birds.safetensors"
+    other = AdapterBank(birds.backbone)
+    other.import_task(file)
+    assert torch.equal(other([test[0][0]], "birds"), birds([test[0][0]], "birds"))
+
+
+def test_a_task_run_of_ones_own_goes_into_a_sequence_as_well(store, birds, parts):
+    tracker = Tracker()
+    with tracker.sequence("mine") as sequence, tracker.task(birds, "birds", sequence=sequence) as run:
+        fit(birds, "birds", parts[0], parts[1], callbacks=[run], progress=False, **FIT)
+    _, (parent,), tasks = runs_of(store)
+    assert tasks["birds"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+
+
+def test_a_failed_training_of_ones_own_leaves_a_failed_run_without_adapter(store, birds, parts):
+    with pytest.raises(TrainingDivergedError), Tracker().task(birds, "birds") as run:
+        fit(birds, "birds", parts[0], callbacks=[run], progress=False, **{**FIT, "lr": 1e30, "epochs": 9})
+    client, (found,), _ = runs_of(store)
+    assert found.info.status == "FAILED"
+    assert artifacts(client, found) == []
+
+
+def test_the_run_of_another_task_is_refused_before_the_training(store, birds, parts):
+    birds.add_task("other", "head", labels=["x", "y"])
+    said = "run of 'other' as a callback of a training of 'birds'"
+    with pytest.raises(ConfigError, match=said), Tracker().task(birds, "other") as run:
+        fit(birds, "birds", parts[0], callbacks=[run], progress=False, **FIT)
+
+
+def test_what_mlflow_fails_at_is_a_warning_and_the_training_is_whole(store, birds, parts, monkeypatch):
+    tracker = Tracker()
+
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    with warnings.catch_warnings(record=True) as seen, tracker.task(birds, "birds") as run:
+        warnings.simplefilter("always")
+        monkeypatch.setattr(tracker.client, "log_batch", full)
+        history = fit(birds, "birds", parts[0], callbacks=[run], progress=False, **FIT)
+    said = [str(warning.message) for warning in seen]
+    assert all(text.endswith("OSError('no space left'). The training goes on.") for text in said)
+    assert {text.split()[4].rstrip(":") for text in said} >= {"log_data", "log_epoch", "log_training"}
+    assert history.steps == 4
+
+
+def test_the_link_opens_the_page_of_machine_learning(store, small_bank, capsys):
+    tracker = Tracker()
+    with tracker.task(small_bank, "notes"):
+        pass
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert tracker.link in printed.err
+    assert tracker.link.startswith("http://localhost:5000/#/experiments/")
+    assert "workflowType=machine_learning" in tracker.link
+    assert tracker.how_to_open().endswith(f"mlflow ui, then {tracker.link}")
+
+
+def test_a_store_elsewhere_is_named_in_the_command_that_opens_it(fresh_store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert f"--backend-store-uri sqlite:///{fresh_store}" in Tracker(uri=f"sqlite:///{fresh_store}").how_to_open()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -40,3 +42,21 @@ def test_an_error_passes_through_and_is_still_measured():
     with pytest.raises(ZeroDivisionError), meter:
         raise ZeroDivisionError
     assert meter.seconds > 0
+
+
+def test_processor_seconds_count_work_and_no_waiting():
+    with Meter(torch.device("cpu")) as idle:
+        time.sleep(0.3)
+    with Meter(torch.device("cpu")) as busy:
+        end = time.process_time() + 0.3
+        while time.process_time() < end:
+            pass
+    assert idle.cpu_seconds < 0.15
+    assert busy.cpu_seconds >= 0.3
+
+
+def test_processor_seconds_hold_those_of_worker_processes_that_ended():
+    source = "import time\nwhile time.process_time() < 0.3: pass"
+    with Meter(torch.device("cpu")) as meter:
+        subprocess.run([sys.executable, "-c", source], check=True)
+    assert meter.cpu_seconds >= 0.25  # a system may count in hundredths

@@ -1,0 +1,224 @@
+"""Audio files as people bring them: each is read in full, or refused with its reason."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from adapterbank import read_audio
+from adapterbank.audio.mel import LOUDEST
+from adapterbank.audio.read import mono_blocks, open_checked
+from adapterbank.errors import AudioFileError
+
+RATE = 16_000
+NOISE = (np.random.default_rng(0).standard_normal(RATE) * 0.1).astype("float32")
+
+
+def written(file: Path, format: str, subtype: str | None = None, rate: int = RATE, samples: np.ndarray = NOISE) -> Path:
+    soundfile.write(file, samples, rate, format=format, subtype=subtype)
+    return file
+
+
+def reference(file: Path) -> torch.Tensor:
+    """What libsndfile itself makes of a file that nothing is wrong with."""
+    with soundfile.SoundFile(file) as sound:
+        return torch.from_numpy(sound.read(sound.frames, dtype="float32"))
+
+
+def id3(size: int, footer: bool = False) -> bytes:
+    """An ID3v2 tag of `size` bytes beside its header: one picture frame, as shops embed covers."""
+    bits = bytes(size >> shift & 127 for shift in (21, 14, 7, 0))
+    body = (b"APIC" + bytes(6) + np.random.default_rng(1).bytes(size))[:size]
+    if footer:
+        return b"ID3\x04\x00\x10" + bits + body + b"3DI\x04\x00\x10" + bits
+    return b"ID3\x04\x00\x00" + bits + body
+
+
+def ape(size: int) -> bytes:
+    return b"APETAGEX" + struct.pack("<IIII", 2000, size, 0, 0xA000_0000) + bytes(8) + bytes(size)
+
+
+BEFORE = {
+    "a tag of 20 kB": id3(20_000),
+    "a tag of an odd size": id3(4_097),
+    "a tag with a footer": id3(500, footer=True),
+    "two tags": id3(300) + id3(77),
+    "a tag that says too small a size": id3(200) + bytes(33),
+    "an APE tag": ape(1_000),
+    "a MacBinary header": b"\0\x08clip.wav" + bytes(118),
+    "an empty line": b"\r\n",
+}
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("format", ["WAV", "AIFF", "FLAC", "OGG", "RF64", "W64", "CAF", "AU", "NIST", "VOC"])
+def test_all_samples_behind_a_tag_are_read_and_a_cut_file_behind_it_is_refused(tmp_path, format, before) -> None:
+    file = written(tmp_path / "plain", format)
+    expected, content = reference(file), file.read_bytes()
+    tagged = tmp_path / "tagged.wav"
+    tagged.write_bytes(BEFORE[before] + content)
+    torch.testing.assert_close(read_audio(tagged), expected, rtol=0, atol=0)
+    tagged.write_bytes(BEFORE[before] + content[: len(content) // 2])
+    with pytest.raises(AudioFileError, match=r"tagged.wav (is cut|is damaged|cannot be decoded)"):
+        read_audio(tagged)
+
+
+def test_an_mp3_is_read_in_full_behind_any_tag(tmp_path: Path) -> None:
+    content = written(tmp_path / "plain.mp3", "MP3").read_bytes()
+    for before in BEFORE.keys() - {"a MacBinary header"}:  # an MP3 has no first bytes by which to find it in others
+        (tmp_path / "x.mp3").write_bytes(BEFORE[before] + content)
+        assert len(read_audio(tmp_path / "x.mp3")) == RATE
+
+
+def test_a_file_that_ends_inside_its_tag_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_bytes(id3(20_000)[:9_000])
+    with pytest.raises(AudioFileError, match="the tag before its sound ends at byte 20010, the file at byte 9000"):
+        read_audio(tmp_path / "x.wav")
+
+
+NOT_DONE = {"MPEG_LAYER_III", "DWVW_12", "DWVW_16", "DWVW_24"}  # in WAV libsndfile does not write it; nor read DWVW
+# These write no length anywhere, or are no format for recordings (XI: an instrument; MAT: tables of Matlab).
+NO_LENGTH = {"IRCAM", "PAF", "PVF", "XI", "MAT4", "MAT5"}
+WITH_LENGTH = [
+    (format, subtype)
+    for format in sorted(soundfile.available_formats().keys() - NO_LENGTH - {"RAW", "SD2", "MP3"})
+    for subtype in soundfile.available_subtypes(format)
+    if subtype not in NOT_DONE
+]
+
+
+@pytest.mark.parametrize(("format", "subtype"), WITH_LENGTH)
+def test_every_container_with_a_length_is_read_in_full_and_refused_when_cut(tmp_path, format, subtype) -> None:
+    telephone = format == "WVE" or "G72" in subtype or subtype.startswith("NMS") or subtype == "GSM610"
+    rate = 8_000 if telephone else RATE
+    file = written(tmp_path / "x.bin", format, subtype, rate)
+    rate = soundfile.info(file).samplerate  # VOC of 8 bits keeps it in one byte: 16,129 Hz for 16,000
+    torch.testing.assert_close(read_audio(file, sample_rate=rate), reference(file), rtol=0, atol=0)
+    content = file.read_bytes()
+    # CAF keeps its sound behind 4 kB that are free for tags, and NIST behind 1 kB of text: what is cut is sound.
+    for keep in (0.5, 0.9, -200):
+        file.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
+        with pytest.raises(AudioFileError, match=r"x.bin (is cut|is damaged|cannot be decoded)"):
+            read_audio(file, sample_rate=rate)
+
+
+def test_a_stereo_file_of_every_kind_is_counted_in_frames_of_two_samples(tmp_path: Path) -> None:
+    both = np.stack([NOISE, NOISE], axis=1)
+    for format in ("WAV", "AIFF", "AU", "AVR", "CAF", "RF64", "VOC", "W64", "NIST", "MPC2K"):
+        file = written(tmp_path / "x.bin", format, rate=44_100 if format == "MPC2K" else RATE, samples=both)
+        assert len(read_audio(file, sample_rate=44_100 if format == "MPC2K" else RATE)) == RATE
+        file.write_bytes(file.read_bytes()[:-4])
+        with pytest.raises(AudioFileError, match="is cut"):
+            read_audio(file)
+
+
+def test_a_table_of_matlab_is_refused_with_what_reads_it(tmp_path: Path) -> None:
+    for format in ("MAT4", "MAT5"):
+        with pytest.raises(AudioFileError, match="table of Matlab; expected audio. Load it with scipy.io.loadmat"):
+            read_audio(written(tmp_path / "x.mat", format))
+
+
+def header_of_a_dead_recorder(content: bytes, riff: int, data: int) -> bytes:
+    """A WAV as it lies on the card when the power fails: sizes as they were first written, samples to the end."""
+    at = content.index(b"data") + 4
+    dead = bytearray(content)
+    dead[4:8], dead[at : at + 4] = struct.pack("<I", riff), struct.pack("<I", data)
+    return bytes(dead)
+
+
+@pytest.mark.parametrize("silence", [0, 5_000])
+@pytest.mark.parametrize("riff", [4_088, 36, 0, 0xFFFF_FFFF, 32_036])
+def test_the_wav_of_a_recorder_that_died_is_read_to_its_end(tmp_path: Path, riff: int, silence: int) -> None:
+    samples = NOISE.copy()
+    samples[:silence] = 0
+    file = written(tmp_path / "x.wav", "WAV", "PCM_16", samples=samples)
+    expected = reference(file)
+    file.write_bytes(header_of_a_dead_recorder(file.read_bytes(), riff, 0))
+    torch.testing.assert_close(read_audio(file), expected, rtol=0, atol=0)
+    tagged = id3(1_000) + file.read_bytes()
+    file.write_bytes(tagged)
+    torch.testing.assert_close(read_audio(file), expected, rtol=0, atol=0)
+
+
+def test_other_containers_whose_length_was_left_open_are_read_to_their_end(tmp_path: Path) -> None:
+    places = {  # where the size of the sound stands in what libsndfile writes, and how
+        "AIFF": (b"SSND", 4, ">I", (0,)),
+        "AU": (b".snd", 8, ">I", (0, 0xFFFF_FFFF)),
+        "RF64": (b"ds64", 16, "<Q", (0,)),
+        "W64": (b"data\xf3\xac", 16, "<Q", (0, 24)),
+        "CAF": (b"data", 4, ">q", (0, -1)),
+        "SVX": (b"BODY", 4, ">I", (0,)),
+    }
+    for format, (name, offset, form, values) in places.items():
+        file = written(tmp_path / f"x.{format}", format, "PCM_16")
+        expected, content = reference(file), file.read_bytes()
+        at = content.index(name) + offset
+        for value in values:
+            size = struct.pack(form, value)
+            file.write_bytes(content[:at] + size + content[at + len(size) :])
+            torch.testing.assert_close(read_audio(file), expected, rtol=0, atol=0)
+
+
+def test_a_proper_file_without_samples_stays_empty_also_with_tags_behind(tmp_path: Path) -> None:
+    file = written(tmp_path / "x.wav", "WAV", samples=NOISE[:0])
+    file.write_bytes(file.read_bytes() + b"LIST\x04\x00\x00\x00abcd")
+    with pytest.raises(AudioFileError, match="holds no samples"):
+        read_audio(file)
+
+
+def test_a_recorder_that_died_between_two_lengths_is_refused_with_the_repair(tmp_path: Path) -> None:
+    file = written(tmp_path / "x.wav", "WAV", "PCM_16")
+    file.write_bytes(header_of_a_dead_recorder(file.read_bytes(), 4_088, 4_052))
+    with pytest.raises(AudioFileError, match="holds 4052 bytes of sound, but 27948 bytes more.*ffmpeg -ignore_length"):
+        read_audio(file)
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"),
+    [("WAV", "GSM610"), ("AIFF", "GSM610"), ("W64", "GSM610"), ("WAV", "G721_32"), ("AU", "G723_24")],
+)
+def test_a_codec_that_cannot_be_wound_back_is_read_in_blocks(tmp_path, format, subtype) -> None:
+    tone = (0.5 * np.sin(2 * np.pi * 440 * np.arange(8_000) / 8_000)).astype("float32")
+    file = written(tmp_path / "x.bin", format, subtype, 8_000, tone)
+    wave = read_audio(file, sample_rate=8_000)
+    assert abs(len(wave) - 8_000) <= 320  # a GSM frame holds 160 samples, in WAV 320
+    heard = np.abs(np.fft.rfft(wave.numpy()[:8_000])).argmax()
+    assert heard == 440
+    with open_checked(file) as sound:
+        pieces = list(mono_blocks(file, sound, frames=1_000))
+    assert {len(piece) for piece in pieces[:-1]} == {1_000}
+    torch.testing.assert_close(torch.from_numpy(np.concatenate(pieces)), wave, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"), [("WAV", "PCM_16"), ("FLAC", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", None)]
+)
+def test_blocks_hold_the_same_samples_as_the_whole(tmp_path, format, subtype) -> None:
+    file = written(tmp_path / "x.bin", format, subtype, samples=np.tile(NOISE, 3))
+    with open_checked(file) as sound:
+        pieces = list(mono_blocks(file, sound, frames=7_000))
+    torch.testing.assert_close(torch.from_numpy(np.concatenate(pieces)), reference(file), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768_001, 2_000_000_000])
+def test_a_header_with_a_sample_rate_that_cannot_be_is_refused(tmp_path: Path, rate: int) -> None:
+    file = written(tmp_path / "x.wav", "WAV", "PCM_16")
+    content = bytearray(file.read_bytes())
+    content[24:28] = struct.pack("<I", rate)
+    file.write_bytes(content)
+    with pytest.raises(AudioFileError, match=f"sample rate is {rate} Hz; expected 1000 to 768000"):
+        read_audio(file)
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_integers_stored_as_floats_are_refused_and_floats_that_clip_are_read(tmp_path: Path, subtype: str) -> None:
+    for scale in (2**7, 2**15, 2**31, 1e20):
+        with pytest.raises(AudioFileError, match=r"expected floating point in \[-1, 1\].*divide them by 32768"):
+            read_audio(written(tmp_path / "x.wav", "WAV", subtype, samples=NOISE / np.abs(NOISE).max() * scale))
+    loud = NOISE / np.abs(NOISE).max() * LOUDEST
+    assert read_audio(written(tmp_path / "x.wav", "WAV", subtype, samples=loud)).abs().max() == LOUDEST
