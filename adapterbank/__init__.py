@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # what `_PLACES` says, for type checkers and editors
     from adapterbank.audio.read import read_audio
     from adapterbank.backbone.kernels import plain_kernels
     from adapterbank.bank import AdapterBank
-    from adapterbank.data.folder import load_folder, standard_splits
+    from adapterbank.data.folder import load_folder
+    from adapterbank.data.standard import standard_splits
     from adapterbank.errors import AdapterBankError
     from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
     from adapterbank.serving.compiled import CompiledTask
@@ -61,7 +62,7 @@ _PLACES = {  # public name -> the module that defines it
     "load_folder": "data.folder",
     "plain_kernels": "backbone.kernels",
     "read_audio": "audio.read",
-    "standard_splits": "data.folder",
+    "standard_splits": "data.standard",
     "token_gates": "inspection",
 }
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapterbank.errors import LabelsError
 from adapterbank.numbers import is_whole
+from adapterbank.text import nfc
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,15 @@ def labels_of(name: str, labels: Sequence[str] | None, num_classes: int | None) 
         if not is_whole(num_classes):
             raise LabelsError(f"got num_classes={num_classes!r}, expected a positive integer.")
         return tuple(str(i) for i in range(num_classes))
-    if isinstance(labels, str) or not isinstance(labels, Iterable):
+    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
         raise LabelsError(f"got {labels!r} as labels, expected a list of class names.")
-    if num_classes is not None and num_classes != len(labels):
-        raise LabelsError(f"got {len(labels)} labels and num_classes={num_classes}; give one of them.")
-    return tuple(labels)
+    if isinstance(labels, (set, frozenset, Mapping)):
+        why = "which has no order" if not isinstance(labels, Mapping) else "which says more than an order"
+        raise LabelsError(
+            f"got a {type(labels).__name__} as labels, {why}: a class is known by its place in the list. Expected a "
+            "list, such as sorted(labels) or dataset.labels."
+        )
+    in_order = tuple(nfc(label) if isinstance(label, str) else label for label in labels)
+    if num_classes is not None and num_classes != len(in_order):
+        raise LabelsError(f"got {len(in_order)} labels and num_classes={num_classes}; give one of them.")
+    return in_order

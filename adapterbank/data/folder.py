@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -12,43 +12,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from adapterbank.audio.mel import SAMPLE_RATE
-from adapterbank.audio.read import read_audio
-from adapterbank.data.listing import Clip, scan
+from adapterbank.data.check import DatasetReport, Suspect, check_clips
+from adapterbank.data.clip import Clip, Layout, counted, skipped
+from adapterbank.data.listing import scan
 from adapterbank.data.splits import split_groups
-from adapterbank.errors import ConfigError, DatasetError, UnknownNameError
+from adapterbank.data.threads import in_threads
+from adapterbank.data.waveforms import WaveformCache
+from adapterbank.errors import AudioFileError, ConfigError, DatasetError, UnknownNameError
+from adapterbank.numbers import is_real, whole
+from adapterbank.text import in_natural_order, nfc
 
 Target: TypeAlias = str | tuple[str, ...]  # one label, or for multi-label tasks all labels of the clip
 
 CACHE_BYTES = 2 * 2**30
 DEMO_TASKS = ("instruments", "mandarin_tones", "studio_samples")
-
-
-class WaveformCache:
-    """Decoded audio in RAM up to a number of bytes; what does not fit is decoded each time. Safe between threads."""
-
-    def __init__(self, budget: int, sample_rate: int):
-        self.budget = budget
-        self.sample_rate = sample_rate  # Hz
-        self._kept: dict[Path, Tensor] = {}
-        self._bytes = 0
-        self._lock = threading.Lock()
-
-    def read(self, file: Path) -> Tensor:
-        """(T,) float32, the caller's own copy: an augmentation in place must not reach the next epoch."""
-        kept = self._kept.get(file)
-        if kept is not None:
-            return kept.clone()
-        waveform = read_audio(file, self.sample_rate)
-        size = waveform.numel() * waveform.element_size()
-        with self._lock:
-            if file not in self._kept and self._bytes + size <= self.budget:
-                self._kept[file] = waveform.clone()
-                self._bytes += size
-        return waveform
-
-    def __reduce__(self) -> tuple[Callable[..., WaveformCache], tuple[int, int]]:
-        # A spawned DataLoader worker starts with an empty cache: decoding is quicker than gigabytes through a pipe.
-        return WaveformCache, (self.budget, self.sample_rate)
 
 
 class FolderDataset(Dataset[tuple[Tensor, Target]]):
@@ -58,7 +35,7 @@ class FolderDataset(Dataset[tuple[Tensor, Target]]):
 
     Attributes:
         name: the folder's name.
-        labels: every class of the whole folder, sorted; the same in all subsets.
+        labels: every class of the whole folder, sorted, numbers by their value; the same in all subsets.
         multilabel: whether a clip may have several labels.
         sample_rate: of the waveforms, in Hz.
     """
@@ -115,7 +92,7 @@ class FolderDataset(Dataset[tuple[Tensor, Target]]):
     @property
     def fold_names(self) -> tuple[str, ...]:
         """The folds that occur, numbers in numerical order; empty where the folder has none."""
-        return tuple(sorted({fold for fold in self.folds if fold}, key=lambda f: (not f.isdigit(), f.zfill(20))))
+        return tuple(in_natural_order({fold for fold in self.folds if fold}))
 
     def subset(
         self,
@@ -138,7 +115,7 @@ class FolderDataset(Dataset[tuple[Tensor, Target]]):
                 raise UnknownNameError(f"split of {self.name}", split, set(self.splits) - {""}, hint)
             chosen = [i for i in chosen if self._clips[i].split == split]
         if folds is not None:
-            wanted = {str(fold) for fold in ([folds] if isinstance(folds, (str, int)) else folds)}
+            wanted = {nfc(str(fold)) for fold in ([folds] if isinstance(folds, (str, int)) else folds)}
             for fold in sorted(wanted - set(self.fold_names)):
                 raise UnknownNameError(f"fold of {self.name}", fold, self.fold_names)
             chosen = [i for i in chosen if self._clips[i].fold in wanted]
@@ -151,20 +128,99 @@ class FolderDataset(Dataset[tuple[Tensor, Target]]):
         return FolderDataset(self.name, clips, self.labels, self.multilabel, self._audio)
 
     def split(
-        self, val_fraction: float = 0.15, test_fraction: float = 0.15, seed: int = 0
+        self,
+        *fractions: float,
+        train_fraction: float | None = None,
+        val_fraction: float | None = None,
+        test_fraction: float | None = None,
+        seed: int = 0,
     ) -> tuple[FolderDataset, FolderDataset, FolderDataset]:
         """Train, val and test: drawn by seed, groups kept together, classes balanced as far as the groups allow.
 
+        Fractions are given by name. What none of them says is 0.15 for val and for test, and what is left for train;
+        with `train_fraction` alone, val and test share the rest.
+
         Raises:
-            ConfigError: fractions that leave no part. DatasetError: too few groups for three parts.
+            ConfigError: fractions without a name, or that leave no part. DatasetError: too few groups for three parts.
         """
-        fractions = (1 - val_fraction - test_fraction, val_fraction, test_fraction)
-        train, val, test = self._deal(fractions, seed)
+        if fractions:
+            raise ConfigError(
+                f"got split({', '.join(map(repr, fractions))}): which part a fraction is of has to be said by name. "
+                "Expected split(val_fraction=0.1, test_fraction=0.1), or split(train_fraction=0.8)."
+            )
+        train, val, test = self._deal(_fractions(train_fraction, val_fraction, test_fraction), seed)
         return train, val, test
 
     def group_folds(self, count: int = 5, seed: int = 0) -> tuple[FolderDataset, ...]:
         """`count` parts of about equal size for cross-validation, drawn as `split` draws."""
+        whole("count", count, least=2)
         return self._deal([1 / count] * count, seed)
+
+    def check(
+        self,
+        *,
+        suspects: Iterable[Suspect] = (),
+        min_seconds: float = 0.1,
+        max_seconds: float = 60.0,
+        min_clips: int = 5,
+        progress: bool = True,
+        workers: int | None = None,
+    ) -> DatasetReport:
+        """Decodes every clip once and reports what is wrong with the dataset; `print` shows it as a table.
+
+        Problems are clips that cannot be read or are silent, the same sound in two splits or folds or under two
+        labels, and classes without a training clip. Worth a look are copies, groups (speakers, recordings) in two
+        splits, short, long and clipped clips, and classes with few clips. A copy is found under any name and in any
+        lossless container.
+
+        Args:
+            suspects: what `probable_mislabels(bank, task, dataset)` found in this dataset.
+            min_seconds, max_seconds: shorter and longer clips are reported; so is one of 10 times the median length.
+            min_clips: a class with fewer is reported.
+            progress: whether to show a progress bar.
+            workers: threads that decode; None: one per processor, but at most 8.
+
+        Raises:
+            ConfigError: an option that cannot work. A clip that cannot be read is a row of the report, no error.
+        """
+        return check_clips(
+            self.name,
+            self._clips,
+            self.labels,
+            suspects=suspects,
+            min_seconds=min_seconds,
+            max_seconds=max_seconds,
+            min_clips=min_clips,
+            progress=progress,
+            workers=workers,
+        )
+
+    def readable(self, *, progress: bool = True, workers: int | None = None) -> FolderDataset:
+        """The clips that can be read: every one is decoded, and those that fail are left out.
+
+        Warns:
+            SkippedClipsWarning: how many were left out, which, and why.
+        Raises:
+            DatasetError: none can be read.
+        """
+
+        def probe(file: Path) -> str:
+            try:
+                self._audio.read(file)
+            except AudioFileError as error:
+                return str(error)
+            return ""
+
+        errors = list(in_threads(probe, self.files, f"reading {self.name}", progress=progress, workers=workers))
+        failed = [(file, error) for file, error in zip(self.files, errors, strict=True) if error]
+        if not failed:
+            return self
+        reasons = " ".join(error for _, error in failed[:3]) + (" ..." if len(failed) > 3 else "")
+        if len(failed) == len(self):
+            raise DatasetError(f"none of the {len(self)} clips of {self.name} can be read. The first: {reasons}")
+        named = counted([file for file, _ in failed], _common(self.files), most=20)
+        skipped(f"{self.name}: {named} of {len(self)} cannot be read and are left out. {reasons}")
+        return self._with(index for index, error in enumerate(errors) if not error)
 
     def _deal(self, fractions: Sequence[float], seed: int) -> tuple[FolderDataset, ...]:
         labels, groups = [clip.labels for clip in self._clips], [clip.groups for clip in self._clips]
@@ -177,103 +233,84 @@ class FolderDataset(Dataset[tuple[Tensor, Target]]):
         return tuple(self._with(part) for part in parts)
 
 
+def _fractions(train: float | None, val: float | None, test: float | None) -> tuple[float, float, float]:
+    """Of the three parts. Raises ConfigError if one is no number, or if nothing is left for one."""
+    for name, value in (("train", train), ("val", val), ("test", test)):
+        if value is not None and not (is_real(value) and 0 < value < 1):
+            raise ConfigError(f"got {name}_fraction={value!r}, expected a number between 0 and 1.")
+    if train is None:
+        val, test = 0.15 if val is None else val, 0.15 if test is None else test
+        train = 1 - val - test
+    elif val is None and test is None:
+        val = test = (1 - train) / 2
+    else:
+        val, test = 1 - train - test if val is None else val, 1 - train - val if test is None else test  # type: ignore[operator]
+    if min(train, val, test) <= 1e-9 or abs(train + val + test - 1) > 1e-6:
+        raise ConfigError(
+            f"got fractions of {train:g} for train, {val:g} for val and {test:g} for test; expected three that are "
+            "above 0 and add up to 1. Two of them are enough."
+        )
+    return train, val, test
+
+
+def _common(files: Sequence[Path]) -> Path:
+    """The folder that holds all files, for messages."""
+    return Path(os.path.commonpath([file.parent for file in files]))
+
+
 def load_folder(
     path: str | PathLike[str],
     *,
     split: str | None = None,
     folds: Iterable[str | int] | str | int | None = None,
     multilabel: bool | None = None,
+    label_separator: str | None = None,
+    recursive: bool | None = None,
+    on_error: str = "raise",
     sample_rate: int = SAMPLE_RATE,
     cache_bytes: int = CACHE_BYTES,
+    progress: bool = True,
 ) -> FolderDataset:
-    """Read a folder of labelled audio.
+    """Read a folder of labelled audio. docs/data.md draws every layout.
 
-    Understood are: class folders (`dog/1.wav`), also below `train`, `val`, `test`; a CSV file, or a folder with one
-    (also in `meta/` or `metadata/`), that has a column filename, file, path or slice_file_name and a column label,
-    category or class; `metadata.csv` with filename,label[,split|fold,group]. In a table ";" separates several labels of
-    one clip. ESC-50, UrbanSound8K, Speech Commands and GTZAN can be read as they are unpacked.
+    Understood are: class folders (`dog/1.wav`), also below `train`, `val`, `test`; with `recursive=True` also
+    class/speaker/clip; a table (CSV with any usual separator, TSV, or JSON lines), or a folder with one (also in
+    `meta/` or `metadata/`), or with one for each split, that has a column of files (filename, file_name, path, fname,
+    ...) and one of labels (label, category, class, ...), perhaps also split, fold and group. ESC-50, UrbanSound8K,
+    Speech Commands, GTZAN, FSD50K, FSDKaggle and folders for Hugging Face's AudioFolder can be read as they are
+    unpacked.
 
     Args:
-        path: the folder or the CSV file.
+        path: the folder or the table.
         split, folds: keep only these clips, see `FolderDataset.subset`.
-        multilabel: whether labels are sets; None: they are if a clip of the table has several.
+        multilabel: whether labels are sets; None: they are if a clip of the table has several. In a table these are
+            separated by ";" or "|", or by "," if the column is called by a plural such as `labels`, or if each part is
+            a label of other clips.
+        label_separator: what separates several labels of one clip, if it is none of these.
+        recursive: True: clips in folders inside a class folder belong to the class, and the folder is their group, such
+            as a speaker, which no split divides. False: they are left out, with a warning. None: they are an error.
+        on_error: "raise", or "skip": files that are missing or cannot be read are left out, and a warning counts and
+            names them. For that every clip is decoded now.
         sample_rate: of the waveforms, in Hz; files of other rates are resampled.
         cache_bytes: how much decoded audio (float32) stays in RAM; the rest is decoded again when it is asked for.
+        progress: whether to show a progress bar while clips are decoded.
 
+    Warns:
+        SkippedClipsWarning: clips were left out.
     Raises:
-        DatasetError: the folder is absent, incomplete, or names no clips or no labels.
+        DatasetError: the folder is absent, incomplete, names no clips or no labels, or clips in it would be left out.
         AudioFileError: a file is no audio; raised when its item is asked for, because only then it is opened.
+        ConfigError: an option that cannot work.
     """
+    layout = Layout(multilabel, label_separator, recursive, on_error)
     place = Path(path).expanduser()
-    clips, several = scan(place, multilabel)
-    labels = sorted({label for clip in clips for label in clip.labels})
+    clips, several = scan(place, layout)
+    labels = in_natural_order({label for clip in clips for label in clip.labels})
     name = place.stem if place.is_file() else place.resolve().name
     dataset = FolderDataset(name, clips, labels, several, WaveformCache(cache_bytes, sample_rate))
-    return dataset if split is None and folds is None else dataset.subset(split=split, folds=folds)
-
-
-def standard_splits(
-    dataset: FolderDataset, test_fold: str | int | None = None, val_fold: str | int | None = None, *, seed: int = 0
-) -> tuple[FolderDataset, FolderDataset, FolderDataset]:
-    """Train, val and test as the folder names them, never mixing what it keeps apart.
-
-    A folder with splits gives those (a part that it does not name is drawn from its train clips). One with folds gives
-    `test_fold` (default: the last) for test, `val_fold` (default: the one before it, in a circle) for validation and
-    the others for training. Any other is dealt by `FolderDataset.split`.
-
-    Raises:
-        ConfigError: a fold is asked for and there are none, or both are the same.
-        UnknownNameError: a fold that does not exist. DatasetError: a class has no clip to train on.
-    """
-    asked = test_fold is not None or val_fold is not None
-    if asked and not dataset.fold_names:
-        raise ConfigError(f"{dataset} has no folds, so test_fold and val_fold mean nothing; leave them out.")
-    if any(dataset.splits) and not asked:
-        parts = _named_splits(dataset, seed)
-    elif dataset.fold_names:
-        parts = _fold_splits(dataset, test_fold, val_fold)
-    else:
-        parts = dataset.split(seed=seed)
-    trained, occurring = ({label for clip in part._clips for label in clip.labels} for part in (parts[0], dataset))
-    if untrained := sorted(occurring - trained):
-        raise DatasetError(
-            f"{len(untrained)} classes of {dataset} have no clip to train on: {', '.join(untrained[:5])}. Put clips of "
-            "them into the training split, or remove the class."
-        )
-    return parts
-
-
-def _named_splits(dataset: FolderDataset, seed: int) -> tuple[FolderDataset, FolderDataset, FolderDataset]:
-    present = set(dataset.splits)
-    if "train" not in present:
-        raise DatasetError(f"{dataset} names the splits {', '.join(sorted(present))}; expected train among them.")
-    train = dataset.subset(split="train")
-    absent = [name for name in ("val", "test") if name not in present]
-    drawn = train._deal([1 - 0.15 * len(absent)] + [0.15] * len(absent), seed) if absent else (train,)
-    parts = dict(zip(absent, drawn[1:], strict=True))
-    val, test = (parts[name] if name in parts else dataset.subset(split=name) for name in ("val", "test"))
-    return drawn[0], val, test
-
-
-def _fold_splits(
-    dataset: FolderDataset, test_fold: str | int | None, val_fold: str | int | None
-) -> tuple[FolderDataset, FolderDataset, FolderDataset]:
-    names = dataset.fold_names
-    if len(names) < 3:
-        raise DatasetError(
-            f"{dataset} has the folds {', '.join(names)}; expected three or more: train, validation, test."
-        )
-    for fold in (test_fold, val_fold):
-        if fold is not None and str(fold) not in names:
-            raise UnknownNameError(f"fold of {dataset.name}", str(fold), names)
-    if test_fold is None:  # the last, or the one before it if the last is to validate
-        test_fold = names[-1] if str(val_fold) != names[-1] else names[-2]
-    if val_fold is None:
-        val_fold = names[names.index(str(test_fold)) - 1]
-    if str(test_fold) == str(val_fold):
-        raise ConfigError(f"test_fold and val_fold are both {str(test_fold)!r}; a test fold must not choose the epoch.")
-    rest = [name for name in names if name not in (str(test_fold), str(val_fold))]
-    return dataset.subset(folds=rest), dataset.subset(folds=[val_fold]), dataset.subset(folds=[test_fold])
+    if split is not None or folds is not None:
+        dataset = dataset.subset(split=split, folds=folds)
+    return dataset.readable(progress=progress) if on_error == "skip" else dataset
 
 
 def demo_tasks() -> dict[str, Path]:

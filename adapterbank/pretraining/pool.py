@@ -15,7 +15,7 @@ from rich.progress import track
 from torch import Tensor
 
 from adapterbank.audio.mel import SAMPLE_RATE
-from adapterbank.data.listing import AUDIO_SUFFIXES
+from adapterbank.audio.suffixes import READABLE_SUFFIXES
 from adapterbank.errors import DatasetError
 from adapterbank.files import open_atomically, write_atomically
 
@@ -77,7 +77,7 @@ def _shards(rows: Sequence[Mapping[str, str]]) -> list[str]:
 def _audio_files(folder: Path) -> list[Path]:
     shards = _shards(_index(folder))
     files = [next(folder.glob(f"{Path(shard).stem}.*"), folder / shard) for shard in shards]
-    files = files or sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+    files = files or sorted(p for p in folder.rglob("*") if p.suffix.lower() in READABLE_SUFFIXES)
     if absent := [path.name for path in files if not path.is_file()]:
         raise DatasetError(f"{folder / 'index.csv'} names {absent[0]}, which is not there; fetch the shards again.")
     if not files:

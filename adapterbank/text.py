@@ -1,0 +1,43 @@
+"""Names that people and disks write in different ways: which of them are the same, and in which order they stand."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable
+
+
+def nfc(text: str) -> str:
+    """The text with each accented letter as one character (Unicode's NFC).
+
+    "é" can be written as one character, or as "e" followed by an accent. macOS writes the second form into the names of
+    files and most keyboards write the first, so that two names that look alike differ. In NFC they are the same.
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def in_natural_order(names: Iterable[str]) -> list[str]:
+    """Sorted as a person counts: "2" before "10", and "fold2" before "fold10".
+
+    Names that are all numbers are sorted by their value, so that the class "2" of the folders "0" to "11" is at index
+    2. In any other name each run of digits counts as one number.
+    """
+    names = list(names)
+    values = {name: _value(name) for name in names}
+    if all(value is not None for value in values.values()):
+        return sorted(names, key=lambda name: (values[name], name))
+    return sorted(names, key=lambda name: (_pieces(name), name))
+
+
+def _value(name: str) -> float | None:
+    if not re.fullmatch(r"[+-]?\d+(\.\d+)?", name, flags=re.ASCII):
+        return None
+    value = float(name)
+    return value if math.isfinite(value) else None
+
+
+def _pieces(name: str) -> list[tuple[int, int, str]]:
+    """Digits and what stands between them, so that each can be compared with what stands at its place elsewhere."""
+    pieces = re.split(r"(\d+)", name, flags=re.ASCII)
+    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece]
