@@ -88,7 +88,7 @@ def skipped(message: str) -> None:
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("adapterbank."):
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, SkippedClipsWarning, stacklevel=depth - 1)
+    warnings.warn(message, SkippedClipsWarning, stacklevel=depth)
 
 
 def counted(files: Iterable[Path], root: Path, most: int = 5) -> str:

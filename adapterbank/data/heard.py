@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 
-from adapterbank.audio.mel import SAMPLE_RATE
-from adapterbank.audio.read import read_audio
+from adapterbank.audio.read import mono_blocks, open_checked
 from adapterbank.errors import AudioFileError
 
 RUN = 4  # equal samples at the highest level, one after another: a wave whose top was cut off
@@ -41,20 +39,13 @@ class Heard:
 def listen(file: Path) -> Heard:
     """Decodes a file at its own sample rate."""
     try:
-        rate = _own_rate(file)
-        samples = read_audio(file, rate).numpy()
+        with open_checked(file) as sound:
+            rate = int(sound.samplerate)
+            samples = np.concatenate(list(mono_blocks(file, sound)))
     except AudioFileError as error:
         return Heard(error=str(error))
     peak = float(np.abs(samples - samples.mean(dtype=np.float64)).max())
     return Heard(len(samples) / rate, peak, _clipped(samples), _digest(samples, rate))
-
-
-def _own_rate(file: Path) -> int:
-    """The file's own sample rate in Hz; where its header is hard to read, the one to which it is resampled anyway."""
-    try:
-        return int(soundfile.info(str(file)).samplerate)
-    except (soundfile.SoundFileError, TypeError, ValueError):
-        return SAMPLE_RATE
 
 
 def _clipped(samples: npt.NDArray[np.float32]) -> float:

@@ -1,0 +1,428 @@
+"""Folders and tables as people bring them: each is read rightly, or the error says the true reason.
+
+One row of the table per test: what was tried, and what is right.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from adapterbank.data import load_folder, read_audio, standard_splits
+from adapterbank.errors import AdapterBankError, ConfigError, DatasetError, LabelsError, SkippedClipsWarning
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+def clip(file: Path, seed: int | None = None, **options: str) -> Path:
+    """A tenth of a second of noise, which differs from name to name."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(abs(hash(file.name)) % 1000 if seed is None else seed)
+    soundfile.write(file, draw.standard_normal(1600) * 0.1, 16_000, **options)
+    return file
+
+
+def tree(root: Path, *names: str) -> Path:
+    """Real clips for the names of sound files, a few bytes for others."""
+    for name in names:
+        file = root / name
+        if file.suffix in (".wav", ".flac", ".au", ".w64", ".caf", ".aiff", ".ogg", ".mp3"):
+            clip(file)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"\0\0\0\x20ftypM4A ")
+    return root
+
+
+def table(root: Path, text: str, name: str = "metadata.csv", encoding: str = "utf-8") -> Path:
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(text.encode(encoding))
+    return root
+
+
+# --- which files are clips -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".au", ".w64", ".caf", ".aiff", ".AU", ".snd", ".mp3", ".flac"])
+def test_every_container_that_can_be_decoded_is_a_clip(tmp_path: Path, suffix: str) -> None:
+    kinds = {".au": "AU", ".snd": "AU", ".w64": "W64", ".caf": "CAF", ".aiff": "AIFF"}
+    for label in ("blues", "rock"):
+        clip(tmp_path / label / f"1{suffix}", format=kinds.get(suffix.lower(), suffix[1:].upper()))
+    dataset = load_folder(tmp_path)
+    assert dataset.targets == ("blues", "rock")
+    assert len(dataset[0][0]) >= 1600
+
+
+@pytest.mark.parametrize("name", ["dog/2.m4a", "dog/deep/2.aac", "cat/2.MP4", "cat/3.wma"])
+def test_audio_that_cannot_be_decoded_beside_clips_is_counted_and_named(tmp_path: Path, name: str) -> None:
+    tree(tmp_path, "dog/1.wav", "cat/1.wav", name)
+    with pytest.raises(DatasetError, match=f'1 file .{name}. are audio that libsndfile does not.*on_error="skip"'):
+        load_folder(tmp_path)
+    with pytest.warns(SkippedClipsWarning, match=f"1 file .{name}"):
+        assert len(load_folder(tmp_path, on_error="skip", progress=False)) == 2
+
+
+def test_clips_beside_the_class_folders_are_not_dropped_silently(tmp_path: Path) -> None:
+    tree(tmp_path, "dog/1.wav", "cat/1.wav", "loose.wav")
+    with pytest.raises(DatasetError, match=r"1 file \(loose.wav\) lie beside the class folders"):
+        load_folder(tmp_path)
+
+
+def test_clips_in_a_folder_of_a_class_are_read_left_out_or_an_error(tmp_path: Path) -> None:
+    tree(tmp_path, "dog/1.wav", "dog/more/2.wav", "dog/more/3.wav", "cat/1.wav")
+    with pytest.raises(DatasetError, match=r"2 files \(dog/more/2.wav, dog/more/3.wav\) lie in folders inside a class"):
+        load_folder(tmp_path)
+    assert load_folder(tmp_path, recursive=True).targets == ("cat", "dog", "dog", "dog")
+    with pytest.warns(SkippedClipsWarning, match=r"2 files \(dog/more/2.wav") as caught:
+        assert load_folder(tmp_path, recursive=False).targets == ("cat", "dog")
+    assert caught[0].filename == __file__  # the line that asked
+
+
+# --- trees -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_tree_of_class_speaker_and_clip_is_read_with_the_speaker_as_group(tmp_path: Path) -> None:
+    people = ("ann", "bob", "cem", "dan")
+    tree(tmp_path, *(f"{word}/{who}/{i}/{word}{who}.wav" for word in ("yes", "no") for who in people for i in (1, 2)))
+    with pytest.raises(DatasetError, match="no audio found directly .* If no is a class and ann a speaker.*recursive"):
+        load_folder(tmp_path)
+    dataset = load_folder(tmp_path, recursive=True)
+    assert dataset.labels == ("no", "yes")
+    assert set(dataset.groups) == set(people)
+    for part in dataset.split(val_fraction=0.25, test_fraction=0.25):
+        assert part.targets.count("yes") == part.targets.count("no") >= 2
+
+
+def test_one_folder_inside_every_class_is_no_speaker(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{word}/wav/{i}.wav" for word in ("yes", "no") for i in range(3)))
+    assert len(set(load_folder(tmp_path, recursive=True).groups)) == 6
+
+
+def test_clips_one_level_too_deep_say_which_folder_to_pass(tmp_path: Path) -> None:
+    tree(tmp_path, "data/dog/1.wav", "data/cat/1.wav")
+    with pytest.raises(DatasetError, match=f"one level deeper: pass {tmp_path / 'data'}"):
+        load_folder(tmp_path)
+    with pytest.raises(DatasetError, match=f"one class folder only.*then pass {tmp_path / 'data'}"):
+        load_folder(tmp_path, recursive=True)
+    assert load_folder(tmp_path / "data").labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize("names", [("train", "car", "bus"), ("test", "car"), ("train", "test", "car")])
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path, names: Sequence[str]) -> None:
+    tree(tmp_path, *(f"{name}/1.wav" for name in names))
+    dataset = load_folder(tmp_path)
+    assert dataset.labels == tuple(sorted(names))
+    assert not any(dataset.splits)
+
+
+def test_folders_without_audio_do_not_turn_splits_into_classes(tmp_path: Path) -> None:
+    tree(tmp_path, "train/a/1.wav", "train/b/1.wav", "test/a/2.wav", "docs/readme.txt")
+    assert load_folder(tmp_path).splits == ("test", "train", "train")
+
+
+def test_a_folder_beside_splits_is_named(tmp_path: Path) -> None:
+    tree(tmp_path, "train/a/1.wav", "train/b/1.wav", "test/a/2.wav", "extra/a/3.wav")
+    with pytest.raises(DatasetError, match="test, train are names of splits, extra not"):
+        load_folder(tmp_path)
+
+
+def test_split_folders_without_classes_say_what_is_missing(tmp_path: Path) -> None:
+    tree(tmp_path, "train/1.wav", "test/2.wav")
+    with pytest.raises(DatasetError, match="test, train is the name of a split and holds clips that nothing labels"):
+        load_folder(tmp_path)
+
+
+def test_numbered_folders_are_classes_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{number}/1.wav" for number in range(12)))
+    assert load_folder(tmp_path).labels == tuple(map(str, range(12)))
+
+
+def test_numbers_inside_names_and_in_tables_count_as_numbers(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{number}.wav" for number in (1, 2, 10)))
+    table(tmp_path, "file,label\n1.wav,class10\n2.wav,class9\n10.wav,class1\n")
+    assert load_folder(tmp_path).labels == ("class1", "class9", "class10")
+    table(tmp_path, "file,label\n1.wav,-1\n2.wav,10\n10.wav,2\n")
+    assert load_folder(tmp_path).labels == ("-1", "2", "10")
+
+
+def test_cafe_is_one_class_however_its_accent_is_written(tmp_path: Path) -> None:
+    tree(tmp_path, f"train/{COMPOSED}/1.wav", f"test/{DECOMPOSED}/2.wav", "train/bar/3.wav")
+    assert load_folder(tmp_path).labels == ("bar", COMPOSED)
+    tree(tmp_path / "both", f"{COMPOSED}/1.wav", f"{DECOMPOSED}/2.wav", "bar/1.wav")
+    assert load_folder(tmp_path / "both").targets.count(COMPOSED) == 2
+
+
+@pytest.mark.parametrize(("written", "on_disk"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_a_table_finds_files_and_groups_however_accents_are_written(tmp_path: Path, written: str, on_disk: str) -> None:
+    tree(tmp_path, f"{on_disk}/{on_disk}.wav", "b.wav")
+    table(tmp_path, f"file,label,speaker\n{written}/{written}.wav,{written},{written}\nb.wav,{on_disk},{on_disk}\n")
+    dataset = load_folder(tmp_path)
+    assert dataset.labels == (COMPOSED,)
+    assert set(dataset.groups) == {COMPOSED}
+    assert len(dataset[0][0]) == 1600
+
+
+def test_labels_of_a_task_are_compared_in_nfc_and_have_an_order(small_bank) -> None:  # type: ignore[no-untyped-def]
+    bank = small_bank
+    bank.add_task("places", labels=[DECOMPOSED, "bar"])
+    assert bank.task("places").labels == (COMPOSED, "bar")
+    for unordered in ({"a", "b"}, frozenset("ab"), {"a": 0, "b": 1}):
+        with pytest.raises(LabelsError, match="Expected a list"):
+            bank.add_task("unordered", labels=unordered)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_table_in_each_folder_of_a_split_is_read(tmp_path: Path) -> None:
+    tree(tmp_path, "train/a.wav", "train/b.wav", "test/a.wav")
+    table(tmp_path, "file_name,label\na.wav,dog\nb.wav,cat\n", "train/metadata.csv")
+    table(tmp_path, "file_name,label\na.wav,cat\n", "test/metadata.csv")
+    dataset = load_folder(tmp_path)
+    assert sorted(zip(dataset.splits, dataset.targets, strict=True)) == [
+        ("test", "cat"),
+        ("train", "cat"),
+        ("train", "dog"),
+    ]
+
+
+@pytest.mark.parametrize("folder", ["", "lists/"])
+def test_one_table_for_each_split_beside_the_audio_is_read(tmp_path: Path, folder: str) -> None:
+    tree(tmp_path, "audio/a.wav", "audio/b.wav", "audio/c.wav")
+    for split, name in (("train", "a"), ("valid", "b"), ("test", "c")):
+        table(tmp_path, f"path,label\n{name}.wav,{name}\n", f"{folder}{split}.csv")
+    dataset = load_folder(tmp_path)
+    assert dict(zip(dataset.splits, dataset.targets, strict=True)) == {"train": "a", "val": "b", "test": "c"}
+
+
+def test_json_lines_of_hugging_faces_audio_folder_are_read(tmp_path: Path) -> None:
+    tree(tmp_path, "data/a.wav", "data/b.wav")
+    rows = [{"file_name": "data/a.wav", "label": 3, "text": "?"}, {"file_name": "data/b.wav", "label": 12}]
+    table(tmp_path, "\n".join(map(json.dumps, rows)) + "\n", "metadata.jsonl")
+    assert load_folder(tmp_path).targets == ("3", "12")
+    assert load_folder(tmp_path).labels == ("3", "12")
+    rows[0]["label"], rows[1]["label"] = ["dog", "cat"], ["cat"]
+    table(tmp_path, "\n".join(map(json.dumps, rows)), "metadata.jsonl")
+    assert load_folder(tmp_path).targets == (("dog", "cat"), ("cat",))
+    table(tmp_path, '{"file_name": "data/a.wav", "label": "x"}\n{"file_name": ', "metadata.jsonl")
+    with pytest.raises(DatasetError, match="metadata.jsonl, line 2: no JSON"):
+        load_folder(tmp_path)
+
+
+def test_json_lines_in_folders_of_splits_are_read(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        tree(tmp_path, f"{split}/a.wav", f"{split}/b.wav")
+        table(
+            tmp_path, "".join(f'{{"file_name": "{n}.wav", "label": "{n}"}}\n' for n in "ab"), f"{split}/metadata.jsonl"
+        )
+    assert load_folder(tmp_path, split="test").targets == ("a", "b")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_every_usual_separator_and_unicode_encoding_is_read(tmp_path: Path, delimiter: str, encoding: str) -> None:
+    tree(tmp_path, "a.wav", "b.wav")
+    text = "filename,label,split\r\na.wav,Hündin,train\r\nb.wav,cat,test\r\n".replace(",", delimiter)
+    table(tmp_path, text, encoding=encoding)
+    dataset = load_folder(tmp_path)
+    assert (dataset.targets, dataset.splits) == (("Hündin", "cat"), ("train", "test"))
+
+
+def test_excels_line_that_names_the_separator_is_no_header(tmp_path: Path) -> None:
+    tree(tmp_path, "a.wav", "b.wav")
+    table(tmp_path, "sep=;\r\nfilename;label\r\na.wav;dog, big\r\nb.wav;cat\r\n")
+    assert load_folder(tmp_path).targets == ("dog, big", "cat")
+
+
+def test_a_tsv_is_found_and_read(tmp_path: Path) -> None:
+    tree(tmp_path, "clips/a.wav", "clips/b.wav")
+    table(tmp_path, "client_id\tpath\tlabel\nx\ta.wav\tdog\ny\tb.wav\tcat\n", "validated.tsv")
+    dataset = load_folder(tmp_path)
+    assert (dataset.targets, dataset.groups) == (("dog", "cat"), ("x", "y"))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_an_encoding_that_cannot_be_known_is_named_as_the_cause(tmp_path: Path, encoding: str) -> None:
+    tree(tmp_path, "a.wav", "b.wav")
+    table(tmp_path, "filename,label\na.wav,cat\nb.wav,Hündin\n", encoding=encoding)
+    with pytest.raises(
+        DatasetError, match="another encoding, such as Latin-1 .*line 3, is no UTF-8.* Save it as UTF-8"
+    ):
+        load_folder(tmp_path)
+
+
+FSD = 'fname,labels\n10.wav,Raindrop\n11.wav,"Raindrop,Trickle_and_drip"\n'
+
+
+def test_commas_in_a_column_of_labels_separate_them(tmp_path: Path) -> None:
+    tree(tmp_path, "train_curated/10.wav", "train_curated/11.wav")
+    table(tmp_path, FSD, "train_curated.csv")
+    dataset = load_folder(tmp_path)
+    assert dataset.multilabel
+    assert dataset.targets == (("Raindrop",), ("Raindrop", "Trickle_and_drip"))
+    assert load_folder(tmp_path, multilabel=False).targets[1] == "Raindrop,Trickle_and_drip"
+
+
+def test_fsd50k_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
+    tree(tmp_path, "FSD50K.dev_audio/64760.wav", "FSD50K.dev_audio/16399.wav", "FSD50K.eval_audio/37199.wav")
+    dev = 'fname,labels,mids,split\n64760,"Electric_guitar,Guitar","/m/02sgy,/m/0342h",train\n16399,Rain,/m/1,val\n'
+    table(tmp_path, dev, "FSD50K.ground_truth/dev.csv")
+    table(tmp_path, 'fname,labels,mids\n37199,"Guitar,Music","/m/1,/m/2"\n', "FSD50K.ground_truth/eval.csv")
+    table(tmp_path, "0,Rain,/m/1\n", "FSD50K.ground_truth/vocabulary.csv")
+    dataset = load_folder(tmp_path)
+    assert dataset.splits == ("train", "val", "test")
+    assert dataset.targets == (("Electric_guitar", "Guitar"), ("Rain",), ("Guitar", "Music"))
+    assert len(dataset[2][0]) == 1600
+    alone = load_folder(tmp_path / "FSD50K.ground_truth" / "dev.csv")
+    assert [file.name for file in alone.files] == ["64760.wav", "16399.wav"]
+
+
+def test_commas_in_a_column_of_one_label_separate_only_labels_of_others(tmp_path: Path) -> None:
+    tree(tmp_path, "a.wav", "b.wav", "c.wav")
+    table(tmp_path, 'filename,label\na.wav,"dog, big"\nb.wav,cat\nc.wav,dog\n')
+    assert load_folder(tmp_path).targets == ("dog, big", "cat", "dog")
+    assert load_folder(tmp_path, multilabel=True).targets[0] == ("dog", "big")
+    table(tmp_path, 'filename,label\na.wav,"dog, cat"\nb.wav,cat\nc.wav,dog\n')
+    assert load_folder(tmp_path).targets == (("dog", "cat"), ("cat",), ("dog",))
+
+
+@pytest.mark.parametrize("cell", ["dog;cat", "dog|cat", "\"['dog', 'cat']\"", '"[""dog"", ""cat""]"', "dog+cat"])
+def test_several_labels_are_recognised_however_they_are_written(tmp_path: Path, cell: str) -> None:
+    tree(tmp_path, "a.wav", "b.wav")
+    table(tmp_path, f"filename,label\na.wav,{cell}\nb.wav,cat\n")
+    option = {"label_separator": "+"} if "+" in cell else {}
+    assert load_folder(tmp_path, **option).targets == (("dog", "cat"), ("cat",))
+
+
+def test_a_name_that_several_files_fit_is_not_guessed(tmp_path: Path) -> None:
+    tree(tmp_path, "one/1.wav", "two/1.wav", "one/2.wav")
+    table(tmp_path, "fname,label\n1,a\n2,b\n")
+    with pytest.raises(DatasetError, match="line 2: '1' may be any of .*one/1.wav, .*two/1.wav"):
+        load_folder(tmp_path)
+
+
+# --- why there is nothing to read ------------------------------------------------------------------------------------
+
+
+REASONS: dict[tuple[str, ...], str] = {
+    ("dog/1.m4a", "cat/2.m4a"): r"2 files \(cat/2.m4a, dog/1.m4a\), which libsndfile does not decode. Convert",
+    ("1.wav", "2.wav"): r"2 files \(1.wav, 2.wav\) lie there, but nothing says their classes",
+    ("clips.zip",): r"1 file \(clips.zip\): unpack that first",
+    ("metadata.xlsx",): "a spreadsheet: save it as CSV",
+    ("train.parquet",): "which load_folder does not read",
+    ("dog/notes.txt",): r"Its 1 files are no audio by their names \(1 .txt\)",
+    (): "It is empty",
+}
+
+
+@pytest.mark.parametrize("names", REASONS, ids=["m4a", "flat", "zip", "sheet", "parquet", "text", "empty"])
+def test_a_folder_without_clips_says_the_true_reason(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(DatasetError, match=REASONS[names]):
+        load_folder(tree(tmp_path, *names))
+
+
+def test_a_file_that_is_no_table_says_what_it_is(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "clips.zip", "w") as archive:
+        archive.writestr("dog/1.wav", b"RIFF")
+    with pytest.raises(DatasetError, match="clips.zip is a file that is no table. .*unpack that first"):
+        load_folder(tmp_path / "clips.zip")
+
+
+def test_a_class_of_files_that_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+    tree(tmp_path, "dog/1.wav", "cat/1.m4a", "cat/2.m4a")
+    with pytest.raises(DatasetError, match=r"without a clip that can be read: cat. They hold 2 files \(cat/1.m4a"):
+        load_folder(tmp_path)
+
+
+def test_empty_files_are_named_as_such(tmp_path: Path) -> None:
+    for name in ("dog/1.wav", "cat/1.wav"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(DatasetError, match="all 2 audio files are empty"):
+        load_folder(tmp_path)
+
+
+# --- fractions and skipping ------------------------------------------------------------------------------------------
+
+
+def test_fractions_of_a_split_have_names(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{label}/{i}.wav" for label in "ab" for i in range(50)))
+    dataset = load_folder(tmp_path)
+    with pytest.raises(ConfigError, match=r"got split\(0.8\).*split\(val_fraction=0.1, .*split\(train_fraction=0.8\)"):
+        dataset.split(0.8)
+    asked = (
+        {"train_fraction": 0.8},
+        {"val_fraction": 0.1, "test_fraction": 0.1},
+        {"train_fraction": 0.8, "val_fraction": 0.1},
+    )
+    for fractions in asked:
+        assert [len(part) for part in dataset.split(**fractions)] == [80, 10, 10]
+    assert [len(part) for part in dataset.split()] == [70, 15, 15]
+    for wrong in (
+        {"val_fraction": 80},
+        {"val_fraction": "0.1"},
+        {"train_fraction": 0.9, "val_fraction": 0.2},
+        {"train_fraction": 0.5, "val_fraction": 0.1, "test_fraction": 0.1},
+        {"test_fraction": True},
+    ):
+        with pytest.raises(ConfigError, match="expected"):
+            dataset.split(**wrong)
+
+
+def broken(tmp_path: Path) -> Path:
+    """Six clips, of which one is cut and one is no audio."""
+    tree(tmp_path, *(f"{label}/{i}.wav" for label in "ab" for i in range(3)))
+    (tmp_path / "a" / "1.wav").write_bytes((tmp_path / "a" / "0.wav").read_bytes()[:-100])
+    (tmp_path / "b" / "2.wav").write_bytes(b"no audio at all")
+    return tmp_path
+
+
+def test_files_that_cannot_be_read_are_left_out_counted_and_named(tmp_path: Path) -> None:
+    root = broken(tmp_path)
+    with pytest.raises(AdapterBankError, match="1.wav is cut"):
+        load_folder(root)[1]
+    with pytest.warns(SkippedClipsWarning, match=r"2 files \(a/1.wav, b/2.wav\) of 6 cannot be read.*is cut") as caught:
+        dataset = load_folder(root, on_error="skip", progress=False)
+    assert len(caught) == 1
+    assert len(dataset) == len(dataset.targets) == 4
+    for waveform, _ in (dataset[index] for index in range(4)):
+        assert len(waveform) == 1600
+    with pytest.raises(ConfigError, match="on_error='ignore', expected 'raise' or 'skip'"):
+        load_folder(root, on_error="ignore")
+
+
+def test_missing_files_of_a_table_are_left_out_counted_and_named(tmp_path: Path) -> None:
+    tree(tmp_path, "a.wav", "b.wav")
+    table(tmp_path, "filename,label\na.wav,x\nb.wav,y\nc.wav,y\n")
+    with pytest.warns(SkippedClipsWarning, match=r"1 file \(c.wav\) of its table are missing"):
+        assert len(load_folder(tmp_path, on_error="skip", progress=False)) == 2
+
+
+def test_a_sound_dataset_is_read_with_skip_without_a_word(tmp_path: Path) -> None:
+    tree(tmp_path, "a/1.wav", "b/1.wav")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = load_folder(tmp_path, on_error="skip", progress=False)
+    assert (dataset[0][0] == read_audio(tmp_path / "a" / "1.wav")).all()
+
+
+def test_nothing_readable_is_an_error_even_with_skip(tmp_path: Path) -> None:
+    for name in ("a/1.wav", "b/1.wav"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"no audio at all")
+    with pytest.raises(DatasetError, match="none of the 2 clips"):
+        load_folder(tmp_path, on_error="skip", progress=False)
+
+
+def test_a_split_of_its_own_is_kept_from_a_tree_with_speakers(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{s}/{c}/{w}/1.wav" for s in ("train", "val", "test") for c in "ab" for w in ("x", "y")))
+    parts = standard_splits(load_folder(tmp_path, recursive=True))
+    assert [set(part.splits) for part in parts] == [{"train"}, {"val"}, {"test"}]
