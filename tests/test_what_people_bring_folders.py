@@ -9,6 +9,7 @@ import json
 import unicodedata
 import warnings
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC",
 def clip(file: Path, seed: int | None = None, **options: str) -> Path:
     """A tenth of a second of noise, which differs from name to name."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    draw = np.random.default_rng(abs(hash(file.name)) % 1000 if seed is None else seed)
+    draw = np.random.default_rng(zlib.crc32(file.name.encode()) if seed is None else seed)
     soundfile.write(file, draw.standard_normal(1600) * 0.1, 16_000, **options)
     return file
 
@@ -253,9 +254,7 @@ def test_a_tsv_is_found_and_read(tmp_path: Path) -> None:
 def test_an_encoding_that_cannot_be_known_is_named_as_the_cause(tmp_path: Path, encoding: str) -> None:
     tree(tmp_path, "a.wav", "b.wav")
     table(tmp_path, "filename,label\na.wav,cat\nb.wav,Hündin\n", encoding=encoding)
-    with pytest.raises(
-        DatasetError, match="another encoding, such as Latin-1 .*line 3, is no UTF-8.* Save it as UTF-8"
-    ):
+    with pytest.raises(DatasetError, match="another encoding, such as Latin-1 .*line 3, is no UTF-8.* Save it as"):
         load_folder(tmp_path)
 
 
@@ -358,12 +357,8 @@ def test_fractions_of_a_split_have_names(tmp_path: Path) -> None:
     dataset = load_folder(tmp_path)
     with pytest.raises(ConfigError, match=r"got split\(0.8\).*split\(val_fraction=0.1, .*split\(train_fraction=0.8\)"):
         dataset.split(0.8)
-    asked = (
-        {"train_fraction": 0.8},
-        {"val_fraction": 0.1, "test_fraction": 0.1},
-        {"train_fraction": 0.8, "val_fraction": 0.1},
-    )
-    for fractions in asked:
+    tenths = {"val_fraction": 0.1, "test_fraction": 0.1}
+    for fractions in ({"train_fraction": 0.8}, tenths, {"train_fraction": 0.8, "val_fraction": 0.1}):
         assert [len(part) for part in dataset.split(**fractions)] == [80, 10, 10]
     assert [len(part) for part in dataset.split()] == [70, 15, 15]
     for wrong in (
