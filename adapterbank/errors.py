@@ -80,10 +80,6 @@ class DatasetError(AdapterBankError, OSError):
     """A dataset folder that is absent or incomplete; the message says what to put where."""
 
 
-class SkippedClipsWarning(UserWarning):
-    """Clips that were left out because they cannot be read: the message counts and names them."""
-
-
 class BackboneError(AdapterBankError, ValueError):
     """A backbone that cannot be found or read, or whose tensors have other shapes."""
 
