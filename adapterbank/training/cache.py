@@ -158,6 +158,11 @@ class KeptClips(Dataset[tuple[Tensor, Any]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         return self.tensors[index], self.labels[index]
 
+    @property
+    def targets(self) -> Sequence[Any]:
+        """The label of each clip, as datasets of `load_folder` have it."""
+        return self.labels
+
     def missing(self) -> list[int]:
         """The place of the first clip of each name that is not in the store yet, in rising order."""
         first: dict[str, int] = {}

@@ -48,21 +48,21 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from adapterbank.errors import ConfigError
-from adapterbank.evaluation import METRICS, loss_function
+from adapterbank.evaluation import METRICS
 from adapterbank.routing.run import mels_of, run_rows
+from adapterbank.training.balance import class_weights, labels_of
 from adapterbank.training.feed import Batch, TrainingData
 from adapterbank.training.history import History
+from adapterbank.training.losses import LossFunction, loss_of
 from adapterbank.training.setting import Setting
 
 EpochHook = Callable[[int, dict[str, float]], None]
-LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 class State:
@@ -72,11 +72,13 @@ class State:
 
     Attributes that may be changed:
         loss_function: (logits (B, C) in fp32, targets) -> a scalar, from which gradients start. Targets are class
-            indices (B,), or zeros and ones (B, C) for a multi-label task. At first it is cross-entropy, or binary
-            cross-entropy for a multi-label task. "val/loss" is always computed by that one.
+            indices (B,), or zeros and ones (B, C) for a multi-label task; with mixup they are shares (B, C) of all
+            classes. At first it is what the options `loss`, `class_weights` and `label_smoothing` say. "val/loss" is
+            always plain cross-entropy, or binary cross-entropy for a multi-label task.
         loss: in `on_step`, the scalar that the backward pass starts from; replace it to add terms. "train/loss" is the
             mean of what it is after the callbacks. Do not call `backward()` yourself: the precision fp16 scales the
-            loss, and gradients of earlier passes are cleared.
+            loss, and gradients of earlier steps are cleared. With `accumulate`, `on_step` is called for each part of
+            the step's batch, and the loss is the mean over that part.
         stop: True ends the training. Set in `on_step`: this step is the last. Set in `on_epoch`: no further epoch. A
             shortened epoch is validated like any other, and the best epoch is chosen as always. At least one step is
             made.
@@ -85,13 +87,14 @@ class State:
         task: the task that is trained. In `on_step` it is in training mode.
         backbone: the frozen AST, in the precision of this training.
         options: of this training, with their defaults.
-        optimizer: AdamW over the task's parameters.
+        optimizer: over the task's parameters, AdamW unless the options say otherwise.
         history: the record so far; `history.epochs[-1]` is that of the latest epoch.
         total_steps: the steps that the training will make if nothing stops it.
         train, val: the datasets, as they were given to `fit`; `val` may be None.
         train_clips, val_clips: how many clips there are; 0 without validation data.
         epoch: the number of the epoch, from 0.
-        batch: of this step. Its rows may be shared with other tasks: do not write to them.
+        batch: of this step, or with `accumulate` this part of it. Its rows may be shared with other tasks: do not write
+            to them.
         logits, targets: of this step, (B, C) and (B,) or (B, C). After the step `logits` and `loss` have no gradient.
         losses: of the steps of this epoch so far.
     """
@@ -104,7 +107,7 @@ class State:
         self.total_steps = every if self.options.steps is None else min(every, self.options.steps)
         self.train, self.val = data.given
         self.train_clips, self.val_clips = len(data.train), 0 if data.val is None else len(data.val)
-        self.loss_function: LossFunction = partial(loss_function, setting.task)
+        self.loss_function: LossFunction = _loss_of(setting, data)
         self.stop = False
         self.epoch = 0
         self.batch = Batch([], [])
@@ -137,14 +140,27 @@ class State:
         with self._setting.autocast, self._setting.seeded_dropout(str(self.step), str(self._forwards)):
             return torch.stack(run_rows(self.backbone, [self.task] * len(mels), mels)).float()
 
-    def begin_step(self, batch: Batch, logits: Tensor, targets: Tensor) -> None:
-        """For the trainer: a forward pass was made. Computes the loss with the current loss function."""
+    def begin_step(self, batch: Batch, logits: Tensor, targets: Tensor, first: bool = True) -> None:
+        """For the trainer: a forward pass was made. Computes the loss with the current loss function.
+
+        Args:
+            first: of the passes of this step.
+        """
         self.batch, self.logits, self.targets = batch, logits.float(), targets
-        self.loss, self._forwards = self.loss_function(self.logits, self.targets), 0
+        self.loss = self.loss_function(self.logits, self.targets)
+        self._forwards = 0 if first else self._forwards
 
     def end_step(self) -> None:
         """For the trainer: the backward pass is over, and its graph can go."""
         self.logits, self.loss = self.logits.detach(), self.loss.detach()
+
+
+def _loss_of(setting: Setting, data: TrainingData) -> LossFunction:
+    task, options = setting.task, setting.options
+    labels = labels_of(data.train) if options.class_weights == "balanced" else ()
+    weights = class_weights(task, options.class_weights, labels)
+    weights = None if weights is None else weights.to(setting.device)
+    return loss_of(task, options.loss, weights, options.label_smoothing)
 
 
 @runtime_checkable

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, WeightedRandomSampler
 
+from adapterbank.audio.clips import as_waveforms
 from adapterbank.audio.masks import spec_augment
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.backbone.backbone import Backbone
@@ -19,7 +21,8 @@ from adapterbank.evaluation import map_style
 from adapterbank.routing.below import logits_above
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.task.task import Task, seeded
-from adapterbank.training.augment import random_crop
+from adapterbank.training.augment import mixed, random_crop, rolled, with_gain, with_noise
+from adapterbank.training.balance import clip_weights, labels_of
 from adapterbank.training.cache import (
     FOLDER_BYTES,
     MEMORY_BYTES,
@@ -41,10 +44,57 @@ class Batch:
         rows: one tensor per clip: its raw log-mel (F, M), cropped and masked; or, with a cache, what is kept of it:
             tokens (N, D) or a feature vector (D,).
         labels: one per clip, as the data gives them.
+        partners: with mixup, the label of the clip that each was mixed with; else empty.
+        shares: with mixup, the share (B,) of each clip's own label in its target.
     """
 
     rows: list[Tensor]
     labels: list[Any]
+    partners: list[Any] = field(default_factory=list)
+    shares: Tensor | None = None
+
+    def targets(self, task: Task) -> Tensor:
+        """What the loss is given: class indices (B,); or (B, C), for a multi-label task and with mixup.
+
+        Raises:
+            LabelsError: a label that the task does not have.
+        """
+        own = task.targets(self.labels)
+        if self.shares is None:
+            return own
+        other = task.targets(self.partners)
+        if not task.spec.multilabel and own.ndim == 1:
+            own, other = (F.one_hot(indices, len(task.labels)).float() for indices in (own, other))
+        return self.shares[:, None] * own + (1 - self.shares)[:, None] * other
+
+    def parts(self, size: int) -> list[Batch]:
+        """The batch in parts of `size` clips; the last may be smaller."""
+        if len(self.rows) <= size:
+            return [self]
+        return [
+            Batch(
+                self.rows[at : at + size],
+                self.labels[at : at + size],
+                self.partners[at : at + size],
+                None if self.shares is None else self.shares[at : at + size],
+            )
+            for at in range(0, len(self.rows), size)
+        ]
+
+
+# The options that decide which batches a feed gives, beside the data and what the task makes of it.
+_DECIDING = (
+    "seed",
+    "batch_size",
+    "accumulate",
+    "crop_seconds",
+    "workers",
+    "mixup",
+    "mixup_alpha",
+    "gain",
+    "roll",
+    "noise",
+)
 
 
 class Feed:
@@ -55,29 +105,32 @@ class Feed:
     Args:
         backbone: on whose device log-mels are computed.
         data: map-style, of (waveform (T,) at 16 kHz, label) or of what is kept.
-        options: batch size, seed, order, crops and number of workers.
+        options: clips per step, seed, order, sampler, changes of the waveforms and number of workers.
         masks: the widest SpecAugment masks, in mel bins and in frames or a share of them; 0 for none.
 
     Attributes:
-        generator: makes all draws: the order of the clips, then crops and masks. It depends on the seed, and on the
-            task's name unless the order is shared.
+        generator: makes all draws: the order of the clips, then crops, other changes and masks. It depends on the
+            seed, and on the task's name unless the order is shared.
         key: feeds with the same key give the same batches.
     """
 
     def __init__(self, backbone: Backbone, task: Task, data: Any, options: Options, masks: tuple[int, float | int]):
-        self.backbone, self.masks, self.crop_seconds = backbone, masks, options.crop_seconds
+        self.backbone, self.masks, self.options = backbone, masks, options
         self.kept = isinstance(data, KeptClips)
         drawn_by = (task.name,) if options.order == "task" else ()
         self.generator = seeded(options.seed, *drawn_by, "data")
+        weights = clip_weights(task, labels_of(data)) if options.sampler == "balanced" else None
         self.loader = DataLoader(
             data,
-            options.batch_size,
-            shuffle=True,
+            options.clips_per_step,
+            shuffle=weights is None,
+            sampler=None if weights is None else _balanced(weights, self.generator),
             generator=self.generator,
             collate_fn=collate,
             num_workers=0 if self.kept else options.workers,
         )
-        self.key = (id(data), options.seed, drawn_by, options.batch_size, masks, options.crop_seconds, options.workers)
+        drawn = None if weights is None else tuple(weights.tolist())
+        self.key = (id(data), drawn_by, drawn, masks, *(getattr(options, name) for name in _DECIDING))
         self._at: tuple[int, int] | None = None
         self._batches: Iterator[Any] = iter(())
         self._latest = Batch([], [])
@@ -99,17 +152,36 @@ class Feed:
         return self._latest
 
     def prepare(self, rows: list[Tensor], labels: list[Any]) -> Batch:
-        """B waveforms (T,) at 16 kHz -> their log-mels (F, M), cropped and masked anew; what is kept stays as it is."""
+        """B waveforms (T,) at 16 kHz -> their log-mels (F, M), changed and masked anew; what is kept stays as it is."""
         if self.kept:
             return Batch(rows, labels)
-        if self.crop_seconds is not None:
-            samples = round(self.crop_seconds * SAMPLE_RATE)
-            rows = [random_crop(waveform, samples, self.generator) for waveform in rows]
+        options, generator = self.options, self.generator
+        partners: list[Any] = []
+        shares: Tensor | None = None
         with torch.no_grad():
+            if options.crop_seconds is not None:
+                samples = round(options.crop_seconds * SAMPLE_RATE)
+                rows = [random_crop(waveform, samples, generator) for waveform in rows]
+            if options.mixup or options.gain or options.roll or options.noise:
+                rows = as_waveforms(rows)  # refuses what is none, before it is mixed into others
+            if options.mixup:
+                rows, places, shares = mixed(rows, options.mixup, options.mixup_alpha, generator)
+                partners = [labels[place] for place in places]
+            if options.gain:
+                rows = [with_gain(waveform, options.gain, generator) for waveform in rows]
+            if options.roll:
+                rows = [rolled(waveform, options.roll, generator) for waveform in rows]
+            if options.noise:
+                rows = [with_noise(waveform, options.noise, generator) for waveform in rows]
             mels = mels_of(self.backbone, rows)
             if any(self.masks):
-                mels = [spec_augment(mel, *self.masks, self.generator) for mel in mels]
-        return Batch(mels, labels)
+                mels = [spec_augment(mel, *self.masks, generator) for mel in mels]
+        return Batch(mels, labels, partners, shares)
+
+
+def _balanced(weights: Tensor, generator: torch.Generator) -> WeightedRandomSampler:
+    """Draws as many clips as there are, with replacement, each as often as its weight says."""
+    return WeightedRandomSampler(weights.tolist(), len(weights), replacement=True, generator=generator)
 
 
 class TrainingData:
@@ -176,7 +248,7 @@ class TrainingData:
 
     def _may_keep(self) -> bool:
         """Whether the task trains nothing but its head, and would get the same clips in each epoch."""
-        augments = any(self.setting.masks) or self.setting.options.crop_seconds is not None
+        augments = any(self.setting.masks) or bool(self.setting.options.waveform_changes())
         return self.setting.task.uses_frozen_features() and not augments and all(map(reads_alike, self._parts()))
 
 

@@ -16,7 +16,7 @@ from adapterbank.training.feed import as_dataset
 from adapterbank.training.history import History
 from adapterbank.training.meter import Meter
 from adapterbank.training.options import Options
-from adapterbank.training.trainer import Trainer, copy_state, leave_training
+from adapterbank.training.trainer import Trainer, copy_state, first_words, leave_training
 
 
 def fit(
@@ -113,7 +113,20 @@ def options_of_fit(given: Mapping[str, Any]) -> Options:
     return Options(**given)
 
 
-def progress_bar(show: bool) -> Progress:
-    """A line per training with its steps, the time that remains and a note on its latest epoch."""
+@contextmanager
+def progress_bar(show: bool) -> Iterator[Progress]:
+    """Shows a line per training with its steps, the time that remains and a note on its latest epoch.
+
+    After an error inside, the display ends with the error's first words beside each line that is not complete.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, TextColumn("{task.fields[note]}"), disable=not show)
+    # A message may hold brackets, which are no markup.
+    note = TextColumn("{task.fields[note]}", markup=False)
+    with Progress(*columns, note, disable=not show) as bar:
+        try:
+            yield bar
+        except BaseException as error:
+            for row in bar.tasks:
+                if not row.finished:
+                    bar.update(row.id, note=first_words(error))
+            raise

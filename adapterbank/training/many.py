@@ -100,8 +100,9 @@ class Member:
 
     Attributes:
         batch: of the step at hand.
-        first: the first block this task changes, counted from 0, which is where its own rows start. None: it owns the
-            embedding, or only its head is left to run.
+        first: the first block this task changes, counted from 0, which is where its own rows start. None: its steps
+            share nothing with those of other tasks, because it owns the embedding, only its head is left to run, or a
+            step has several passes.
     """
 
     def __init__(self, trainer: Trainer, before: TaskState, bar: Progress):
@@ -111,6 +112,8 @@ class Member:
         self.batch = Batch([], [])
         kept = trainer.data.cache
         self.first = first_block(self.task, trainer.setting.backbone.weights) if kept is None else kept.block
+        if trainer.setting.options.accumulate > 1:
+            self.first = None
 
     def take_batch(self) -> bool:
         """Takes the next batch; false at the end of the training."""
@@ -120,6 +123,7 @@ class Member:
 
     def stop(self, error: TrainingDivergedError) -> None:
         """Gives the task back as it was."""
+        self.trainer.epochs.note(error)
         self.batches.close()
         self.trainer.fail(error)
         self.trainer.state.end_step()

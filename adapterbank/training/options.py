@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -12,7 +14,10 @@ from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.kernels import training_precision
 from adapterbank.backbone.precision import dtype_of
 from adapterbank.errors import ConfigError, UnknownNameError
-from adapterbank.training.augment import check_masks
+from adapterbank.training.augment import check_masks, check_waveform_changes
+from adapterbank.training.balance import SAMPLERS, ClassWeights, check_class_weights
+from adapterbank.training.losses import LossFunction, check_loss
+from adapterbank.training.optimizers import OptimizerFactory, check_optimizer
 
 SCHEDULES = ("cosine", "multistep", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -29,7 +34,10 @@ class Options:
         epochs: passes over the training clips, 10.
         steps: at most so many optimiser steps, even if `epochs` would make more; None for no limit. The last epoch may
             then be a part of one; it is validated and recorded like the others.
-        batch_size: clips per step, 32. Validation uses it too.
+        batch_size: clips that run through the model at once, 32. Validation uses it too.
+        accumulate: passes of `batch_size` clips whose gradients are added up for one step, 1. Steps of 32 clips are
+            `batch_size=32`, or in half the memory `batch_size=16, accumulate=2`; only a BatchNorm in the adapters sees
+            the difference.
 
     How fast the weights move (AdamW):
 
@@ -42,8 +50,27 @@ class Options:
             each epoch in `milestones`; "constant" keeps it.
         milestones: epochs, counted from 0, for "multistep" only; none.
         gamma: a factor, 0.85, for "multistep" only.
+        optimizer: "adamw"; "sgd", whose momentum is the first of `betas`; or a function that makes a torch optimiser
+            of parameter groups, such as `torch.optim.RMSprop`. The groups hold parameters, `lr` and `weight_decay`.
+        betas: of AdamW, (0.9, 0.999): the shares of the old value in the running means of gradients and their squares.
+        eps: of AdamW, 1e-8: added to the root that gradients are divided by.
+        lr_groups: {part of the task: its highest rate}, in place of `lr`. Parts are "head", "norm", "adapters" and each
+            method of a composition by its name: {"head": 1e-2, "prompt": 3e-2}. All follow one schedule.
         clip_grad: gradients whose norm over all parameters of the task is larger are scaled down to it, 1.0, so that
             one bad batch cannot throw the weights far off; 0 for no limit.
+
+    What is minimised:
+
+    Attributes:
+        loss: "auto" is "bce" for a task whose clips may have several labels, else "ce". "ce": softmax and
+            cross-entropy. "bce": binary cross-entropy for each class by itself, also where clips have one label, as AAT
+            trains Speech Commands. Or a function (logits (B, C) in fp32, targets) -> a scalar. Targets are class
+            indices (B,), or shares of all classes (B, C) for a multi-label task and with mixup.
+        class_weights: how much each class counts in the loss: {class: weight}, where others have 1; one number per
+            class in the order of the task's labels; "balanced", which gives a class the more weight the rarer it is;
+            None for 1. In "ce" it is torch's `weight`, in "bce" its `pos_weight`.
+        label_smoothing: the share of each target that is dealt out to all classes alike, 0; in "bce" to yes and no
+            alike. It keeps a small training set from making the task too sure of itself.
 
     In which numbers:
 
@@ -58,6 +85,13 @@ class Options:
     Attributes:
         crop_seconds: train on a random piece of this many seconds of each clip, drawn anew in each epoch, which is
             faster and varies the data; None for whole clips. Evaluation always reads whole clips.
+        mixup: the share of the clips, 0, that are mixed with another clip of their batch. Targets are mixed in the same
+            shares. AAT uses 0.6 on Speech Commands and 0.5 on OpenMIC.
+        mixup_alpha: the shares come from Beta(mixup_alpha, mixup_alpha), 10 as in AAT: near one half. Below 1 most are
+            near 0 and 1.
+        gain: louder or softer by up to so many decibels, 0.
+        roll: moved in time by up to so many seconds, 0; what leaves at one end comes in at the other. AAT uses 0.1.
+        noise: white noise with a signal-to-noise ratio between two values in dB, such as (10, 40); None for none.
         freq_mask: SpecAugment hides a band of mel bins of each training clip, up to this many; 0 for none. None is 24,
             or 0 where the clips have to stay the same in each epoch: for a method that trains its head alone, and
             where `cache` is asked for.
@@ -68,6 +102,8 @@ class Options:
         order: "task" draws order, crops and masks from the seed and the task's name, so that each task has its own.
             "shared" draws them from the seed alone: tasks trained by `fit_many` then get the same clips in each step
             and share the work on them.
+        sampler: "shuffled" gives each clip once per epoch. "balanced" draws as many clips, with replacement, so that
+            all classes are heard equally often.
         workers: processes that read clips ahead, 0 for none. Worth it where a clip is read from a slow disk.
 
     What is kept:
@@ -82,8 +118,8 @@ class Options:
             it, or a folder inside it, when it is no longer needed.
 
     Raises:
-        ConfigError: a value outside its range, or a cache together with crops or masks.
-        UnknownNameError: an unknown schedule, precision or order.
+        ConfigError: a value outside its range, or a cache together with what changes clips in each epoch.
+        UnknownNameError: an unknown schedule, precision, order, loss, optimizer or sampler.
     """
 
     epochs: int = 10
@@ -105,6 +141,20 @@ class Options:
     order: str = "task"
     cache: str | os.PathLike[str] | None = "auto"
     cache_bytes: int | None = None
+    accumulate: int = 1
+    optimizer: str | OptimizerFactory = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    lr_groups: Mapping[str, float] | None = None
+    loss: str | LossFunction = "auto"
+    class_weights: ClassWeights = None
+    label_smoothing: float = 0.0
+    sampler: str = "shuffled"
+    mixup: float = 0.0
+    mixup_alpha: float = 10.0
+    gain: float = 0.0
+    roll: float = 0.0
+    noise: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:
@@ -113,7 +163,7 @@ class Options:
             raise UnknownNameError("precision", self.precision, ("auto", *PRECISIONS))
         if self.order not in ORDERS:
             raise UnknownNameError("order", self.order, ORDERS)
-        for name in ("epochs", "batch_size", "steps", "cache_bytes"):
+        for name in ("epochs", "batch_size", "steps", "cache_bytes", "accumulate"):
             value = getattr(self, name)
             optional = name in ("steps", "cache_bytes") and value is None
             if not optional and (not isinstance(value, int) or value < 1):
@@ -130,20 +180,35 @@ class Options:
         if self.crop_seconds is not None and not self.crop_seconds > 0:
             raise ConfigError(f"got crop_seconds={self.crop_seconds!r}, expected a positive number or None.")
         check_masks(self.freq_mask or 0, self.time_mask or 0)
+        self._check_learning()
         self._check_cache()
+
+    def _check_learning(self) -> None:
+        """Loss, optimiser, sampler and changes of the waveforms: each is checked where it is made."""
+        if self.sampler not in SAMPLERS:
+            raise UnknownNameError("sampler", self.sampler, SAMPLERS)
+        # As plain values, because a history is stored as JSON. A frozen class can be changed in no other way.
+        object.__setattr__(self, "class_weights", check_class_weights(self.class_weights))
+        check_loss(self.loss, self.label_smoothing, self.class_weights is not None)
+        check_optimizer(self.optimizer, self.betas, self.eps, self.lr_groups)
+        check_waveform_changes(self.noise, self.roll, self.gain, self.mixup, self.mixup_alpha)
+        for name in ("betas", "noise"):
+            pair = getattr(self, name)
+            object.__setattr__(self, name, None if pair is None else tuple(pair))
+        object.__setattr__(self, "lr_groups", None if self.lr_groups is None else dict(self.lr_groups))
 
     def _check_cache(self) -> None:
         if self.cache is not None:
             if not isinstance(self.cache, (str, os.PathLike)) or not os.fspath(self.cache):
                 raise ConfigError(f"got cache={self.cache!r}, expected 'auto', 'memory', a folder or None.")
-            # As text, because a history is stored as JSON. A frozen class can be changed in no other way.
             object.__setattr__(self, "cache", os.fspath(self.cache))
-        augmented = {name: getattr(self, name) for name in ("freq_mask", "time_mask", "crop_seconds")}
-        if self.keeps and any(augmented.values()):
-            asked = ", ".join(f"{name}={value!r}" for name, value in augmented.items() if value)
+        masks = {name: getattr(self, name) for name in ("freq_mask", "time_mask") if getattr(self, name)}
+        changes = {**self.waveform_changes(), **masks}
+        if self.keeps and changes:
+            asked = ", ".join(f"{name}={value!r}" for name, value in changes.items())
             raise ConfigError(
-                f"got cache={self.cache!r} with {asked}: crops and masks are drawn anew in each epoch, so that nothing "
-                "kept could be used again. Leave them out, or pass cache=None."
+                f"got cache={self.cache!r} with {asked}: crops and masks are drawn anew in each epoch, like every "
+                "change of a waveform, so that nothing kept could be used again. Leave them out, or pass cache=None."
             )
 
     @property
@@ -151,9 +216,30 @@ class Options:
         """Whether a cache was asked for by name."""
         return self.cache not in (None, "auto")
 
+    @property
+    def clips_per_step(self) -> int:
+        """Clips whose gradients make one step of the optimiser."""
+        return self.batch_size * self.accumulate
+
+    def waveform_changes(self) -> dict[str, Any]:
+        """The options that change waveforms anew in each epoch and are on, by their names."""
+        names = ("crop_seconds", "mixup", "gain", "roll", "noise")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
+
+    def record(self) -> dict[str, Any]:
+        """All options by their names, as JSON can hold them: a function is recorded by its module and name."""
+        return {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
+
     def precision_on(self, device: torch.device) -> str:
         """The precision in use: what "auto" stands for on this device, or what was asked for."""
         return training_precision(device) if self.precision == "auto" else self.precision
+
+
+def _plain(value: Any) -> Any:
+    if callable(value):
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"
+    return list(value) if isinstance(value, tuple) else value
 
 
 def in_precision(backbone: Backbone, precision: str) -> Backbone:

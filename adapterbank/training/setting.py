@@ -58,6 +58,11 @@ class Setting:
         return self.backbone.device
 
     @property
+    def batch_size(self) -> int:
+        """Clips that run through the model at once."""
+        return self.options.batch_size
+
+    @property
     def masks(self) -> tuple[int, float | int]:
         """The widest SpecAugment masks, in mel bins and in frames or a share of them; 0 for none."""
         options = self.options

@@ -13,16 +13,17 @@ from torch import Tensor
 from adapterbank.errors import ConfigError, TrainingDivergedError
 from adapterbank.training.callbacks import Callbacks, State
 from adapterbank.training.feed import Batch, TrainingData
+from adapterbank.training.losses import amount
+from adapterbank.training.optimizers import build, parameter_groups
 from adapterbank.training.options import Options
 from adapterbank.training.setting import Setting
-
-FUSED = ("cpu", "cuda")  # where one kernel makes a step of AdamW for all tensors
 
 
 class OptimizerStep:
     """The step part of a training.
 
-    `take` makes a whole step. `fit_many` runs the forward and backward passes of several tasks together itself: after
+    `take` makes a whole step, of one forward and backward pass, or with the option `accumulate` of several whose
+    gradients add up. `fit_many` runs the forward and backward passes of several tasks together itself: after
     the forward pass it calls `begin` for each task, then runs the backward pass, then calls `update` for each.
 
     Args:
@@ -40,21 +41,33 @@ class OptimizerStep:
 
     def take(self, batch: Batch) -> float:
         """One step on a batch; gives its loss. Raises TrainingDivergedError, or LabelsError for a wrong label."""
-        with self.setting.autocast, self.seeded_dropout():
-            logits = self.data.logits(batch.rows)
-        self.begin(logits, batch).backward()
+        parts = batch.parts(self.setting.batch_size)
+        for place, (part, share) in enumerate(zip(parts, self._shares(parts), strict=True)):
+            with self.setting.autocast, self.seeded_dropout(place):
+                logits = self.data.logits(part.rows)
+            self.begin(logits, part, share, first=place == 0).backward()
         self.update()
         return self.state.losses[-1]
 
-    def seeded_dropout(self) -> AbstractContextManager[None]:
-        """The context of a forward pass: dropout by (seed, task, step)."""
-        return self.setting.seeded_dropout(str(self.state.step))
+    def seeded_dropout(self, place: int = 0) -> AbstractContextManager[None]:
+        """The context of a forward pass: dropout by (seed, task, step), and by its place among those of the step."""
+        return self.setting.seeded_dropout(str(self.state.step), *(["pass", str(place)] if place else []))
 
-    def begin(self, logits: Tensor, batch: Batch) -> Tensor:
+    def _shares(self, parts: list[Batch]) -> list[float]:
+        """How much the loss of each part counts in that of the step, so that the sum is the mean over all clips."""
+        if len(parts) == 1:
+            return [1.0]
+        task, device = self.setting.task, self.setting.device
+        amounts = [amount(self.state.loss_function, part.targets(task).to(device)) for part in parts]
+        return [each / sum(amounts) for each in amounts]
+
+    def begin(self, logits: Tensor, batch: Batch, share: float = 1.0, *, first: bool = True) -> Tensor:
         """Begins a step after its forward pass: computes the loss, lets callbacks change it, clears old gradients.
 
         Args:
             logits: (B, C) of the batch.
+            share: of this batch in the loss of the step.
+            first: whether it is the first of the step; those after it add to its gradients and its loss.
 
         Returns:
             The loss that the backward pass starts from, scaled if the precision is fp16.
@@ -64,8 +77,8 @@ class OptimizerStep:
             ConfigError: a callback left a loss from which no gradient can start.
         """
         state = self.state
-        targets = self.setting.task.targets(batch.labels).to(self.setting.device)
-        state.begin_step(batch, logits, targets)
+        targets = batch.targets(self.setting.task).to(self.setting.device)
+        state.begin_step(batch, logits, targets, first)
         self.callbacks.on_step(state)
         if not _starts_gradients(state.loss):
             raise ConfigError(
@@ -75,9 +88,11 @@ class OptimizerStep:
         value = state.loss.item()
         if not math.isfinite(value):
             raise self._diverged(f"loss {value}")
-        state.losses.append(value)
-        state.optimizer.zero_grad(set_to_none=True)
-        scaled: Tensor = self.scaler.scale(state.loss)
+        if first:
+            state.losses.append(0.0)
+            state.optimizer.zero_grad(set_to_none=True)
+        state.losses[-1] += share * value
+        scaled: Tensor = self.scaler.scale(state.loss if share == 1 else share * state.loss)
         return scaled
 
     def update(self) -> None:
@@ -101,7 +116,7 @@ class OptimizerStep:
             self.scheduler.step()
 
     def lr(self) -> float:
-        """The learning rate of the next step."""
+        """The learning rate of the next step; parts in `lr_groups` have their own."""
         return float(self.scheduler.get_last_lr()[0])
 
     def _diverged(self, what: str) -> TrainingDivergedError:
@@ -114,11 +129,10 @@ class OptimizerStep:
 
 
 def optimizer_of(setting: Setting) -> torch.optim.Optimizer:
-    """AdamW over the parameters of the task that a training changes."""
-    trained = [parameter for parameter in setting.task.parameters() if parameter.requires_grad]
-    # None leaves the choice to torch, which on other devices is a loop over tensors.
-    fused = True if setting.device.type in FUSED else None
-    return torch.optim.AdamW(trained, lr=setting.options.lr, weight_decay=setting.options.weight_decay, fused=fused)
+    """The optimiser over the parameters of the task that a training changes."""
+    options = setting.options
+    groups = parameter_groups(setting.task, options.lr, options.weight_decay, options.lr_groups or {})
+    return build(options.optimizer, groups, options.betas, options.eps)
 
 
 def lr_factor(options: Options, total: int, epoch_steps: int, step: int) -> float:

@@ -15,8 +15,7 @@ The loop of a training is two lines of `fit`:
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import torch
@@ -66,8 +65,7 @@ class Trainer:
         self.task, self.callbacks = task, Callbacks(callbacks)
         self.setting = Setting.of(backbone, task, options)
         self.data = TrainingData(self.setting, train, val, stores)
-        # As a dict of plain values: a history is stored as JSON.
-        self.history = History(task.name, asdict(options), self.setting.precision)
+        self.history = History(task.name, options.record(), self.setting.precision)
         self.state = State(self.setting, self.data, optimizer_of(self.setting), self.history)
         self.optimizer_step = OptimizerStep(self.setting, self.data, self.state, self.callbacks)
         self.epochs = Epochs(self.setting, self.data, self.optimizer_step, self.callbacks)
@@ -96,6 +94,7 @@ class Epochs:
         self.task, self.history = setting.task, self.state.history
         self._best = -math.inf
         self._best_state: dict[str, Tensor] | None = None
+        self._shown: Callable[[str], None] = lambda note: None
 
     def batches(self, bar: Progress) -> Generator[Batch]:
         """The batches of all epochs; whoever takes one makes its step before asking for the next.
@@ -106,6 +105,7 @@ class Epochs:
         self.callbacks.on_start(self.state)
         self.data.fill(bar)
         row = bar.add_task(f"{self.task.name} ({self.task.method})", total=self.state.total_steps, note="")
+        self._shown = lambda note: bar.update(row, note=note)
         for epoch in range(self.setting.options.epochs):
             yield from self._steps(epoch, bar, row)
             self._close()
@@ -120,15 +120,15 @@ class Epochs:
         self.task.train()
         self.state.epoch, self.state.losses = epoch, []
         for place in range(len(self.data.feed)):
-            try:
-                yield self.data.feed.batch(epoch, place)
-            except GeneratorExit:  # `close()` was called: the training was stopped
-                bar.update(row, note="stopped")
-                raise
+            yield self.data.feed.batch(epoch, place)
             self.history.steps += 1
             bar.update(row, advance=1)
             if self._is_over():
                 return
+
+    def note(self, error: BaseException) -> None:
+        """Shows an error beside the progress of this training, which ends with it."""
+        self._shown(first_words(error))
 
     def _is_over(self) -> bool:
         return self.history.steps >= self.state.total_steps or self.state.stop
@@ -147,7 +147,7 @@ class Epochs:
 
     def _validate(self) -> dict[str, float]:
         """Metrics on the validation data, if there is any."""
-        val, size = self.data.val, self.setting.options.batch_size
+        val, size = self.data.val, self.setting.batch_size
         if val is None:
             return {}
         if not isinstance(val, KeptClips):
@@ -177,6 +177,12 @@ def leave_training(task: Task) -> None:
 def copy_state(task: Task) -> dict[str, Tensor]:
     """A copy of all tensors of a task, by their names."""
     return {name: tensor.detach().clone() for name, tensor in task.state_dict().items()}
+
+
+def first_words(error: BaseException, most: int = 60) -> str:
+    """The kind of an error and the beginning of its message, in one line."""
+    words = " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
+    return words if len(words) <= most else f"{words[: most - 1].rstrip()}…"
 
 
 def _note(record: dict[str, float], metric: str) -> str:

@@ -111,7 +111,7 @@ def test_a_head_needs_validation_clips_if_asked_for_them(bank, labelled_clips):
 def test_an_unknown_task_or_option_names_the_known_ones(bank, labelled_clips):
     with pytest.raises(UnknownNameError, match="unknown task 'family'. Did you mean 'families'"):
         quick(bank, "family", labelled_clips)
-    with pytest.raises(UnknownNameError, match="unknown option of fit 'learning_rate'.*Known: batch_size, .*warmup"):
+    with pytest.raises(UnknownNameError, match="unknown option of fit 'learning_rate'.*Known: accumulate, .*warmup"):
         quick(bank, "families", labelled_clips, learning_rate=1e-3)
 
 
