@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # what `_PLACES` says, for type checkers and editors
     from adapterbank.data.standard import standard_splits
     from adapterbank.errors import AdapterBankError
     from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
+    from adapterbank.scanning.events import Event
+    from adapterbank.scanning.result import Scan
     from adapterbank.serving.compiled import CompiledTask
     from adapterbank.task.task import Prediction
     from adapterbank.training.fit import fit
@@ -33,9 +35,11 @@ __all__ = [
     "AdapterBank",
     "AdapterBankError",
     "CompiledTask",
+    "Event",
     "History",
     "LayerImportance",
     "Prediction",
+    "Scan",
     "fit",
     "fit_many",
     "gate_values",
@@ -52,9 +56,11 @@ _PLACES = {  # public name -> the module that defines it
     "AdapterBank": "bank",
     "AdapterBankError": "errors",
     "CompiledTask": "serving.compiled",
+    "Event": "scanning.events",
     "History": "training.history",
     "LayerImportance": "inspection",
     "Prediction": "task.task",
+    "Scan": "scanning.result",
     "fit": "training.fit",
     "fit_many": "training.many",
     "gate_values": "inspection",

@@ -23,6 +23,8 @@ from adapterbank.evaluation import evaluate_task
 from adapterbank.guesses import no_such_attribute
 from adapterbank.routing.module import TaskModule
 from adapterbank.routing.run import ask, embed, filled, logits_of
+from adapterbank.scanning.result import Scan
+from adapterbank.scanning.scan import scan
 from adapterbank.serving.compiled import CompiledTask
 from adapterbank.storage import manifest
 from adapterbank.storage.shelf import Shelf
@@ -409,6 +411,54 @@ class AdapterBank:
         tasks = self._tasks.by_row(task, len(clips))
         rows = zip(tasks, logits_of(self._backbone, tasks, clips), strict=True)
         return [None if logits is None else owner.prediction(logits) for owner, logits in rows]
+
+    @torch.no_grad()
+    def scan(
+        self,
+        recording: Any,
+        tasks: str | Sequence[str] = "all",
+        *,
+        window: float | None = None,
+        hop: float | None = None,
+        sample_rate: int = SAMPLE_RATE,
+        on_error: str = "raise",
+        batch_size: int = 32,
+        progress: bool = True,
+    ) -> Scan:
+        """Labels with their times along a recording of any length, in memory that does not grow with it.
+
+        All tasks hear the same windows and share what `ask` shares. The answer has `events()`, in which windows of one
+        label that overlap or touch are one, `to_csv`, `to_audacity` and `plot`.
+
+        Args:
+            recording: one clip in any form that a call takes, or an iterator of blocks (T,). Of these only a path and an
+                iterator need no memory for the whole recording.
+            tasks: one name, several, or "all".
+            window: seconds, 0.1 to 120; None: the longest `clip_seconds` of these tasks, or 5 if none has any.
+            hop: seconds from the start of one window to that of the next; None: the window, side by side. Both are
+                rounded to 10 ms. The last window ends with the recording, and so overlaps the one before it.
+            sample_rate: in Hz, of samples in memory that do not say theirs.
+            on_error: what happens where a file breaks, or samples are NaN, Inf or far too loud. "raise" is an error that
+                says at what second. "skip" answers for all else, warns (`SkippedClipsWarning`) and notes it in the answer.
+            batch_size: windows at a time.
+            progress: show a progress bar.
+
+        Raises:
+            AudioFileError, WaveformError: not a recording, or it breaks. UnknownNameError: no such task.
+            ConfigError: a window, hop or rate that cannot be; no task, or one twice.
+        """
+        names = list(self._tasks) if tasks == "all" else [tasks] if isinstance(tasks, str) else tasks
+        return scan(
+            self._backbone,
+            [self._tasks.use(name) for name in names],
+            recording,
+            window=window,
+            hop=hop,
+            sample_rate=sample_rate,
+            on_error=on_error,
+            batch_size=batch_size,
+            progress=progress,
+        )
 
     def evaluate(self, task: str, data: Any, *, batch_size: int = 32) -> dict[str, float]:
         """Metrics of a task on data that yields (waveform at 16 kHz, label); kept for `summary()`.

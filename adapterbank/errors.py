@@ -105,4 +105,4 @@ class NoSuchAttributeError(AdapterBankError, AttributeError):
 
 
 class SkippedClipsWarning(UserWarning):
-    """Clips were left out because `on_error="skip"` asked for it; the message counts and names them."""
+    """Clips, or parts of a recording, were left out because `on_error="skip"` asked for it; counted and named."""

@@ -256,7 +256,7 @@ def _checked(clip: Tensor | np.ndarray[Any, Any], sample_rate: Any) -> tuple[Ten
     if isinstance(clip, np.ndarray):
         # Copied, because torch takes no reversed or byte-swapped array and warns of a read-only one.
         clip = torch.from_numpy(clip.astype(np.float32))
-    wave = _mono(clip.detach().to(torch.float32))
+    wave = mono(clip.detach().to(torch.float32))
     if not len(wave):
         raise WaveformError("got an empty clip, expected at least one sample.")
     peak = float(_loudest(wave))
@@ -275,7 +275,7 @@ def _checked(clip: Tensor | np.ndarray[Any, Any], sample_rate: Any) -> tuple[Ten
     return wave, rate
 
 
-def _mono(clip: Tensor) -> Tensor:
+def mono(clip: Tensor) -> Tensor:
     """(T,), (channels, T) as torchaudio gives or (T, channels) as soundfile does -> (T,), the mean of the channels."""
     if clip.ndim == 1:
         return clip

@@ -21,9 +21,21 @@ from adapterbank.audio.suffixes import CONVERT_HINT, READABLE_SUFFIXES, UNREADAB
 from adapterbank.errors import AudioFileError
 from adapterbank.numbers import is_whole
 
-__all__ = ["CONVERT_HINT", "READABLE_SUFFIXES", "UNREADABLE_SUFFIXES", "mono_blocks", "open_checked", "read_audio"]
+__all__ = [
+    "CONVERT_HINT",
+    "READABLE_SUFFIXES",
+    "UNKNOWN_FRAMES",
+    "UNREADABLE_SUFFIXES",
+    "Forward",
+    "check_header",
+    "existing",
+    "mono_blocks",
+    "open_checked",
+    "read_audio",
+    "undecodable",
+]
 
-_UNKNOWN_FRAMES = 2**62  # libsndfile's answer for a FLAC stream without a length is 2**63 - 1
+UNKNOWN_FRAMES = 2**62  # libsndfile's answer for a FLAC stream without a length is 2**63 - 1
 _BLOCK = 1 << 20  # samples of all channels that are decoded at a time: 4 MB
 
 
@@ -50,7 +62,7 @@ def read_audio(path: str | PathLike[str], sample_rate: int = SAMPLE_RATE) -> Ten
     return resample_clip(waveform, rate, sample_rate)
 
 
-class _Forward(soundfile.SoundFile):
+class Forward(soundfile.SoundFile):
     """A sound file that is read from its start to its end.
 
     Behind each block soundfile seeks to where it is anyway, unless it is told that it cannot. GSM and G.721 cannot be
@@ -71,21 +83,34 @@ def open_checked(path: str | PathLike[str]) -> Iterator[soundfile.SoundFile]:
     Raises:
         AudioFileError: the file is absent, no audio, empty, cut, or has a sample rate outside 1,000 to 768,000 Hz.
     """
+    file = existing(path)
+    try:
+        with file.open("rb") as handle, Forward(checked(file, handle)) as sound:
+            check_header(file, sound)
+            if sound.frames >= UNKNOWN_FRAMES:
+                raise AudioFileError(f"{file} does not state its length (it was streamed). Re-encode it to a file.")
+            yield sound
+    except soundfile.SoundFileError as error:
+        raise undecodable(file, error) from error
+
+
+def existing(path: str | PathLike[str]) -> Path:
+    """A file that is there and not empty. Raises AudioFileError."""
     file = Path(path)
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
         raise AudioFileError(f"{file} {what}; expected an audio file. Check the path, relative to {Path.cwd()}.")
     if file.stat().st_size == 0:
         raise AudioFileError(f"{file} is empty (0 bytes); expected audio. {AGAIN}")
-    try:
-        with file.open("rb") as handle, _Forward(checked(file, handle)) as sound:
-            _check_header(file, sound)
-            yield sound
-    except soundfile.SoundFileError as error:
-        raise AudioFileError(
-            f"{file} cannot be decoded ({error}); expected WAV, FLAC, Ogg, MP3 or another format that libsndfile "
-            f"reads. {CONVERT_HINT if file.suffix.lower() in UNREADABLE_SUFFIXES else AGAIN}"
-        ) from error
+    return file
+
+
+def undecodable(file: Path, error: Exception) -> AudioFileError:
+    """What to say of a file that libsndfile refuses."""
+    return AudioFileError(
+        f"{file} cannot be decoded ({error}); expected WAV, FLAC, Ogg, MP3 or another format that libsndfile "
+        f"reads. {CONVERT_HINT if file.suffix.lower() in UNREADABLE_SUFFIXES else AGAIN}"
+    )
 
 
 def mono_blocks(file: Path, sound: soundfile.SoundFile, frames: int | None = None) -> Iterator[np.ndarray]:
@@ -113,7 +138,8 @@ def mono_blocks(file: Path, sound: soundfile.SoundFile, frames: int | None = Non
         yield block.mean(axis=1)
 
 
-def _check_header(file: Path, sound: soundfile.SoundFile) -> None:
+def check_header(file: Path, sound: soundfile.SoundFile) -> None:
+    """Raises AudioFileError: it is no sound, its rate is none of a recording, or it has no samples."""
     if sound.format in ("MAT4", "MAT5"):
         raise AudioFileError(
             f"{file} is a table of Matlab; expected audio. Load it with scipy.io.loadmat and pass its array."
@@ -123,8 +149,6 @@ def _check_header(file: Path, sound: soundfile.SoundFile) -> None:
             f"{file} says that its sample rate is {sound.samplerate} Hz; expected {LOWEST_RATE} to {HIGHEST_RATE}. "
             "Its header is wrong: write the file again with the rate at which it was recorded."
         )
-    if sound.frames >= _UNKNOWN_FRAMES:
-        raise AudioFileError(f"{file} does not state its length (it was streamed). Re-encode it to a file.")
     if sound.frames == 0:
         raise AudioFileError(f"{file} holds no samples; expected at least one. {AGAIN}")
 

@@ -7,6 +7,7 @@ and freed like any other object. Save one with `figure.savefig(path)`.
 from adapterbank.plots.comparison import accuracy_matrix, score_bars, spectrogram_pairs
 from adapterbank.plots.inside import gate_values, layer_importance
 from adapterbank.plots.style import BLUE, COUNTED_CLASSES, DPI, INK, MUTED, ORANGE
+from adapterbank.plots.timeline import timeline
 from adapterbank.plots.training import confusion_counts, confusion_matrix, convergence, learning_curve
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "learning_curve",
     "score_bars",
     "spectrogram_pairs",
+    "timeline",
 ]

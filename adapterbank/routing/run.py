@@ -173,6 +173,21 @@ def ask(backbone: Backbone, tasks: Sequence[Task], clips: Clips) -> dict[str, Te
     Raises:
         ConfigError: no task, or one twice.
     """
+    check_asked(tasks)
+
+    def run(places: Sequence[int], mels: list[Tensor]) -> list[Tensor]:
+        """Of each clip the logits of all tasks, one behind the other."""
+        return list(torch.cat(list(ask_mels(backbone, tasks, mels).values()), dim=1))
+
+    sizes = [len(task.labels) for task in tasks]
+    found = answers(clips, run, backbone.device, backbone.geometry.mel_bins)
+    together = torch.stack(filled(found, [sum(sizes)] * len(clips), backbone.device))
+    names = [task.name for task in tasks]
+    return dict(zip(names, together.split(sizes, dim=1), strict=True))
+
+
+def check_asked(tasks: Sequence[Task]) -> None:
+    """Raises ConfigError for no task, or one twice: answers are a dict with one entry per task."""
     names = [task.name for task in tasks]
     if not names:
         raise ConfigError("got no task to ask, expected at least one name; bank.tasks lists them.")
@@ -182,15 +197,12 @@ def ask(backbone: Backbone, tasks: Sequence[Task], clips: Clips) -> dict[str, Te
             f"got the task {double!r} twice; ask each once: the answers are a dict with one entry per task."
         )
 
-    def run(places: Sequence[int], mels: list[Tensor]) -> list[Tensor]:
-        """Of each clip the logits of all tasks, one behind the other."""
-        rows = run_rows(backbone, [task for task in tasks for _ in mels], mels * len(tasks))
-        return [torch.cat(rows[place :: len(mels)]) for place in range(len(mels))]
 
-    sizes = [len(task.labels) for task in tasks]
-    found = answers(clips, run, backbone.device, backbone.geometry.mel_bins)
-    together = torch.stack(filled(found, [sum(sizes)] * len(clips), backbone.device))
-    return dict(zip(names, together.split(sizes, dim=1), strict=True))
+def ask_mels(backbone: Backbone, tasks: Sequence[Task], mels: Sequence[Tensor]) -> dict[str, Tensor]:
+    """All tasks on the same raw log-mels, (F, M) each, in one batch: {name: logits (B, C)}."""
+    mels = list(mels)
+    rows = run_rows(backbone, [task for task in tasks for _ in mels], mels * len(tasks))
+    return {task.name: torch.stack(rows[i * len(mels) : (i + 1) * len(mels)]) for i, task in enumerate(tasks)}
 
 
 def embed(backbone: Backbone, segment: Segment, clips: Clips, how: str) -> Tensor:

@@ -316,9 +316,13 @@ class Task(nn.Module):
         """What the head answers to the backbone's output: (R, N, D) -> (R, C)."""
         return self.head(self.pooled(tokens))
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class, (..., C) -> (..., C): they sum to 1 unless the task is multi-label."""
+        return logits.sigmoid() if self.spec.multilabel else logits.softmax(dim=-1)
+
     def prediction(self, logits: Tensor) -> Prediction:
         """Class names and probabilities of one clip, from its logits (C,)."""
-        probabilities = logits.sigmoid() if self.spec.multilabel else logits.softmax(dim=-1)
+        probabilities = self.probabilities(logits)
         values, order = probabilities.sort(descending=True, stable=True)
         ranked = tuple(values.tolist())
         return Prediction(self.name, tuple(self.labels[i] for i in order.tolist()), ranked, ranked[0])
