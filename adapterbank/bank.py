@@ -431,15 +431,16 @@ class AdapterBank:
         label that overlap or touch are one, `to_csv`, `to_audacity` and `plot`.
 
         Args:
-            recording: one clip in any form that a call takes, or an iterator of blocks (T,). Of these only a path and an
-                iterator need no memory for the whole recording.
+            recording: one clip in any form that a call takes, or an iterator of blocks (T,). Of these only a path and
+                an iterator need no memory for the whole recording.
             tasks: one name, several, or "all".
             window: seconds, 0.1 to 120; None: the longest `clip_seconds` of these tasks, or 5 if none has any.
             hop: seconds from the start of one window to that of the next; None: the window, side by side. Both are
                 rounded to 10 ms. The last window ends with the recording, and so overlaps the one before it.
             sample_rate: in Hz, of samples in memory that do not say theirs.
-            on_error: what happens where a file breaks, or samples are NaN, Inf or far too loud. "raise" is an error that
-                says at what second. "skip" answers for all else, warns (`SkippedClipsWarning`) and notes it in the answer.
+            on_error: what happens where a file breaks, or samples are NaN, Inf or far too loud. "raise" is an error
+                that says at what second. "skip" answers for all else, notes it in the answer and warns
+                (`SkippedClipsWarning`).
             batch_size: windows at a time.
             progress: show a progress bar.
 

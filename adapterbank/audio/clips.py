@@ -360,7 +360,11 @@ def warn_of_skipped(failed: Mapping[int, Exception], total: int, what: str = "cl
     """One warning that counts and names what was left out, at the line outside this package that asked for it."""
     reasons = "; ".join(f"{what} {place}: {error}" for place, error in list(failed.items())[:most])
     more = f"; and {len(failed) - most} more" if len(failed) > most else ""
-    message = f"{len(failed)} of {total} {what}s {'was' if len(failed) == 1 else 'were'} left out. {reasons}{more}"
+    warn_outside(f"{len(failed)} of {total} {what}s {'was' if len(failed) == 1 else 'were'} left out. {reasons}{more}")
+
+
+def warn_outside(message: str) -> None:
+    """A `SkippedClipsWarning` at the line outside this package that asked for the clips."""
     warnings.warn(message, SkippedClipsWarning, stacklevel=_depth_outside())
 
 

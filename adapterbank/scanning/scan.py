@@ -5,7 +5,6 @@ Symbols: W windows, T samples, F frames, M mel bins, C classes of a task.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,11 +12,11 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from adapterbank.audio.clips import check_on_error
+from adapterbank.audio.clips import check_on_error, warn_outside
 from adapterbank.audio.mel import LOUDEST, SAMPLE_RATE
 from adapterbank.audio.stream import Recording, open_recording
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.errors import AudioFileError, SkippedClipsWarning, WaveformError
+from adapterbank.errors import AudioFileError, WaveformError
 from adapterbank.numbers import whole
 from adapterbank.routing.run import ask_mels, check_asked
 from adapterbank.scanning.events import Track
@@ -174,18 +173,12 @@ def _result(
 
 def _warn_of_what_is_left_out(result: Scan) -> None:
     if result.fault is not None:
-        warnings.warn(
-            f"{result.recording} was heard up to {result.seconds:.1f} s only: {result.fault}",
-            SkippedClipsWarning,
-            stacklevel=4,
-        )
+        warn_outside(f"{result.recording} was heard up to {result.seconds:.1f} s only: {result.fault}")
     if result.skipped:
         start, end = result.skipped[0]
-        warnings.warn(
-            f"{len(result.skipped)} of {len(result)} windows of {result.recording} hold samples that no sound has, and have no answer: "
-            f"the first from {start:.2f} to {end:.2f} s.",
-            SkippedClipsWarning,
-            stacklevel=4,
+        warn_outside(
+            f"{len(result.skipped)} of {len(result)} windows of {result.recording} hold samples that no sound has, and "
+            f"have no answer: the first from {start:.2f} to {end:.2f} s."
         )
 
 
