@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # what `_PLACES` says, for type checkers and editors
     from adapterbank.data.standard import standard_splits
     from adapterbank.errors import AdapterBankError
     from adapterbank.inspection import LayerImportance, gate_values, layer_importance, token_gates
+    from adapterbank.mislabels import probable_mislabels
     from adapterbank.scanning.events import Event
     from adapterbank.scanning.result import Scan
     from adapterbank.serving.compiled import CompiledTask
@@ -47,6 +48,7 @@ __all__ = [
     "load_folder",
     "methods",
     "plain_kernels",
+    "probable_mislabels",
     "read_audio",
     "standard_splits",
     "token_gates",
@@ -67,6 +69,7 @@ _PLACES = {  # public name -> the module that defines it
     "layer_importance": "inspection",
     "load_folder": "data.folder",
     "plain_kernels": "backbone.kernels",
+    "probable_mislabels": "mislabels",
     "read_audio": "audio.read",
     "standard_splits": "data.standard",
     "token_gates": "inspection",

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -40,7 +40,7 @@ MISLABELLED = "probable mislabel"
 KINDS = (*PROBLEMS, DUPLICATE, SHARED_GROUP, SHORT, LONG, CLIPPED, FEW, MISLABELLED)
 
 SILENCE = 1e-4  # of full scale, −80 dB: below the noise of any microphone
-CLIPPED_SHARE = 0.005  # of the samples; pure tones down to 20 Hz stay below it
+CLIPPED_SHARE = 0.01  # of the samples; a pure tone at full scale rests at its top for 0.6 % of them
 FAR = 10  # times the median length
 
 
@@ -126,21 +126,24 @@ class DatasetReport:
             )
         write_atomically(Path(path), text.getvalue().encode())
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> RenderableType:
+        if not self.rows:
+            return Text(self._headline())
         split = any(row.split for row in self.rows)
-        table = Table(title=Text(self._headline()), title_justify="left", box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
         for column in ("found", "file", "label", *(["split"] if split else []), "detail"):
             table.add_column(column, overflow="fold")
         for row in self.rows:
             detail = f"{row.detail} {row.other}" if row.other else row.detail
             cells = [row.kind, str(row.file or ""), row.label, *([row.split] if split else []), detail]
             table.add_row(*map(Text, cells), style="red" if row.problem else None)
-        return table
+        return Group(Text(self._headline()), table)
 
     def __str__(self) -> str:
-        shown = Console(file=io.StringIO(), width=160, color_system=None)
-        shown.print(self)
-        return "\n".join(line.rstrip() for line in shown.file.getvalue().splitlines())  # type: ignore[attr-defined]
+        """The table with a line per row, however long, so that paths can be copied."""
+        text = io.StringIO()
+        Console(file=text, width=100_000, color_system=None).print(self)
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
     def _headline(self) -> str:
         if not self.rows:

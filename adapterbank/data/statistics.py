@@ -69,7 +69,7 @@ def mean_std(
         raise DatasetError("got no clips to take mean and deviation of, expected (waveform, label) pairs.")
     std = (squares / count) ** 0.5
     if not std > 0:
-        raise DatasetError(f"all log-mels of {dataset!r} are the same ({mean:.4f}): is all of it silence?")
+        raise DatasetError(f"all log-mels of {number + 1} clips are {mean:.4f}: is all of it silence?")
     return MeanStd(mean, std)
 
 
