@@ -36,7 +36,7 @@ from sidebyside import Claim, latest, log_in, markdown  # noqa: E402
 PAGES = {
     "transformers": (1, 2, 11),
     "peft": (4, 5, 8),
-    "training": (3, 10, 13),
+    "training": (3, 10, 13, 17),
     "routing": (6, 7, 9),
     "disk": (12,),
     "start": (18,),

@@ -1,21 +1,25 @@
-"""Rows of recipes/benchmark.py on training: adapters beside `full` (3), caches (10), several tasks at once (13).
+"""Rows of recipes/benchmark.py on training: adapters beside `full` (3), caches (10), several tasks at once (13), files (17).
 
     python recipes/benchmark.py row=3            # starts this with what it needs
 
-Clips are white noise of 1 s, weights are random: neither changes what a matmul costs.
+Clips are white noise of 1 s (in row 17 of 5 s), weights are random: neither changes what a matmul costs.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import soundfile
 from omegaconf import DictConfig
 from sidebyside import MEASURED, Bench, Claim, claim, script
 
-from adapterbank import AdapterBank, History, fit, fit_many
+from adapterbank import AdapterBank, History, fit, fit_many, load_folder
+from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.backbone.precision import DTYPES
 from adapterbank.experiments.cost import step_memory, step_tensors, stepper
 from adapterbank.experiments.timing import alternate, noise, timed
@@ -122,7 +126,47 @@ def trained_together(cfg: DictConfig, bench: Bench) -> Claims:
         yield claim(f"{what}, fp32: largest difference of losses", max(gaps), 1e-4, at_most=True, check=True)
 
 
-ROWS = {3: adapters_or_full, 10: cached_epochs, 13: trained_together}
+def folder_of_noise(root: Path, clips: int, classes: int) -> Path:
+    """Clips of 5 s at 44,100 Hz in 16 bit, in class folders: to read one is to decode and to resample it."""
+    rate = 44_100
+    for index, wave in enumerate(noise(clips, 5.0 * rate / SAMPLE_RATE)):
+        file = root / str(index % classes) / f"{index}.wav"
+        file.parent.mkdir(exist_ok=True)
+        soundfile.write(file, wave.numpy(), rate)
+    return root
+
+
+def one_epoch(bench: Bench, bank: AdapterBank, cfg: DictConfig, data: Any, **fitting: Any) -> History:
+    """A new task after one epoch."""
+    bank.add_task("files", "aat_ms", labels=[str(number) for number in range(cfg.classes)])
+    try:
+        return fit(bank, "files", data, epochs=1, batch_size=bench.rows(32), **PLAIN, **fitting)
+    finally:
+        bank.remove_task("files")
+
+
+def from_files(cfg: DictConfig, bench: Bench) -> Claims:
+    """17: an epoch from files that were read before, beside the same epoch from tensors in memory."""
+    bank = bench.open(cfg.base, "fp32")
+    with tempfile.TemporaryDirectory() as root:
+        files = load_folder(folder_of_noise(Path(root), bench.rows(64), min(8, cfg.classes)))
+        tensors = [files[index] for index in range(len(files))]  # the first epoch is over: every file was read
+
+        def reading(data: Any) -> Callable[[], float]:
+            return timed(lambda: [data[index] for index in range(len(data))], bench.device)
+
+        ours, theirs = (timed(partial(one_epoch, bench, bank, cfg, data), bench.device) for data in (files, tensors))
+        yield bench.beside(
+            "epoch from files / from tensors, fp32", alternate(ours, theirs, bench.pairs), 1.1, at_most=True
+        )
+        kept, anew = (one_epoch(bench, bank, cfg, data).epochs[0]["train/loss"] for data in (files, tensors))
+        yield claim("epoch from files: largest difference of losses", abs(kept - anew), 0.0, at_most=True, check=True)
+        uncached = load_folder(root, cache_bytes=0)
+        pairs = alternate(reading(uncached), reading(files), bench.pairs)
+        yield bench.beside("reading of files, decoded each time / kept", pairs, at_most=True)
+
+
+ROWS = {3: adapters_or_full, 10: cached_epochs, 13: trained_together, 17: from_files}
 
 
 if __name__ == "__main__":
