@@ -1,4 +1,4 @@
-"""Rows of recipes/benchmark.py on training: adapters beside `full` (3), caches (10), several tasks at once (13), files (17).
+"""Rows of recipes/benchmark.py on training: adapters beside `full` (3), caches (10), many tasks (13), files (17).
 
     python recipes/benchmark.py row=3            # starts this with what it needs
 
