@@ -246,7 +246,9 @@ class AdapterBank:
         return task
 
     def export(self, task: str, format: str, folder: str | Path, **options: Any) -> None:
-        """Writes a task for another library. "peft": a LoRA task as a folder; see `adapterbank.exchange.peft_write`.
+        """Writes a task for elsewhere: "safetensors", a file for `import_task`; "peft", a LoRA task as a folder.
+
+        Options of "peft" are those of `adapterbank.exchange.peft_write`.
 
         Raises:
             UnknownNameError: no such task or format. ConfigError: the format cannot express it. StorageError.

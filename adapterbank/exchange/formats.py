@@ -18,7 +18,7 @@ from adapterbank.exchange import own_file, peft_read, peft_write
 from adapterbank.task.task import Task
 
 # By the name that `bank.export` takes.
-WRITERS: dict[str, Callable[..., None]] = {"peft": peft_write.write}
+WRITERS: dict[str, Callable[..., None]] = {"peft": peft_write.write, "safetensors": own_file.write}
 
 # Tried in this order: the first whose `reads(path)` is true reads the path. The last takes every file.
 READERS = (peft_read, own_file)

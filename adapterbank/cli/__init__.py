@@ -1,0 +1,1 @@
+"""The command `adapterbank`. Help, completion and wrong usage import no torch: commands import what they need."""

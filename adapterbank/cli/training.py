@@ -1,0 +1,272 @@
+"""`train`: from a folder of clips to a task in a bank, tested on clips that it never saw."""
+
+from __future__ import annotations
+
+import ast
+import shlex
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from adapterbank.cli import banks, options, report
+from adapterbank.errors import ConfigError, NameTakenError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from adapterbank.bank import AdapterBank
+    from adapterbank.data.folder import FolderDataset
+    from adapterbank.evaluation import Evaluation
+    from adapterbank.training.tracked import TrackedTask
+
+    Splits = tuple[FolderDataset, FolderDataset, FolderDataset]  # train, validation, test
+
+MODEL, DATA, TRAINING = "Model", "Data", "Training"
+RESAMPLES = 1000
+
+
+def train(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the new task shall be called.")],
+    data: options.Data,
+    bank: options.Bank = options.DEFAULT_BANK,
+    method: options.Method = "aat_ms",
+    method_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Of the method, such as ratio=0.5; prompt.tokens=24 for a part.",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a new bank: ast-mini, an AST of Hugging Face, or a file or folder.", rich_help_panel=MODEL
+        ),
+    ] = None,
+    clip_seconds: Annotated[
+        float | None, typer.Option(help="Pad shorter clips to this length.", rich_help_panel=MODEL)
+    ] = None,
+    multilabel: Annotated[
+        bool | None,
+        typer.Option(
+            "--multilabel/--single-label", help="Several labels per clip; else as the data says.", rich_help_panel=DATA
+        ),
+    ] = None,
+    test_fold: Annotated[str | None, typer.Option(help="Of data with folds.", rich_help_panel=DATA)] = None,
+    val_fold: Annotated[str | None, typer.Option(help="Of data with folds.", rich_help_panel=DATA)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the clips.", rich_help_panel=TRAINING)] = None,
+    steps: Annotated[int | None, typer.Option(help="At most so many steps.", rich_help_panel=TRAINING)] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", rich_help_panel=TRAINING)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Clips per step.", rich_help_panel=TRAINING)] = None,
+    seed: Annotated[
+        int,
+        typer.Option(help="Of the training. The split of the clips does not change with it.", rich_help_panel=TRAINING),
+    ] = 0,
+    device: options.Device = None,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow/--no-mlflow", help="Log to MLflow (mlflow.db here, or MLFLOW_TRACKING_URI).")
+    ] = True,
+    replace: Annotated[bool, typer.Option("--replace", help="Train a task anew that the bank has.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Trains a new task on a folder of clips and tests it.
+
+    What is not said has good defaults. The clips are split into training, validation and test as the folder says, or by
+    15% and 15%. The bank is made if there is none. Ctrl-C leaves it as it was.
+    """
+    if name in banks.task_names(bank) and not replace:
+        raise NameTakenError(f"{bank} has a task {name!r}; pass --replace to train it anew, or choose another name.")
+    method_options = options_of(method_option or [])
+    splits = _splits(data, multilabel, test_fold, val_fold)
+    say: Callable[..., None] = _silent if as_json else report.console().print
+    say(_found(data, splits))
+    opened = _opened(bank, backbone, device)
+    if name in opened.tasks:
+        opened.remove_task(name)
+    task = opened.add_task(
+        name,
+        method,
+        labels=splits[0].labels,
+        multilabel=splits[0].multilabel,
+        clip_seconds=clip_seconds,
+        seed=seed,
+        **method_options,
+    )
+    say(
+        f"{name}: {method} trains {task.trainable_parameters():,} numbers "
+        f"({100 * task.trainable_parameters() / opened.backbone.num_parameters():.2f}% of {opened.backbone.source}) "
+        f"on {opened.backbone.device}."
+    )
+    given = {"epochs": epochs, "steps": steps, "lr": lr, "batch_size": batch_size}
+    fit_options = {"seed": seed, **{key: value for key, value in given.items() if value is not None}}
+    evaluation, link = _train_and_test(opened, name, splits, fit_options, mlflow=mlflow, progress=not as_json)
+    banks.keep(opened, task, bank, replace=replace)
+    _report(say, opened, name, bank, splits, evaluation, link)
+    if as_json:
+        sizes = dict(zip(("train", "val", "test"), map(len, splits), strict=True))
+        low, high = _interval(evaluation)
+        found = {"task": name, "method": method, "bank": str(bank), "clips": sizes, "metrics": evaluation.metrics}
+        report.print_json({**found, "interval": [round(low, 4), round(high, 4)], "mlflow": link})
+
+
+def _silent(*_: Any) -> None:
+    """In place of printing, where only JSON may stand on stdout."""
+
+
+def options_of(given: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` as keywords of `add_task`; `PART.KEY=VALUE` for one part of a composition.
+
+    Values are read as Python writes them: 0.5, True, [0, 1]. Everything else is text.
+
+    Raises:
+        ConfigError: no "=", or a key twice.
+    """
+    found: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"got --method-option {text}, expected KEY=VALUE, such as ratio=0.5.")
+        part, dot, own = key.rpartition(".")
+        place = found.setdefault(part, {}) if dot else found
+        if not isinstance(place, dict) or own in place:
+            raise ConfigError(f"got --method-option {key} twice; give it once.")
+        place[own] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _splits(data: Path, multilabel: bool | None, test_fold: str | None, val_fold: str | None) -> Splits:
+    from adapterbank.data.folder import load_folder, standard_splits
+
+    return standard_splits(load_folder(data, multilabel=multilabel), test_fold, val_fold)
+
+
+def _found(data: Path, splits: Splits) -> Table:
+    """Which classes, and how many clips of each in which part."""
+    counts = [Counter(_labels(part)) for part in splits]
+    labels = splits[0].labels
+    kind = "labels, several per clip" if splits[0].multilabel else "classes"
+    made = report.table(
+        "class", "train", "val", "test", right=["train", "val", "test"],
+        title=f"{data}: {sum(map(len, splits)):,} clips, {len(labels)} {kind}",
+    )  # fmt: skip
+    for label in labels:
+        made.add_row(label, *(str(count[label]) for count in counts))
+    made.add_section()
+    made.add_row("all", *(str(len(part)) for part in splits))
+    return made
+
+
+def _labels(part: FolderDataset) -> list[str]:
+    return [label for target in part.targets for label in ((target,) if isinstance(target, str) else target)]
+
+
+def _opened(folder: Path, backbone: str | None, device: str | None) -> AdapterBank:
+    """The bank of this folder, or a new one. Raises ConfigError if it is on another backbone than was asked for."""
+    from adapterbank.bank import AdapterBank
+
+    device = banks.device_named(device)
+    if not banks.there_is_a_bank(folder):
+        return AdapterBank.from_pretrained(backbone or "ast-mini", device=device)
+    opened = AdapterBank.from_pretrained(folder, device=device, resident=1)
+    if backbone is not None and backbone != opened.backbone.source:
+        raise ConfigError(
+            f"{folder} is a bank on {opened.backbone.source}, not on {backbone}; all tasks of a bank share its "
+            "backbone. Leave --backbone out, or name another --bank."
+        )
+    return opened
+
+
+def _train_and_test(
+    bank: AdapterBank, name: str, splits: Splits, fit_options: Mapping[str, Any], *, mlflow: bool, progress: bool
+) -> tuple[Evaluation, str | None]:
+    """Trains, tests and tracks; the evaluation on the test clips, and where MLflow shows the run."""
+    from adapterbank.evaluation import evaluate_task
+    from adapterbank.training.fit import fit
+
+    train, val, test = splits
+    task = bank.task(name)
+    sizes = {"train_clips": len(train), "val_clips": len(val), "test_clips": len(test)}
+    with tracked(bank, name, sizes, on=mlflow) as (run, link):
+        history = fit(bank, name, train, val, progress=progress, on_epoch=run.log_epoch, **fit_options)
+        run.log_training(history)
+        evaluation = evaluate_task(bank.backbone, task, test)
+        task.record(evaluation.metrics)
+        run.log_test(evaluation, 0)
+        run.log_adapter()
+    return evaluation, link
+
+
+@contextmanager
+def tracked(
+    bank: AdapterBank, name: str, sizes: Mapping[str, int], *, on: bool
+) -> Iterator[tuple[TrackedTask, str | None]]:
+    """The run of this training in MLflow, and how to look at it; one that says nothing if MLflow is off or fails."""
+    from adapterbank.training.tracked import TrackedTask
+
+    with ExitStack() as stack:
+        sequence = link = None
+        if on:
+            try:
+                from adapterbank.tracking.mlflow import Tracker
+
+                tracker = Tracker()
+                sequence = stack.enter_context(tracker.sequence(f"adapterbank train {name}"))
+                link = tracker.uri
+            except Exception as error:  # whatever kind MLflow raises: a lost log must not cost a training
+                warnings.warn(
+                    f"MLflow failed: {error!r}. The training goes on without it.", RuntimeWarning, stacklevel=2
+                )
+        tags = {"strategy": "adapterbank train"}
+        yield stack.enter_context(TrackedTask(sequence, bank, name, params=sizes, tags=tags)), link
+
+
+def _report(
+    say: Callable[..., None],
+    bank: AdapterBank,
+    name: str,
+    folder: Path,
+    splits: Splits,
+    evaluation: Evaluation,
+    link: str | None,
+) -> None:
+    """The score on clips that the task never saw, and the next command to type."""
+    task = bank.task(name)
+    low, high = _interval(evaluation)
+    score = evaluation.metrics[task.primary_metric]
+    say(f"test: {task.primary_metric} {score:.3f} (95% interval {low:.3f} to {high:.3f}, {len(splits[2])} clips).")
+    say(f"saved: task {name!r} in {folder}.")
+    if link is not None:
+        say(f"logged: mlflow ui --backend-store-uri {link}", soft_wrap=True)
+    where = [] if folder == options.DEFAULT_BANK else ["--bank", str(folder)]
+    command = shlex.join(["adapterbank", "predict", str(splits[2].files[0]), "--task", name, *where])
+    say(f"next: {command}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _interval(evaluation: Evaluation) -> tuple[float, float]:
+    """95% percentile bootstrap over the test clips of the metric by which this kind of task is compared."""
+    import numpy as np
+    import torch
+
+    from adapterbank.evaluation import accuracy, mean_average_precision
+
+    logits, targets = evaluation.logits, evaluation.targets
+    draws = torch.randint(len(targets), (RESAMPLES, len(targets)), generator=torch.Generator().manual_seed(0))
+    if targets.ndim == 2:
+        values = [float(mean_average_precision(logits[d].sigmoid(), targets[d].long())) for d in draws]
+    else:
+        values = [float(accuracy(logits[d], targets[d])) for d in draws]
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)
