@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from adapterbank.serving.files import FileAnswer
     from adapterbank.task.task import Prediction
 
+NONE = "none"  # what a table shows where no class reaches the threshold
 DIGITS = 4  # of a probability
 BAR = 20  # characters of a bar that stands for a probability of 1
 
@@ -87,7 +88,9 @@ def _answer(
     answers = report.progress(answer_files(bank.backbone, tasks, files, batch_size=batch_size), len(files), "answering")
     watched = failures.watch(answers)
     if form.kind == "table":
-        report.console().print(_table(list(watched), names, top, threshold))
+        answered = [answer for answer in watched if answer.error is None]
+        one = str(answered[0].file) if len(answered) == 1 else None
+        report.print_table(_table(answered, names, top, threshold), one)
     else:
         report.write(_records(watched, top, threshold), form, _columns(top))
     failures.exit()
@@ -122,34 +125,37 @@ def _ranked(prediction: Prediction, top: int, threshold: float | None) -> list[t
 
 
 def _table(answers: Sequence[FileAnswer], names: Sequence[str], top: int, threshold: float | None) -> Table:
-    answered = [answer for answer in answers if answer.error is None]
-    if len(answered) == 1:
-        return _one_file(answered[0], top, threshold)
+    if len(answers) == 1:
+        return _one_file(answers[0], top, threshold)
     if len(names) > 1:
-        return _many_tasks(answered, names, threshold)
+        return _many_tasks(answers, names, threshold)
     made = report.table("file", "label", "probability", *(["next"] if top > 1 else []), right=["probability"])
-    for answer in answered:
-        first, *others = _ranked(answer.predictions[names[0]], top, threshold) or [("none", None)]
-        cells = [str(answer.file), first[0], "" if first[1] is None else f"{first[1]:.3f}"]
-        made.add_row(*cells, *([", ".join(f"{label} {value:.3f}" for label, value in others)] if top > 1 else []))
+    for answer in answers:
+        ranked = _ranked(answer.predictions[names[0]], top, threshold)
+        first = (ranked[0][0], f"{ranked[0][1]:.3f}") if ranked else (NONE, "")
+        others = ", ".join(f"{label} {value:.3f}" for label, value in ranked[1:])
+        made.add_row(str(answer.file), *first, *([others] if top > 1 else []))
     return made
 
 
 def _one_file(answer: FileAnswer, top: int, threshold: float | None) -> Table:
-    made = report.table("task", "label", "probability", "", right=["probability"], title=str(answer.file))
+    made = report.table("task", "label", "probability", "", right=["probability"])
     for name, prediction in answer.predictions.items():
         shown = name
-        for label, value in _ranked(prediction, top, threshold) or [("none", 0.0)]:
-            made.add_row(shown, label, f"{value:.3f}" if label != "none" or value else "", "█" * round(BAR * value))
+        ranked = _ranked(prediction, top, threshold)
+        for label, value in ranked:
+            made.add_row(shown, label, f"{value:.3f}", "█" * round(BAR * value))
             shown = ""
+        if not ranked:
+            made.add_row(name, NONE)
     return made
 
 
 def _many_tasks(answers: Sequence[FileAnswer], names: Sequence[str], threshold: float | None) -> Table:
     made = report.table("file", *names)
     for answer in answers:
-        best = [next(iter(_ranked(answer.predictions[name], 1, threshold)), ("none", None)) for name in names]
-        made.add_row(str(answer.file), *(label if v is None else f"{label} {v:.3f}" for label, v in best))
+        best = [_ranked(answer.predictions[name], 1, threshold) for name in names]
+        made.add_row(str(answer.file), *(f"{one[0][0]} {one[0][1]:.3f}" if one else NONE for one in best))
     return made
 
 
@@ -185,7 +191,7 @@ def embed(
     if form.kind == "npz":
         _write_npz(records, form.file)
     elif form.kind == "table":
-        report.console().print(_sizes(records))
+        report.print_table(_sizes(records))
     elif form.kind == "json":
         report.write(({k: v for k, v in record.items() if v is not None} for record in records), form, [])
     else:

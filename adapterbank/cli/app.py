@@ -24,7 +24,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         with warnings.catch_warnings():  # which also brings the way of showing them back
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _show_warning  # type: ignore[assignment] # it takes them all
             try:
                 return super().invoke(ctx)
             except AdapterBankError as error:

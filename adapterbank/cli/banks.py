@@ -75,9 +75,9 @@ def device_named(name: str | None) -> str | None:
         try:
             torch.empty(0, device=name)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].rstrip(".")
             raise ConfigError(
-                f"got --device {name}, which cannot be used here: {reason} Leave it out, or cpu."
+                f"got --device {name}, which cannot be used here: {reason}. Leave it out, or cpu."
             ) from error
     return name
 

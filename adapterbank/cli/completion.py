@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import typer
@@ -38,11 +38,15 @@ def _names_in(file: Path) -> Iterator[str]:
         return
     for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef):
-            for call in node.decorator_list:
-                if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "register":
-                    yield from (a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+            calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
+            yield from _texts(call.args[0] for call in calls if ast.unparse(call.func) == "register" and call.args)
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            if any(isinstance(target, ast.Name) and target.id == "ALIASES" for target in node.targets):
-                yield from (
-                    k.value for k in node.value.keys if isinstance(k, ast.Constant) and isinstance(k.value, str)
-                )
+            named = [ast.unparse(target) for target in node.targets]
+            yield from _texts(node.value.keys if named == ["ALIASES"] else [])
+
+
+def _texts(nodes: Iterable[ast.expr | None]) -> Iterator[str]:
+    """Those of the expressions that are text."""
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value

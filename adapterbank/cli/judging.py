@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapterbank.cli import banks, options, report
+from adapterbank.cli.completion import complete_task
 from adapterbank.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ def evaluate(
     if form.kind != "table":
         report.write([record], form, list(record))
         return
-    made = report.table("metric", "value", right=["value"], title=f"{name} on {len(part)} clips of {data} ({split})")
+    made = report.table("metric", "value", right=["value"])
     for metric, value in evaluation.metrics.items():
         made.add_row(metric, f"{value:.3f}")
-    report.console().print(made)
+    report.print_table(made, f"{name} on {len(part)} clips of {data} ({split})")
 
 
 def _evaluated(bank: AdapterBank, name: str, part: FolderDataset, batch_size: int) -> Evaluation:
@@ -72,8 +73,10 @@ def _evaluated(bank: AdapterBank, name: str, part: FolderDataset, batch_size: in
 
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="TASK", autocompletion=options.complete_task)],
-    second: Annotated[str, typer.Argument(metavar="OTHER", autocompletion=options.complete_task)],
+    first: options.NamedTask,
+    second: Annotated[
+        str, typer.Argument(metavar="OTHER", autocompletion=complete_task, help="The task to compare it with.")
+    ],
     bank: options.Bank = options.DEFAULT_BANK,
     data: Annotated[Path | None, typer.Option("--data", "-d", help="Also test both on the same clips.")] = None,
     split: Part = "test",
@@ -96,7 +99,7 @@ def compare(
     made = report.table("", *names, right=names)
     for key in dict.fromkeys(key for fact in facts for key in fact if key != "task"):
         made.add_row(key.replace("_", " "), *(_text(fact.get(key)) for fact in facts))
-    report.console().print(made)
+    report.print_table(made)
     if difference is not None:
         text = "{metric}: {a} − {b} = {value:+.3f} (95% interval {low:+.3f} to {high:+.3f}, {clips} clips of {data})."
         typer.echo(text.format(a=names[0], b=names[1], data=data, **difference))

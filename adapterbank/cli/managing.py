@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from adapterbank.cli import banks, options, report
+from adapterbank.cli.completion import complete_task
 from adapterbank.errors import ConfigError
 
 
@@ -25,7 +26,7 @@ def tasks(
     opened = banks.open_bank(bank, "cpu")
     summary = overview(opened.backbone, (opened.task(name).facts() for name in opened.tasks))
     if form.kind == "table":
-        report.console().print(summary.table())
+        report.print_table(summary.table())
         return
     rows = [row._asdict() for row in summary]
     # A score that was never measured is no number: JSON has no NaN.
@@ -36,7 +37,7 @@ def tasks(
 
 def info(
     task: Annotated[
-        str | None, typer.Argument(metavar="[TASK]", autocompletion=options.complete_task, help="Without: the bank.")
+        str | None, typer.Argument(metavar="[TASK]", autocompletion=complete_task, help="Without: the bank.")
     ] = None,
     bank: options.Bank = options.DEFAULT_BANK,
     as_json: options.Json = False,
@@ -49,11 +50,11 @@ def info(
     if as_json:
         report.print_json(record)
         return
-    made = report.table("", "", title=f"bank {bank}" if task is None else f"task {task} in {bank}")
+    made = report.table("", "")
     made.show_header = False
     for key, value in record.items():
         made.add_row(key.replace("_", " "), _text(value))
-    report.console().print(made)
+    report.print_table(made, f"bank {bank}" if task is None else f"task {task} in {bank}")
 
 
 def _of_bank(bank: Any, folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,21 +69,29 @@ class Form:
 
 
 def console() -> Console:
-    """For tables: as wide as the terminal."""
+    """For tables: as wide as the terminal. What it prints stays as it is: "[red]" may be the name of a class."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    return Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
 
-def table(*columns: str, right: Sequence[str] = (), title: str | None = None) -> Table:
+def table(*columns: str, right: Sequence[str] = ()) -> Table:
     """An empty table; what does not fit a column is folded, because a name that is cut is no name."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         made.add_column(column, overflow="fold", justify="right" if column in right else "left")
     return made
+
+
+def print_table(made: Table, title: str | None = None) -> None:
+    """A table under a line that says what it shows."""
+    out = console()
+    if title is not None:
+        out.print(title, soft_wrap=True)
+    out.print(made)
 
 
 def write(records: Iterable[Record], form: Form, columns: Sequence[str]) -> None:
@@ -171,14 +179,3 @@ def progress(items: Iterable[Answer], total: int, what: str, at_least: int = 32)
     from rich.progress import track
 
     yield from track(items, description=what, total=total, console=Console(stderr=True), transient=True)
-
-
-def show(
-    records: Iterable[Record], form: Form, columns: Sequence[str], as_table: Callable[[list[Record]], Table]
-) -> None:
-    """Few records, in the form that was asked for."""
-    found = list(records)
-    if form.kind == "table":
-        console().print(as_table(found))
-    else:
-        write(found, form, columns)

@@ -7,7 +7,8 @@ import shlex
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
     Splits = tuple[FolderDataset, FolderDataset, FolderDataset]  # train, validation, test
 
-MODEL, DATA, TRAINING = "Model", "Data", "Training"
-RESAMPLES = 1000
+MODEL, DATA, TRAINING = (partial(typer.Option, rich_help_panel=panel) for panel in ("Model", "Data", "Training"))
+RESAMPLES = 1000  # of the test clips, for an interval
 
 
 def train(
@@ -37,37 +38,22 @@ def train(
     method: options.Method = "aat_ms",
     method_option: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="Of the method, such as ratio=0.5; prompt.tokens=24 for a part.",
-            rich_help_panel=MODEL,
-        ),
+        MODEL(metavar="KEY=VALUE", help="Of the method, such as ratio=0.5; prompt.tokens=24 for a part."),
     ] = None,
     backbone: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a new bank: ast-mini, an AST of Hugging Face, or a file or folder.", rich_help_panel=MODEL
-        ),
+        str | None, MODEL(help="Of a new bank: ast-mini, an AST of Hugging Face, or a file or folder.")
     ] = None,
-    clip_seconds: Annotated[
-        float | None, typer.Option(help="Pad shorter clips to this length.", rich_help_panel=MODEL)
-    ] = None,
+    clip_seconds: Annotated[float | None, MODEL(help="Pad shorter clips to this length.")] = None,
     multilabel: Annotated[
-        bool | None,
-        typer.Option(
-            "--multilabel/--single-label", help="Several labels per clip; else as the data says.", rich_help_panel=DATA
-        ),
+        bool | None, DATA("--multilabel/--single-label", help="Several labels per clip; else as the data says.")
     ] = None,
-    test_fold: Annotated[str | None, typer.Option(help="Of data with folds.", rich_help_panel=DATA)] = None,
-    val_fold: Annotated[str | None, typer.Option(help="Of data with folds.", rich_help_panel=DATA)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the clips.", rich_help_panel=TRAINING)] = None,
-    steps: Annotated[int | None, typer.Option(help="At most so many steps.", rich_help_panel=TRAINING)] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", rich_help_panel=TRAINING)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Clips per step.", rich_help_panel=TRAINING)] = None,
-    seed: Annotated[
-        int,
-        typer.Option(help="Of the training. The split of the clips does not change with it.", rich_help_panel=TRAINING),
-    ] = 0,
+    test_fold: Annotated[str | None, DATA(help="Of data with folds.")] = None,
+    val_fold: Annotated[str | None, DATA(help="Of data with folds.")] = None,
+    epochs: Annotated[int | None, TRAINING(help="Passes over the clips.")] = None,
+    steps: Annotated[int | None, TRAINING(help="At most so many steps.")] = None,
+    lr: Annotated[float | None, TRAINING(help="Highest learning rate.")] = None,
+    batch_size: Annotated[int | None, TRAINING(help="Clips per step.")] = None,
+    seed: Annotated[int, TRAINING(help="Of the training. The split of the clips does not change with it.")] = 0,
     device: options.Device = None,
     mlflow: Annotated[
         bool, typer.Option("--mlflow/--no-mlflow", help="Log to MLflow (mlflow.db here, or MLFLOW_TRACKING_URI).")
@@ -85,7 +71,9 @@ def train(
     method_options = options_of(method_option or [])
     splits = _splits(data, multilabel, test_fold, val_fold)
     say: Callable[..., None] = _silent if as_json else report.console().print
-    say(_found(data, splits))
+    kind = "labels, several per clip" if splits[0].multilabel else "classes"
+    say(f"{data}: {sum(map(len, splits)):,} clips, {len(splits[0].labels)} {kind}", soft_wrap=True)
+    say(_found(splits))
     opened = _opened(bank, backbone, device)
     if name in opened.tasks:
         opened.remove_task(name)
@@ -115,7 +103,7 @@ def train(
         report.print_json({**found, "interval": [round(low, 4), round(high, 4)], "mlflow": link})
 
 
-def _silent(*_: Any) -> None:
+def _silent(*_: Any, **__: Any) -> None:
     """In place of printing, where only JSON may stand on stdout."""
 
 
@@ -153,14 +141,12 @@ def _splits(data: Path, multilabel: bool | None, test_fold: str | None, val_fold
     return standard_splits(load_folder(data, multilabel=multilabel), test_fold, val_fold)
 
 
-def _found(data: Path, splits: Splits) -> Table:
+def _found(splits: Splits) -> Table:
     """Which classes, and how many clips of each in which part."""
     counts = [Counter(_labels(part)) for part in splits]
     labels = splits[0].labels
-    kind = "labels, several per clip" if splits[0].multilabel else "classes"
     made = report.table(
         "class", "train", "val", "test", right=["train", "val", "test"],
-        title=f"{data}: {sum(map(len, splits)):,} clips, {len(labels)} {kind}",
     )  # fmt: skip
     for label in labels:
         made.add_row(label, *(str(count[label]) for count in counts))
@@ -197,40 +183,37 @@ def _train_and_test(
     from adapterbank.training.fit import fit
 
     train, val, test = splits
-    task = bank.task(name)
-    sizes = {"train_clips": len(train), "val_clips": len(val), "test_clips": len(test)}
-    with tracked(bank, name, sizes, on=mlflow) as (run, link):
-        history = fit(bank, name, train, val, progress=progress, on_epoch=run.log_epoch, **fit_options)
-        run.log_training(history)
-        evaluation = evaluate_task(bank.backbone, task, test)
-        task.record(evaluation.metrics)
-        run.log_test(evaluation, 0)
-        run.log_adapter()
+    with tracked(bank, name, splits, on=mlflow) as (run, link):
+        callbacks = [] if run is None else [run]
+        fit(bank, name, train, val, progress=progress, callbacks=callbacks, **fit_options)
+        evaluation = evaluate_task(bank.backbone, bank.task(name), test)
+        bank.task(name).record(evaluation.metrics)
+        if run is not None:
+            run.log_test(evaluation)
     return evaluation, link
 
 
 @contextmanager
 def tracked(
-    bank: AdapterBank, name: str, sizes: Mapping[str, int], *, on: bool
-) -> Iterator[tuple[TrackedTask, str | None]]:
-    """The run of this training in MLflow, and how to look at it; one that says nothing if MLflow is off or fails."""
-    from adapterbank.training.tracked import TrackedTask
+    bank: AdapterBank, name: str, splits: Splits, *, on: bool
+) -> Iterator[tuple[TrackedTask | None, str | None]]:
+    """The run of this training in MLflow and how to look at it; None and None if MLflow is off or fails."""
+    tracker = None
+    if on:
+        try:
+            from adapterbank.tracking.mlflow import Tracker
 
-    with ExitStack() as stack:
-        sequence = link = None
-        if on:
-            try:
-                from adapterbank.tracking.mlflow import Tracker
-
-                tracker = Tracker()
-                sequence = stack.enter_context(tracker.sequence(f"adapterbank train {name}"))
-                link = tracker.uri
-            except Exception as error:  # whatever kind MLflow raises: a lost log must not cost a training
-                warnings.warn(
-                    f"MLflow failed: {error!r}. The training goes on without it.", RuntimeWarning, stacklevel=2
-                )
-        tags = {"strategy": "adapterbank train"}
-        yield stack.enter_context(TrackedTask(sequence, bank, name, params=sizes, tags=tags)), link
+            tracker = Tracker()
+        except Exception as error:  # whatever kind MLflow raises: a lost log must not cost a training
+            text = f"MLflow failed: {error!r}. The training goes on without it."
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+    if tracker is None:
+        yield None, None
+        return
+    data = dict(zip(("train", "val", "test"), splits, strict=True))
+    tags = {"strategy": "adapterbank train"}
+    with tracker.task(bank, name, data=data, tags=tags, show_link=False) as run:
+        yield run, tracker.how_to_open()
 
 
 def _report(
@@ -249,10 +232,10 @@ def _report(
     say(f"test: {task.primary_metric} {score:.3f} (95% interval {low:.3f} to {high:.3f}, {len(splits[2])} clips).")
     say(f"saved: task {name!r} in {folder}.")
     if link is not None:
-        say(f"logged: mlflow ui --backend-store-uri {link}", soft_wrap=True)
+        say(f"MLflow: {link}", soft_wrap=True)
     where = [] if folder == options.DEFAULT_BANK else ["--bank", str(folder)]
     command = shlex.join(["adapterbank", "predict", str(splits[2].files[0]), "--task", name, *where])
-    say(f"next: {command}", soft_wrap=True, markup=False, highlight=False)
+    say(f"next: {command}", soft_wrap=True)
 
 
 def _interval(evaluation: Evaluation) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -23,10 +23,9 @@ from typing import Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from adapterbank.audio.mel import as_waveforms
-from adapterbank.audio.read import read_audio
+from adapterbank.audio.clips import one_clip, read_clips
+from adapterbank.audio.suffixes import READABLE_SUFFIXES, UNREADABLE_SUFFIXES
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.data.listing import AUDIO_SUFFIXES
 from adapterbank.errors import AdapterBankError, AudioFileError, ConfigError, DatasetError, WaveformError
 from adapterbank.numbers import is_whole
 from adapterbank.routing.run import ask
@@ -34,9 +33,6 @@ from adapterbank.task.task import Prediction, Task
 
 BATCH_SIZE = 16  # files that are computed together: enough to fill a CPU, little to wait for
 THREADS = 2  # that decode: on a few cores more would take time from the computing
-
-# Recordings that libsndfile does not read. A folder that holds some would lose them silently if they were left out.
-UNREADABLE_SUFFIXES = frozenset({".m4a", ".aac", ".mp4", ".wma", ".amr", ".3gp", ".webm"})
 
 Result = TypeVar("Result")
 
@@ -107,7 +103,7 @@ def _recordings(folder: Path) -> list[Path]:
         if not name.startswith(".") and _is_recording(name)
     )
     if not found:
-        raise DatasetError(f"{folder} holds no audio; expected {', '.join(sorted(AUDIO_SUFFIXES))} in it or below.")
+        raise DatasetError(f"{folder} holds no audio; expected {', '.join(sorted(READABLE_SUFFIXES))} in it or below.")
     return found
 
 
@@ -128,7 +124,7 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def _is_recording(name: str) -> bool:
-    return Path(name).suffix.lower() in AUDIO_SUFFIXES | UNREADABLE_SUFFIXES
+    return Path(name).suffix.lower() in READABLE_SUFFIXES | UNREADABLE_SUFFIXES
 
 
 def answer_files(
@@ -150,7 +146,7 @@ def answer_files(
 
     def answer(waveforms: list[Tensor]) -> list[dict[str, Prediction]]:
         with torch.no_grad():
-            logits = ask(backbone, tasks, waveforms)
+            logits = ask(backbone, tasks, read_clips(waveforms))
         return [{task.name: task.prediction(logits[task.name][row]) for task in tasks} for row in range(len(waveforms))]
 
     for outcome in over_files(files, answer, batch_size=batch_size, threads=threads):
@@ -193,7 +189,7 @@ def over_files(
 Read: TypeAlias = "tuple[Path, Tensor | AdapterBankError]"
 
 
-def _read_ahead(files: Iterable[str | os.PathLike[str]], threads: int, ahead: int) -> Iterator[Read]:
+def _read_ahead(files: Iterable[str | os.PathLike[str]], threads: int, ahead: int) -> Generator[Read, None, None]:
     """Files with their waveforms (T,) at 16 kHz, or the reason why there is none. `ahead` of them are being decoded."""
     waiting: deque[tuple[Path, Future[Tensor | AdapterBankError]]] = deque()
     remaining = iter(files)
@@ -213,7 +209,7 @@ def _read_ahead(files: Iterable[str | os.PathLike[str]], threads: int, ahead: in
 
 def _read(file: Path) -> Tensor | AdapterBankError:
     try:
-        return as_waveforms([read_audio(file)])[0]
+        return one_clip(file)[0]
     except AdapterBankError as error:
         return error
     except (OSError, MemoryError) as error:  # a disk that fails, an hour at 768 kHz

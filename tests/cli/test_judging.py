@@ -1,0 +1,56 @@
+"""evaluate and compare."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from adapterbank.bank import AdapterBank
+from adapterbank.data import load_folder, standard_splits
+
+
+def test_evaluate_gives_the_metrics_of_the_bank_on_the_part_asked_for(run, bank_folder, recordings):
+    bank = AdapterBank.load(bank_folder, device="cpu")
+    dataset = load_folder(recordings)
+    parts = dict(zip(("train", "val", "test"), standard_splits(dataset), strict=True), all=dataset)
+    for split in ("test", "all"):
+        (record,) = json.loads(run("evaluate", "-d", recordings, "-t", "notes", "--split", split, "--json").stdout)
+        expected = bank.evaluate("notes", parts[split])
+        assert record["clips"] == len(parts[split])
+        assert {key: record[key] for key in expected} == pytest.approx(expected, abs=1e-5)
+    assert "accuracy" in run("evaluate", "-d", recordings, "-t", "notes").stdout
+
+
+def test_data_with_other_classes_is_refused(run, bank_folder, recordings, tmp_path):
+    other = tmp_path / "other" / "cat"
+    other.mkdir(parents=True)
+    for file in (recordings / "bass").iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    result = run("evaluate", "-d", other.parent, "-t", "notes", "--split", "all", code=2)
+    assert "cat" in result.stderr
+    assert "Traceback" not in result.output
+    assert "expected one of" in run("evaluate", "-d", recordings, "-t", "notes", "--split", "x", code=2).stderr
+
+
+def test_compare_shows_two_tasks_side_by_side(run, bank_folder):
+    shown = run("compare", "notes", "lora_notes").stdout
+    assert "aat_ms" in shown
+    assert "lora" in shown
+    both = json.loads(run("compare", "notes", "lora_notes", "--json").stdout)
+    assert both["difference"] is None
+    assert [fact["task"] for fact in both["tasks"]] == ["notes", "lora_notes"]
+    assert "unknown task 'nix'" in run("compare", "notes", "nix", code=2).stderr
+
+
+def test_compare_tests_both_on_the_same_clips(run, bank_folder, recordings):
+    bank, dataset = AdapterBank.load(bank_folder, device="cpu"), load_folder(recordings)
+    scores = [bank.evaluate(name, dataset)["accuracy"] for name in ("notes", "lora_notes")]
+    found = json.loads(run("compare", "notes", "lora_notes", "-d", recordings, "--split", "all", "--json").stdout)
+    difference = found["difference"]
+    assert difference["value"] == pytest.approx(scores[0] - scores[1], abs=1e-6)
+    assert difference["low"] <= difference["value"] <= difference["high"]
+    same = json.loads(run("compare", "notes", "notes", "-d", recordings, "--split", "all", "--json").stdout)
+    assert [same["difference"][key] for key in ("low", "value", "high")] == [0, 0, 0]
+    assert "95% interval" in run("compare", "notes", "lora_notes", "-d", recordings, "--split", "all").stdout
+    assert "other classes" in run("compare", "notes", "tags", "-d", recordings, code=2).stderr
