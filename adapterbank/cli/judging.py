@@ -26,7 +26,7 @@ Part = Annotated[
 
 def part_of(data: Path, split: str, multilabel: bool) -> FolderDataset:
     """One part of a folder, as `adapterbank train` splits it, or all of it."""
-    from adapterbank.data.folder import load_folder, standard_splits
+    from adapterbank.data import load_folder, standard_splits
 
     if split not in PARTS:
         raise ConfigError(f"got --split {split}, expected one of {', '.join(PARTS)}.")

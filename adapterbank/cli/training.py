@@ -136,7 +136,7 @@ def _value(text: str) -> Any:
 
 
 def _splits(data: Path, multilabel: bool | None, test_fold: str | None, val_fold: str | None) -> Splits:
-    from adapterbank.data.folder import load_folder, standard_splits
+    from adapterbank.data import load_folder, standard_splits
 
     return standard_splits(load_folder(data, multilabel=multilabel), test_fold, val_fold)
 

@@ -75,7 +75,7 @@ def test_a_training_that_fails_or_is_interrupted_leaves_the_bank_as_it_was(
     result = run("train", "more", "-d", recordings, *QUICK, code=code)
     assert "Traceback" not in result.output
     assert state_of(bank_folder) == before
-    run("train", "more", "-d", recordings, "--bank", "new_bank", *QUICK, code=2)
+    run("train", "more", "-d", recordings, "--bank", "new_bank", *QUICK, code=code)
     assert not bank_folder.with_name("new_bank").exists()
 
 
