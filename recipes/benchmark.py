@@ -39,6 +39,7 @@ PAGES = {
     "training": (3, 10, 13, 17),
     "routing": (6, 7, 9),
     "disk": (12,),
+    "recording": (16,),
     "start": (18,),
 }
 SCRIPTS = {row: page for page, rows in PAGES.items() for row in rows}
