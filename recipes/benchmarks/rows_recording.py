@@ -58,7 +58,7 @@ def long_recording(cfg: DictConfig, bench: Bench) -> Iterator[Claim]:
             "theirs": float(seconds),
             "cpu_seconds": meter.cpu_seconds,
         }
-        yield claim(f"{what} / real time", seconds / meter.seconds, 60, precision=precision, **found)
+        yield claim(f"{what} / real time", seconds / meter.seconds, 60, **found)
         added = meter.peak_memory_mb - before.peak_memory_mb
         yield claim(f"{what}: MB beyond those of a minute", added, 50, at_most=True, precision=precision)
 
