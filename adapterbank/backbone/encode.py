@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from adapterbank.backbone import plain
 from adapterbank.backbone.block import block
@@ -92,8 +94,17 @@ def run_layers(
 ) -> list[Tensor]:
     """Blocks `first` to `stop` - 1 for all segments, (R, N, D) each."""
     kernels = choose(xs[0].device) if kernels is None else kernels
+    contexts = kernels.checkpoint if kernels.grad else None
+    # Kept and recomputed once, by the block as a whole: what its parts would keep for themselves is not freed.
+    inside = kernels if contexts is None else kernels._replace(recompute=False)
     for layer in range(first, stop):
-        xs = run_layer(xs, segments, layer, geometry, kernels)
+        if contexts is None:
+            xs = run_layer(xs, segments, layer, geometry, inside)
+        else:
+            again: Any = checkpoint(
+                run_layer, xs, segments, layer, geometry, inside, use_reentrant=False, context_fn=contexts
+            )
+            xs = again
     return xs
 
 

@@ -307,10 +307,10 @@ class ActivationCache:
             yield
 
     def _kernels(self, training: bool) -> dict[str, str]:
-        """The kernels that compute what is kept, as text; without the size of the chunks, which changes no value."""
+        """The kernels that compute what is kept, as text; without those that change no value."""
         with self._mode(training):
             chosen = choose(self.backbone.device)._asdict()
-        return {name: str(decision) for name, decision in chosen.items() if name != "chunk_tokens"}
+        return {name: str(decision) for name, decision in chosen.items() if name not in ("chunk_tokens", "checkpoint")}
 
     def _read(self, data: Any, indices: Sequence[int], workers: int) -> Iterator[tuple[list[Tensor], list[Any]]]:
         part: Any = Subset(data, indices)

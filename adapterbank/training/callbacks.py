@@ -137,7 +137,7 @@ class State:
         with torch.no_grad():
             mels = mels_of(self.backbone, waveforms)
         self._forwards += 1
-        with self._setting.autocast, self._setting.seeded_dropout(str(self.step), str(self._forwards)):
+        with self._setting.training_pass(str(self.step), str(self._forwards)):
             return torch.stack(run_rows(self.backbone, [self.task] * len(mels), mels)).float()
 
     def begin_step(self, batch: Batch, logits: Tensor, targets: Tensor, first: bool = True) -> None:

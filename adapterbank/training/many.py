@@ -101,8 +101,8 @@ class Member:
     Attributes:
         batch: of the step at hand.
         first: the first block this task changes, counted from 0, which is where its own rows start. None: its steps
-            share nothing with those of other tasks, because it owns the embedding, only its head is left to run, or a
-            step has several passes.
+            share nothing with those of other tasks, because it owns the embedding, only its head is left to run, a step
+            has several passes, or blocks are computed again in the backward pass.
     """
 
     def __init__(self, trainer: Trainer, before: TaskState, bar: Progress):
@@ -112,7 +112,7 @@ class Member:
         self.batch = Batch([], [])
         kept = trainer.data.cache
         self.first = first_block(self.task, trainer.setting.backbone.weights) if kept is None else kept.block
-        if trainer.setting.options.accumulate > 1:
+        if trainer.setting.options.accumulate > 1 or trainer.setting.options.checkpointing:
             self.first = None
 
     def take_batch(self) -> bool:

@@ -15,6 +15,7 @@ from adapterbank.backbone.precision import dtype_of
 from adapterbank.task.task import Task, seeded
 from adapterbank.training.augment import MAX_TIME_SHARE
 from adapterbank.training.options import Options, in_precision
+from adapterbank.training.recompute import blocks_recomputed
 
 FREQ_MASK = 24  # the widest band of mel bins: what AAT trains ESC-50 and UrbanSound8K with
 
@@ -77,6 +78,13 @@ class Setting:
     @property
     def has_dropout(self) -> bool:
         return any(isinstance(module, nn.Dropout) for module in self.task.modules())
+
+    @contextmanager
+    def training_pass(self, *draw: str) -> Iterator[None]:
+        """The context of a forward pass with gradients: precision, dropout, and what of it is kept."""
+        recomputed = blocks_recomputed(self.task) if self.options.checkpointing else nullcontext()
+        with self.autocast, self.seeded_dropout(*draw), recomputed:
+            yield
 
     @contextmanager
     def seeded_dropout(self, *draw: str) -> Iterator[None]:

@@ -43,15 +43,19 @@ class OptimizerStep:
         """One step on a batch; gives its loss. Raises TrainingDivergedError, or LabelsError for a wrong label."""
         parts = batch.parts(self.setting.batch_size)
         for place, (part, share) in enumerate(zip(parts, self._shares(parts), strict=True)):
-            with self.setting.autocast, self.seeded_dropout(place):
+            with self.setting.training_pass(*self._draw(place)):
                 logits = self.data.logits(part.rows)
             self.begin(logits, part, share, first=place == 0).backward()
         self.update()
         return self.state.losses[-1]
 
-    def seeded_dropout(self, place: int = 0) -> AbstractContextManager[None]:
-        """The context of a forward pass: dropout by (seed, task, step), and by its place among those of the step."""
-        return self.setting.seeded_dropout(str(self.state.step), *(["pass", str(place)] if place else []))
+    def seeded_dropout(self) -> AbstractContextManager[None]:
+        """The context of a forward pass: dropout by (seed, task, step)."""
+        return self.setting.seeded_dropout(*self._draw(0))
+
+    def _draw(self, place: int) -> tuple[str, ...]:
+        """What tells the dropout of a forward pass from others: its step, and its place among those of the step."""
+        return (str(self.state.step), *(("pass", str(place)) if place else ()))
 
     def _shares(self, parts: list[Batch]) -> list[float]:
         """How much the loss of each part counts in that of the step, so that the sum is the mean over all clips."""

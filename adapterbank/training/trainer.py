@@ -25,9 +25,10 @@ from torch import Tensor
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.evaluation import evaluate_task, score
 from adapterbank.task.task import Task
+from adapterbank.training.averaging import WeightAverage, remake_batch_norms
 from adapterbank.training.cache import KeptClips, Stores
 from adapterbank.training.callbacks import Callback, Callbacks, State
-from adapterbank.training.feed import Batch, TrainingData
+from adapterbank.training.feed import Batch, Feed, TrainingData
 from adapterbank.training.history import History
 from adapterbank.training.meter import Meter
 from adapterbank.training.options import Options
@@ -95,6 +96,8 @@ class Epochs:
         self._best = -math.inf
         self._best_state: dict[str, Tensor] | None = None
         self._shown: Callable[[str], None] = lambda note: None
+        options = setting.options
+        self._average = WeightAverage(self.task, options.average, options.ema_decay, options.average_epochs)
 
     def batches(self, bar: Progress) -> Generator[Batch]:
         """The batches of all epochs; whoever takes one makes its step before asking for the next.
@@ -108,7 +111,8 @@ class Epochs:
         self._shown = lambda note: bar.update(row, note=note)
         for epoch in range(self.setting.options.epochs):
             yield from self._steps(epoch, bar, row)
-            self._close()
+            with self._average.in_place(self._remake_batch_norms):
+                self._close()
             bar.update(row, note=_note(self.state.record, self.task.primary_metric))
             self.callbacks.on_epoch(self.state)
             if self._is_over():
@@ -121,6 +125,7 @@ class Epochs:
         self.state.epoch, self.state.losses = epoch, []
         for place in range(len(self.data.feed)):
             yield self.data.feed.batch(epoch, place)
+            self._average.after_step()
             self.history.steps += 1
             bar.update(row, advance=1)
             if self._is_over():
@@ -143,7 +148,21 @@ class Epochs:
         goal = -math.inf if math.isnan(score_now) else score_now  # mAP without a positive is NaN
         if self.data.val is None or goal > self._best or self._best_state is None:
             self._best, self.history.best_epoch = goal, self.state.epoch
-            self._best_state = copy_state(self.task) if self.data.val is not None else None
+            is_last = self.data.val is None and self._average.kind is None  # the task has those weights anyway
+            self._best_state = None if is_last else copy_state(self.task)
+
+    def _remake_batch_norms(self) -> None:
+        """Statistics of BatchNorm for the weights of this moment, on the training clips as the first epoch has them."""
+
+        def run() -> None:
+            data, setting = self.data, self.setting
+            feed = Feed(setting.backbone, self.task, data.train, setting.options, setting.masks)
+            with setting.autocast, setting.seeded_dropout("batchnorm", str(self.state.epoch)):
+                for place in range(len(feed)):
+                    for part in feed.batch(0, place).parts(setting.batch_size):
+                        data.logits(part.rows)
+
+        remake_batch_norms(self.task, run)
 
     def _validate(self) -> dict[str, float]:
         """Metrics on the validation data, if there is any."""

@@ -10,8 +10,8 @@ else in the backbone asks which device, processor, grad mode, autocast or compil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, NamedTuple
@@ -24,11 +24,14 @@ CHUNK_TOKENS = 1024  # per thread of the CPU: with more, activations leave its c
 HALF = (torch.bfloat16, torch.float16)
 
 
+Contexts = Callable[[], tuple[AbstractContextManager[None], AbstractContextManager[None]]]
+
+
 class Kernels(NamedTuple):
     """The decisions for one call. What stands as a default is the plain way.
 
     Two of them are facts that the call found: `grad`, whether autograd records it, and `autocast`, the dtype in which
-    autocast runs modules (None where it is off). The others are switches.
+    autocast runs modules (None where it is off). `checkpoint` is a wish of the caller. The others are switches.
 
     Attributes:
         packing: the rows of all tasks run together through each block (`block.py`), and tasks on the same clips share
@@ -43,6 +46,8 @@ class Kernels(NamedTuple):
         recompute: the backward pass computes the LayerNorm that parallel adapters read again. Off, it is kept.
         last_block: the last block computes only the tokens that the head reads. Off, it computes all of them.
         chunk_tokens: how many tokens of a call run at once. None for all.
+        checkpoint: with gradients, keep of each block only what enters it, and compute the block again in the backward
+            pass. It makes the contexts of the first and of the second computation. None keeps everything.
     """
 
     grad: bool
@@ -56,6 +61,7 @@ class Kernels(NamedTuple):
     recompute: bool = False
     last_block: bool = False
     chunk_tokens: int | None = None
+    checkpoint: Contexts | None = None
 
     def product_dtype(self, weight: torch.Tensor) -> torch.dtype:
         """The dtype in which a linear multiplies: that of its matrix.
@@ -65,7 +71,7 @@ class Kernels(NamedTuple):
         return (self.autocast if weight.requires_grad else None) or weight.dtype
 
 
-SWITCHES = tuple(name for name in Kernels._fields if name not in ("grad", "autocast"))
+SWITCHES = tuple(name for name in Kernels._fields if name not in ("grad", "autocast", "checkpoint"))
 _FORCED: ContextVar[Mapping[str, Any]] = ContextVar("forced", default={})  # noqa: B039  # nobody writes to it
 
 
@@ -106,7 +112,10 @@ def plain_kernels(*switches: str) -> Iterator[None]:
 
 @contextmanager
 def forced(**decisions: Any) -> Iterator[None]:
-    """Within it these decisions are as given, whatever the machine: for tests of what another machine would do."""
+    """Within it these decisions are as given, whatever the machine.
+
+    It is for wishes of the caller, `checkpoint`, and for tests of what another machine would do.
+    """
     token = _FORCED.set({**_FORCED.get(), **decisions})
     try:
         yield
