@@ -195,6 +195,20 @@ def test_one_table_in_each_folder_of_a_split_is_read(tmp_path: Path) -> None:
     ]
 
 
+def test_files_of_one_name_in_two_splits_are_no_group(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        tree(tmp_path, f"{split}/a.wav", f"{split}/b.wav")
+        table(tmp_path, "file_name,label\na.wav,dog\nb.wav,cat\n", f"{split}/metadata.csv")
+    assert len(set(load_folder(tmp_path).groups)) == 4
+
+
+def test_a_table_of_a_split_without_labels_says_which_column_is_missing(tmp_path: Path) -> None:
+    tree(tmp_path, "train/a.wav", "train/b.wav")
+    table(tmp_path, "file_name,transcription\na.wav,hello\n", "train/metadata.csv")
+    with pytest.raises(DatasetError, match="train/metadata.csv has no label column: its columns are file_name, tr"):
+        load_folder(tmp_path)
+
+
 @pytest.mark.parametrize("folder", ["", "lists/"])
 def test_one_table_for_each_split_beside_the_audio_is_read(tmp_path: Path, folder: str) -> None:
     tree(tmp_path, "audio/a.wav", "audio/b.wav", "audio/c.wav")
@@ -317,12 +331,14 @@ REASONS: dict[tuple[str, ...], str] = {
     ("clips.zip",): r"1 file \(clips.zip\): unpack that first",
     ("metadata.xlsx",): "a spreadsheet: save it as CSV",
     ("train.parquet",): "which load_folder does not read",
+    ("1.wav", "labels.xlsx"): "lie there, but nothing says their classes.*a spreadsheet: save it as CSV",
+    ("1.wav", "metadata.json"): r"metadata.json\), which load_folder does not read: write one object per line",
     ("dog/notes.txt",): r"Its 1 files are no audio by their names \(1 .txt\)",
     (): "It is empty",
 }
 
 
-@pytest.mark.parametrize("names", REASONS, ids=["m4a", "flat", "zip", "sheet", "parquet", "text", "empty"])
+@pytest.mark.parametrize("names", REASONS, ids=[",".join(names) or "empty" for names in REASONS])
 def test_a_folder_without_clips_says_the_true_reason(tmp_path: Path, names: tuple[str, ...]) -> None:
     with pytest.raises(DatasetError, match=REASONS[names]):
         load_folder(tree(tmp_path, *names))

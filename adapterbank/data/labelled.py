@@ -41,6 +41,8 @@ def clips_of(files: Sequence[tuple[Path, str]], root: Path, layout: Layout) -> t
         for line, row in table.rows:
             where = f"{table.file}, line {line}"
             clip = _clip(table, row, found.of(row["label"], several, where), finder, where)
+            if len(tables) > 1 and clip.groups == (row["file"],):  # "1.wav" of two folders is not one recording
+                clip = replace(clip, groups=(nfc(os.path.relpath(clip.file, root)),))
             if split and "split" not in table.columns:
                 clip = replace(clip, split=split)
             if clip.file in first_line:

@@ -123,26 +123,36 @@ def _reason(path: Path, files: Sequence[Path]) -> str:
     def ending(*suffixes: str) -> list[Path]:
         return [file for file in files if file.suffix.lower() in suffixes]
 
+    if foreign := [file for file in files if is_foreign_audio(file.name)]:
+        return f"It holds {counted(foreign, path)}, which libsndfile does not decode. {CONVERT_HINT}"
     if audio := [file for file in files if is_audio(file.name)]:
         return (
             f"{counted(audio, path)} lie there, but nothing says their classes: put them into one folder per class, or "
-            "write a metadata.csv with the columns filename,label."
+            f"write a metadata.csv with the columns filename,label. {_other_tables(path, files)}".rstrip()
         )
-    if foreign := [file for file in files if is_foreign_audio(file.name)]:
-        return f"It holds {counted(foreign, path)}, which libsndfile does not decode. {CONVERT_HINT}"
     if archives := ending(*ARCHIVES):
         return f"It holds {counted(archives, path)}: unpack that first, and pass the folder that comes out."
-    if sheets := ending(*SPREADSHEETS):
-        return f"It holds {counted(sheets, path)}, a spreadsheet: save it as CSV in UTF-8."
-    if binary := ending(*BINARY_TABLES):
-        return (
-            f"It holds {counted(binary, path)}, which load_folder does not read: write its audio into files, or "
-            "read it with the library that made it, and pass (waveform, label) pairs."
-        )
+    if told := _other_tables(path, files):
+        return told
     if not files:
         return "It is empty."
     kinds = ", ".join(f"{count} {suffix or 'without ending'}" for suffix, count in _kinds(files).most_common(5))
     return f"Its {len(files)} files are no audio by their names ({kinds})."
+
+
+def _other_tables(path: Path, files: Sequence[Path]) -> str:
+    """What is there that may say the classes, but is not read."""
+    sheets = [file for file in files if file.suffix.lower() in SPREADSHEETS]
+    if sheets:
+        return f"It holds {counted(sheets, path)}, a spreadsheet: save it as CSV in UTF-8."
+    if json := [file for file in files if file.suffix.lower() == ".json"]:
+        return f"It holds {counted(json, path)}, which load_folder does not read: write one object per line (.jsonl)."
+    if binary := [file for file in files if file.suffix.lower() in BINARY_TABLES]:
+        return (
+            f"It holds {counted(binary, path)}, which load_folder does not read: write its audio into files, or "
+            "read it with the library that made it, and pass (waveform, label) pairs."
+        )
+    return ""
 
 
 def _kinds(files: Sequence[Path]) -> Counter[str]:

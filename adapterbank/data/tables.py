@@ -108,7 +108,8 @@ def _columns(file: Path) -> dict[str, str]:
             told = "" if _is_json(file) else f" Its cells were read as separated by {_NAMED[_dialect(file)[1]]}."
             raise DatasetError(
                 f"{file} has no {kind} column: its columns are {', '.join(header) or 'none'}; expected one of "
-                f"{', '.join(COLUMNS[kind])}. Rename the column in its first line.{told}"
+                f"{', '.join(COLUMNS[kind])}. Rename the column in its first line, or put such a line above the "
+                f"others.{told}"
             )
     return found
 

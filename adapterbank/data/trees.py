@@ -55,6 +55,8 @@ def scan_tree(root: Path, layout: Layout) -> tuple[list[Clip], bool]:
     contents = [content for content in map(content_of, folders_of(root)) if content]
     if contents and all(content.folder.name.lower() in SPLITS for content in contents):
         if unlabelled := [c for c in contents if c.direct and not _table_of(c.folder)]:
+            if others := tables_in(unlabelled[0].folder):
+                clips_of([(others[0], "")], root, layout)  # raises: its error names the columns
             names = ", ".join(c.folder.name for c in unlabelled)
             raise DatasetError(
                 f"{root}: {names} is the name of a split and holds clips that nothing labels, such as "
