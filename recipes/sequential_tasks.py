@@ -94,7 +94,8 @@ def main(cfg: DictConfig) -> None:
     results = []
     for strategy in STRATEGIES[cfg.strategy]:
         name = f"{strategy}: {len(stages)} tasks"
-        with tracker.sequence(name, params=params, tags={"strategy": strategy, "backbone": cfg.backbone}) as parent:
+        tags, runs = {"strategy": strategy, "backbone": cfg.backbone}, out / f"mlflow_{strategy}.json"
+        with tracker.sequence(name, params=params, tags=tags, run_file=runs, resume=cfg.resume) as parent:
             if bank is not None and strategy == "bank":
                 console.rule(f"bank: {backbone.num_parameters():,} frozen parameters, each task trains its own")
                 result = train_sequence(bank, stages, folder=out / "bank", resume=cfg.resume, tracker=parent)

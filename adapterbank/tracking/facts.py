@@ -5,17 +5,27 @@ Nothing here knows a tracker. Every function returns a plain dict that a tracker
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
+import platform
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from adapterbank._version import __version__
 from adapterbank.bank import AdapterBank
 from adapterbank.evaluation import METRICS, Evaluation
 from adapterbank.task.task import Task
+
+PARTS = ("train", "val", "test")  # of a dataset, in the names of parameters such as "train_clips"
+
+_LIBRARIES = ("torch", "torchaudio", "transformers", "mlflow")
+_LONGEST = 500  # characters of a parameter; every tracker takes so many
 
 
 def epoch_metrics(task: Task, record: Mapping[str, float]) -> dict[str, float]:
@@ -28,9 +38,54 @@ def epoch_metrics(task: Task, record: Mapping[str, float]) -> dict[str, float]:
 
 
 def evaluation_metrics(task: Task, evaluation: Evaluation) -> dict[str, float]:
-    """ "test/<metric>" for every metric of the table that the task has, and "test/score", its primary metric."""
+    """ "test/<metric>" for every metric of the table that the task has, and "test/score", its primary metric, with the
+    ends of its 95 % interval and the number of clips."""
     named = {f"test/{name}": value for name, value in evaluation.metrics.items()}
-    return {"test/score": evaluation.metrics[task.primary_metric], **named}
+    score, clips = evaluation.metrics[task.primary_metric], len(evaluation.targets)
+    low, high = (math.nan, math.nan) if task.spec.multilabel else _wilson(score, clips)
+    return {"test/score": score, "test/score_low": low, "test/score_high": high, "test/clips": clips, **named}
+
+
+def _wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The score interval of a share of `count` (Wilson, 1927); z of a normal distribution, for 95 %."""
+    if not count:
+        return math.nan, math.nan
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def class_table(task: Task, evaluation: Evaluation) -> str:
+    """How good the task is at each of its classes, as CSV with a heading; an empty cell where nothing is known.
+
+    Classes differ from task to task. In a table they do not fill the list of metrics that all runs share.
+    """
+    classes = len(task.labels)
+    one_hot = torch.nn.functional.one_hot
+    if task.spec.multilabel:
+        truth, guess = evaluation.targets > 0.5, evaluation.logits > 0
+    else:
+        truth = one_hot(evaluation.targets, classes).bool()
+        guess = one_hot(evaluation.logits.argmax(dim=1), classes).bool()
+    hits, given, there = ((rows).sum(dim=0).double() for rows in (truth & guess, guess, truth))
+    columns = (there.long(), hits / given, hits / there, 2 * hits / (given + there))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("class", "clips", "precision", "recall", "f1"))
+    for label, clips, *numbers in zip(task.labels, *(column.tolist() for column in columns), strict=True):
+        writer.writerow((label, clips, *("" if math.isnan(value) else round(value, 6) for value in numbers)))
+    return text.getvalue()
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this library and of those that numbers depend on."""
+    found = {"python": platform.python_version(), "adapterbank": __version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def task_params(task: Task) -> dict[str, Any]:
@@ -39,6 +94,7 @@ def task_params(task: Task) -> dict[str, Any]:
     return {
         "method": spec.method,
         "labels": len(spec.labels),
+        "classes": _shortened(", ".join(spec.labels)),
         "head": spec.head,
         "pooling": spec.pooling,
         "clip_seconds": "native" if spec.clip_seconds is None else spec.clip_seconds,
@@ -57,6 +113,10 @@ def task_tags(bank: AdapterBank, task: Task) -> dict[str, str]:
         "device": _device_name(bank.backbone.device),
         "primary_metric": task.primary_metric,
     }
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
 
 
 def _device_name(device: torch.device) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from dataclasses import replace
 
+import pytest
 import torch
+from sklearn.metrics import precision_recall_fscore_support
 
 from adapterbank.bank import AdapterBank
 from adapterbank.evaluation import Evaluation
-from adapterbank.tracking.facts import evaluation_metrics, task_params, task_tags
+from adapterbank.tracking.facts import class_table, evaluation_metrics, task_params, task_tags, versions
 
 
 def test_all_tasks_have_the_same_settings_and_tags_whatever_their_method(small_backbone):
@@ -34,6 +38,49 @@ def test_the_score_of_a_test_is_the_tasks_primary_metric(small_backbone):
     bank = AdapterBank(small_backbone)
     single = bank.add_task("single", "head", num_classes=2)
     several = bank.add_task("several", "head", labels=["x", "y"], multilabel=True)
-    found = Evaluation({"accuracy": 0.75, "map": 0.5}, torch.empty(0), torch.empty(0))
-    assert evaluation_metrics(single, found) == {"test/score": 0.75, "test/accuracy": 0.75, "test/map": 0.5}
-    assert evaluation_metrics(several, found)["test/score"] == 0.5
+    found = Evaluation({"accuracy": 0.75, "map": 0.5}, torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64))
+    of_single = evaluation_metrics(single, found)
+    assert {key: of_single[key] for key in ("test/score", "test/accuracy", "test/map", "test/clips")} == {
+        "test/score": 0.75,
+        "test/accuracy": 0.75,
+        "test/map": 0.5,
+        "test/clips": 8,
+    }
+    assert evaluation_metrics(several, replace(found, targets=torch.zeros(8, 2)))["test/score"] == 0.5
+
+
+def test_the_interval_of_an_accuracy_is_wilsons(small_backbone):
+    task = AdapterBank(small_backbone).add_task("a", "head", num_classes=2)
+    found = evaluation_metrics(
+        task, Evaluation({"accuracy": 0.8}, torch.zeros(10, 2), torch.zeros(10, dtype=torch.int64))
+    )
+    # From the formula, worked out by hand for 8 of 10: (0.8 + z^2/20 -+ z sqrt(0.016 + z^2/400)) / (1 + z^2/10).
+    assert found["test/score_low"] == pytest.approx(0.4902, abs=1e-4)
+    assert found["test/score_high"] == pytest.approx(0.9433, abs=1e-4)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_the_table_of_classes_is_that_of_scikit_learn(small_backbone, multilabel):
+    labels = ["dove", "wren, house", "owl"]
+    task = AdapterBank(small_backbone).add_task("a", "head", labels=labels, multilabel=multilabel)
+    logits = torch.randn(40, 3)
+    targets = (torch.rand(40, 3) > 0.6).float() if multilabel else torch.randint(0, 2, (40,))  # nothing is an owl
+    guess = (logits > 0).int() if multilabel else logits.argmax(dim=1)
+    rows = list(csv.DictReader(class_table(task, Evaluation({}, logits, targets)).splitlines()))
+    assert [row["class"] for row in rows] == labels
+    options = {"labels": [0, 1, 2], "zero_division": 0}
+    precision, recall, f1, clips = precision_recall_fscore_support(targets, guess, **options)
+    assert [int(row["clips"]) for row in rows] == clips.tolist()
+    for row, *expected in zip(rows, precision, recall, f1, strict=True):
+        found = [float(row[name] or 0) for name in ("precision", "recall", "f1")]
+        assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_many_classes_are_cut_in_a_parameter(small_backbone):
+    task = AdapterBank(small_backbone).add_task("a", "head", num_classes=527)
+    assert len(task_params(task)["classes"]) == 500
+
+
+def test_versions_are_those_that_are_imported():
+    assert versions()["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    assert versions().keys() >= {"python", "adapterbank", "torchaudio", "mlflow"}

@@ -1,12 +1,16 @@
 """MLflow runs: one parent per sequence, one nested run per task, the same keys in each."""
 
 import base64
+import importlib.metadata
 import json
 import math
 import shutil
+import subprocess
+import sys
 import warnings
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,6 +25,8 @@ from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, TrainingDivergedError
 from adapterbank.sequence import Stage, train_naive, train_sequence
 from adapterbank.tracking.mlflow import COLUMNS, Tracker
+from adapterbank.tracking.process import process_name
+from adapterbank.training.callbacks import BaseCallback
 from adapterbank.training.fit import fit
 
 FIT = {"epochs": 2, "batch_size": 4, "lr": 1e-2, "precision": "fp32"}
@@ -131,7 +137,13 @@ def test_scores_after_every_training_are_points_of_each_tasks_own_run(tracked):
 def test_task_runs_hold_adapter_and_pictures_and_the_parent_the_matrix(tracked, small_backbone):
     client, (parent,), tasks, bank, result = tracked
     for name, run in tasks.items():
-        assert artifacts(client, run) == ["adapter", "confusion_matrix.png", "learning_curve.png"]
+        assert artifacts(client, run) == [
+            "adapter",
+            "classes.json",
+            "confusion_matrix.png",
+            "learning_curve.png",
+            "per_class.csv",
+        ]
         assert artifacts(client, run, "adapter") == [f"adapter/{name}.safetensors"]
     assert artifacts(client, parent) == ["accuracy_matrix.json", "accuracy_matrix.png"]
     file = Path(tasks["first"].info.artifact_uri.removeprefix("file://")) / "adapter" / "first.safetensors"
@@ -152,7 +164,7 @@ def test_the_saved_view_shows_columns_that_every_task_run_has(tracked):
     state = json.loads(zlib.decompress(base64.b64decode(packed)))
     for column in state["selectedColumns"]:
         kind, name = column.rstrip("`").split(".`")
-        assert all(name in getattr(run.data, kind) for run in tasks.values())
+        assert kind == "attributes" or all(name in getattr(run.data, kind) for run in tasks.values())
     assert state["searchFilter"] == "tags.kind = 'task'"
     assert tags["mlflow.experimentKind"] == "custom_model_development"
 
@@ -180,7 +192,7 @@ def test_what_was_not_measured_is_nan_so_that_the_keys_stay_the_same(store, smal
         pass
     _, _, tasks = runs_of(store)
     metrics = tasks["notes"].data.metrics
-    assert set(metrics) == set(COLUMNS)
+    assert {key for key in metrics if not key.startswith("system/")} == set(COLUMNS)
     assert math.isnan(metrics["test/score"])
     assert not math.isnan(metrics["percent_of_base"])
 
@@ -339,7 +351,7 @@ def test_a_failed_training_of_ones_own_leaves_a_failed_run_without_adapter(store
         fit(birds, "birds", parts[0], callbacks=[run], progress=False, **{**FIT, "lr": 1e30, "epochs": 9})
     client, (found,), _ = runs_of(store)
     assert found.info.status == "FAILED"
-    assert artifacts(client, found) == []
+    assert artifacts(client, found) == ["classes.json"]
 
 
 def test_the_run_of_another_task_is_refused_before_the_training(store, birds, parts):
@@ -374,9 +386,153 @@ def test_the_link_opens_the_page_of_machine_learning(store, small_bank, capsys):
     assert tracker.link in printed.err
     assert tracker.link.startswith("http://localhost:5000/#/experiments/")
     assert "workflowType=machine_learning" in tracker.link
-    assert tracker.how_to_open().endswith(f"mlflow ui, then {tracker.link}")
+    assert "start MLflow's pages with: mlflow ui\n" in printed.err
+    assert tracker.chart_link in printed.err
+    assert "compareRunsMode=CHART" in tracker.chart_link
+    assert "workflowType=machine_learning" in tracker.chart_link
 
 
 def test_a_store_elsewhere_is_named_in_the_command_that_opens_it(fresh_store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert f"--backend-store-uri sqlite:///{fresh_store}" in Tracker(uri=f"sqlite:///{fresh_store}").how_to_open()
+
+
+def test_a_run_knows_its_data_classes_and_versions(tracked):
+    client, _, tasks, bank, _ = tracked
+    for name, run in tasks.items():
+        assert run.data.params["classes"] == ", ".join(bank.task(name).labels)
+        file = client.download_artifacts(run.info.run_id, "classes.json")
+        assert json.loads(Path(file).read_text())["classes"] == list(bank.task(name).labels)
+        used = {entry.tags[0].value: entry.dataset for entry in run.inputs.dataset_inputs}
+        assert {part: json.loads(dataset.profile)["clips"] for part, dataset in used.items()} == {
+            "train": 6,
+            "val": 3,
+            "test": 6,
+        }
+        assert {dataset.digest for dataset in used.values()} == {
+            run.data.params[f"{part}_digest"] for part in ("train", "val", "test")
+        }
+        assert run.data.tags["torch"] == importlib.metadata.version("torch")
+        assert any(key.startswith("system/") for key in run.data.metrics)
+        assert run.data.metrics["test/clips"] == 6
+        assert (
+            run.data.metrics["test/score_low"] <= run.data.metrics["test/score"] <= run.data.metrics["test/score_high"]
+        )
+
+
+def test_system_metrics_can_be_left_out(store, small_bank):
+    tracker = Tracker(system_metrics=False)
+    with tracker.task(small_bank, "notes", show_link=False):
+        pass
+    _, (run,), _ = runs_of(store)
+    assert not [key for key in run.data.metrics if key.startswith("system/")]
+
+
+class Stopped(BaseException):
+    """As if the process was told to stop."""
+
+
+def stopped_in_the_second_task(store, small_backbone, stages, folder):
+    """A sequence that ends in the second epoch of its second task."""
+
+    class StopsThere(BaseCallback):
+        def on_epoch(self, state):
+            if state.epoch == 1:
+                raise Stopped
+
+    second = replace(stages[1], fit_options={**FIT, "callbacks": [StopsThere()]})
+    with (
+        pytest.raises(Stopped),
+        Tracker().sequence("demo", params={"out": "a"}, run_file=folder / "runs.json") as parent,
+    ):
+        train_sequence(
+            AdapterBank(small_backbone), [stages[0], second], folder=folder / "bank", tracker=parent, progress=False
+        )
+
+
+def test_a_resumed_sequence_continues_its_runs(store, small_backbone, stages, tmp_path):
+    stopped_in_the_second_task(store, small_backbone, stages, tmp_path)
+    client, (parent_before,), before = runs_of(store)
+    statuses = {name: run.info.status for name, run in before.items()}
+    assert statuses == {"first": "FINISHED", "second": "KILLED"}
+    bank = AdapterBank.load(tmp_path / "bank", backbone=small_backbone)
+    options = {"params": {"out": "b", "more": 1}, "run_file": tmp_path / "runs.json", "resume": True}
+    with Tracker().sequence("demo again", **options) as parent:
+        result = train_sequence(bank, stages, folder=tmp_path / "bank", resume=True, tracker=parent, progress=False)
+    client, (parent_after,), after = runs_of(store)
+    assert parent_after.info.run_id == parent_before.info.run_id
+    assert {name: after[name].info.run_id for name in before} == {name: run.info.run_id for name, run in before.items()}
+    assert after.keys() == METHODS.keys()
+    assert {run.info.status for run in (parent_after, *after.values())} == {"FINISHED"}
+    assert not any("error" in run.data.tags for run in (parent_after, *after.values()))
+    assert parent_after.data.params == {"out": "a", "more": "1"}
+    assert json.loads(parent_after.data.tags["resumed_with"]) == {"out": "b"}
+    for name in METHODS:
+        points = client.get_metric_history(after[name].info.run_id, "train/loss")
+        assert [point.step for point in points] == [0, 1]  # none twice
+        trained = [record["train/loss"] for record in result.histories[name].epochs]
+        assert [point.value for point in points] == pytest.approx(trained, abs=1e-6)
+        assert not any(math.isnan(after[name].data.metrics[key]) for key in COLUMNS)
+
+
+def test_a_sequence_that_starts_anew_in_the_same_place_has_new_runs(store, small_bank, tmp_path):
+    ids = []
+    for _ in range(2):
+        with Tracker().sequence("demo", run_file=tmp_path / "runs.json") as parent, parent.task(small_bank, "notes"):
+            ids.append((parent.run_id, parent.task_runs["notes"]))
+    assert len({*ids[0], *ids[1]}) == 4
+
+
+def test_a_run_that_was_deleted_meanwhile_begins_anew_with_a_warning(store, tmp_path):
+    with Tracker().sequence("demo", run_file=tmp_path / "runs.json") as parent:
+        first = parent.run_id
+    MlflowClient(store).delete_run(first)
+    tracker = Tracker()
+    with (
+        pytest.warns(RuntimeWarning, match="is gone from .*; a new one begins"),
+        tracker.sequence("demo", run_file=tmp_path / "runs.json", resume=True) as parent,
+    ):
+        assert parent.run_id != first
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"store": "elsewhere", "runs": {"": "abc"}}'])
+def test_a_run_file_that_is_damaged_or_of_another_store_continues_nothing(store, tmp_path, damage):
+    (tmp_path / "runs.json").write_text(damage)
+    with Tracker().sequence("demo", run_file=tmp_path / "runs.json", resume=True) as parent:
+        pass
+    assert json.loads((tmp_path / "runs.json").read_text())["runs"][""] == parent.run_id
+
+
+def test_the_run_of_a_process_that_was_killed_is_closed_by_the_next_tracker(store):
+    gone = subprocess.run(
+        [sys.executable, "-c", "from adapterbank.tracking.process import process_name as p; print(p())"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    tracker = Tracker()
+    client, names = MlflowClient(store), {"killed": gone, "living": process_name(), "elsewhere": "other:1/1/1"}
+    for name, process in names.items():
+        client.create_run(tracker.experiment_id, tags={"process": process}, run_name=name)
+    Tracker()
+    found = {run.info.run_name: run for run in runs_of(store)[1]}
+    assert {name: run.info.status for name, run in found.items()} == {
+        "killed": "KILLED",
+        "living": "RUNNING",
+        "elsewhere": "RUNNING",
+    }
+    assert "killed" in found["killed"].data.tags["error"]
+
+
+@pytest.mark.slow
+def test_sigterm_leaves_no_run_running(store, tmp_path):
+    source = (
+        "import time\nfrom adapterbank.tracking import Tracker\n"
+        "with Tracker().sequence('demo'):\n    print('open', flush=True)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", source], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "open\n"
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert [run.info.status for run in runs_of(store)[1]] == ["KILLED"]
