@@ -79,8 +79,7 @@ def test_the_main_job_runs_resumes_and_refuses_to_overwrite(few_clips, hf_folder
     client = MlflowClient(f"sqlite:///{work / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("sequential_tasks").experiment_id])
     assert sorted(run.info.run_name for run in runs if run.data.tags["kind"] == "task") == [
-        "bank: instruments (aat_ms)",
-        "bank: instruments (aat_ms)",
+        "bank: instruments (aat_ms)",  # once: the second start continued the run of the first
         "bank: mandarin_tones (prompt)",
         "naive: instruments (full)",
         "naive: mandarin_tones (full)",
