@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from adapterbank._version import __version__
-from adapterbank.cli import answers, judging, managing, training
+from adapterbank.cli import answers, judging, managing, recordings, training
 from adapterbank.errors import AdapterBankError
 
 USAGE, INTERRUPTED = 2, 130
@@ -73,7 +73,7 @@ def about(
 
 
 PANELS = {
-    "From clips to answers": (training.train, answers.predict, answers.ask, answers.embed),
+    "From clips to answers": (training.train, answers.predict, answers.ask, recordings.scan, answers.embed),
     "How good is it?": (judging.evaluate, judging.compare),
     "What is in a bank": (
         managing.tasks,

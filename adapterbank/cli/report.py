@@ -170,9 +170,14 @@ def message(answer: Outcome) -> str:
     return said if str(answer.file) in said else f"{answer.file}: {said}"
 
 
+def is_watched() -> bool:
+    """Whether somebody looks at stderr, where progress is shown."""
+    return sys.stderr.isatty()
+
+
 def progress(items: Iterable[Answer], total: int, what: str, at_least: int = 32) -> Iterator[Answer]:
     """Shows on a terminal how far a command is, on stderr, so that the answers can go to a file."""
-    if total < at_least or not sys.stderr.isatty():
+    if total < at_least or not is_watched():
         yield from items
         return
     from rich.console import Console
