@@ -40,6 +40,7 @@ PAGES = {
     "routing": (6, 7, 9),
     "disk": (12,),
     "recording": (16,),
+    "command": (14, 15),
     "start": (18,),
 }
 SCRIPTS = {row: page for page, rows in PAGES.items() for row in rows}
