@@ -14,10 +14,13 @@ from adapterbank.errors import ConfigError
 
 if TYPE_CHECKING:
     from adapterbank.bank import AdapterBank
+    from adapterbank.data.check import Finding
     from adapterbank.data.folder import FolderDataset
     from adapterbank.evaluation import Evaluation
+    from adapterbank.mislabels import Mislabel
 
 PARTS = ("test", "val", "train", "all")
+FOUND = ("kind", "problem", "file", "label", "split", "detail", "other")
 
 Part = Annotated[
     str, typer.Option("--split", help="test, val or train, split as `train` does; all for every clip of the folder.")
@@ -34,6 +37,46 @@ def part_of(data: Path, split: str, multilabel: bool) -> FolderDataset:
     return (
         dataset if split == "all" else dict(zip(("train", "val", "test"), standard_splits(dataset), strict=True))[split]
     )
+
+
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `train` would be given as --data.")],
+    task: Annotated[
+        str | None,
+        typer.Option("--task", "-t", autocompletion=complete_task, help="Also list clips whose label it doubts."),
+    ] = None,
+    bank: options.Bank = options.DEFAULT_BANK,
+    device: options.Device = None,
+    as_json: options.Json = False,
+    as_csv: options.Csv = False,
+    output: options.Output = None,
+) -> None:
+    """What is wrong with a folder of clips, before a training finds it.
+
+    Every clip is decoded once. Unreadable and silent clips, one sound under two labels or in two splits, and classes
+    without a training clip are problems; copies, odd lengths and small classes are worth a look. Exit code 1: problems.
+    """
+    from adapterbank.data import load_folder
+
+    form = report.Form.of(as_json, as_csv, output)
+    dataset = load_folder(folder)
+    suspects: list[Mislabel] = []
+    if task is not None:
+        from adapterbank.mislabels import probable_mislabels
+
+        suspects = probable_mislabels(banks.open_bank(bank, device), banks.needed_task(bank, task), dataset)
+    found = dataset.check(suspects=suspects, progress=report.is_watched())
+    if form.kind == "table":
+        report.console().print(found)
+    else:
+        report.write((_found(row) for row in found.rows), form, FOUND)
+    if not found.ok:
+        raise typer.Exit(report.FAILED)
+
+
+def _found(row: Finding) -> dict[str, Any]:
+    texts = {"file": "" if row.file is None else str(row.file), "other": "" if row.other is None else str(row.other)}
+    return {key: texts.get(key, getattr(row, key)) for key in FOUND}
 
 
 def evaluate(

@@ -1,10 +1,10 @@
-"""Rows 14 and 15 of recipes/benchmark.py: the command `adapterbank` beside transformers' pipeline, as a shell starts both.
+"""Rows 14 and 15 of recipes/benchmark.py: the command `adapterbank` beside transformers' pipeline.
 
     python recipes/benchmark.py row=[14,15]             # starts this with what it needs
     python recipes/benchmark.py row=15 files=200        # fewer files: the start of each program then counts for more
 
-Both sides have models of the same size with random weights, on the CPU or accelerator that the options name, and read
-the same WAV files at 16 kHz. The pipeline is given samples that soundfile read, because by itself it starts ffmpeg for
+A shell starts both. They have models of the same size with random weights, on the device that the options name, and
+read the same WAV files at 16 kHz. The pipeline is given samples that soundfile read, because by itself it starts ffmpeg for
 each file. It pads every clip to the length of its model (10.24 s), which is what it is made for.
 """
 

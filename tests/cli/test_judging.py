@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from adapterbank.bank import AdapterBank
 from adapterbank.data import load_folder, standard_splits
+from adapterbank.mislabels import probable_mislabels
 
 
 def test_evaluate_gives_the_metrics_of_the_bank_on_the_part_asked_for(run, bank_folder, recordings):
@@ -54,3 +56,18 @@ def test_compare_tests_both_on_the_same_clips(run, bank_folder, recordings):
     assert [same["difference"][key] for key in ("low", "value", "high")] == [0, 0, 0]
     assert "95% interval" in run("compare", "notes", "lora_notes", "-d", recordings, "--split", "all").stdout
     assert "other classes" in run("compare", "notes", "tags", "-d", recordings, code=2).stderr
+
+
+def test_check_lists_what_is_wrong_with_a_folder(run, bank_folder, recordings, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(recordings, folder)
+    assert "36" in run("check", folder).stdout
+    (folder / "bass" / "broken.wav").write_text("?")
+    found = json.loads(run("check", folder, "--json", code=1).stdout)
+    assert any(row["problem"] and row["file"].endswith("broken.wav") for row in found)
+    assert "broken.wav" in run("check", folder, code=1).stdout
+    doubted = json.loads(run("check", recordings, "-t", "notes", "--json").stdout)
+    bank = AdapterBank.load(bank_folder, device="cpu")
+    expected = probable_mislabels(bank, "notes", load_folder(recordings))
+    assert sum("heard as" in row["detail"] for row in doubted) == len(expected) > 0
+    assert "nix" in run("check", "nix", code=2).stderr
