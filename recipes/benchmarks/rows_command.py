@@ -4,8 +4,8 @@
     python recipes/benchmark.py row=15 files=200        # fewer files: the start of each program then counts for more
 
 A shell starts both. They have models of the same size with random weights, on the device that the options name, and
-read the same WAV files at 16 kHz. The pipeline is given samples that soundfile read, because by itself it starts ffmpeg for
-each file. It pads every clip to the length of its model (10.24 s), which is what it is made for.
+read the same WAV files at 16 kHz. The pipeline is given samples that soundfile read, because by itself it starts ffmpeg
+for each file. It pads every clip to the length of its model (10.24 s), which is what it is made for.
 """
 
 from __future__ import annotations
