@@ -33,6 +33,7 @@ def predict(
     top: Top = 3,
     threshold: Threshold = None,
     device: options.Device = None,
+    precision: options.Precision = "fp32",
     batch_size: options.BatchSize = 16,
     as_json: options.Json = False,
     as_csv: options.Csv = False,
@@ -45,7 +46,7 @@ def predict(
     """
     form = report.Form.of(as_json, as_csv, output)
     name = banks.needed_task(bank, task)
-    _answer(clips, [name], bank, top, threshold, device, batch_size, form)
+    _answer(clips, [name], bank, top, threshold, device, precision, batch_size, form)
 
 
 def ask(
@@ -55,6 +56,7 @@ def ask(
     top: Top = 3,
     threshold: Threshold = None,
     device: options.Device = None,
+    precision: options.Precision = "fp32",
     batch_size: options.BatchSize = 16,
     as_json: options.Json = False,
     as_csv: options.Csv = False,
@@ -66,7 +68,7 @@ def ask(
     """
     form = report.Form.of(as_json, as_csv, output)
     names = [banks.needed_task(bank, one) for one in task or banks.task_names(banks.needed(bank))]
-    _answer(clips, list(dict.fromkeys(names)), bank, top, threshold, device, batch_size, form)
+    _answer(clips, list(dict.fromkeys(names)), bank, top, threshold, device, precision, batch_size, form)
 
 
 def _answer(
@@ -76,13 +78,14 @@ def _answer(
     top: int,
     threshold: float | None,
     device: str | None,
+    precision: str,
     batch_size: int,
     form: report.Form,
 ) -> None:
     from adapterbank.serving.files import answer_files, find_audio
 
     files = find_audio(clips)
-    bank = banks.open_bank(folder, device, resident=len(names))
+    bank = banks.open_bank(folder, device, precision=precision, resident=len(names))
     tasks = [bank.task(name) for name in names]
     failures = report.Failures()
     answers = report.progress(answer_files(bank.backbone, tasks, files, batch_size=batch_size), len(files), "answering")

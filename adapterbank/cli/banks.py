@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from adapterbank.task.task import Task
 
 DEFAULT = Path("my_bank")
+PRECISIONS = ("fp32", "bf16", "int8")
 _MANIFEST = "manifest.json"  # as `storage.manifest` calls it, which imports torch
 
 
@@ -60,11 +61,19 @@ def needed_task(folder: Path, name: str | None) -> str:
     return name
 
 
-def open_bank(folder: Path, device: str | None = None, *, resident: int = 1) -> AdapterBank:
-    """A saved bank, with `resident` of its tasks in memory at a time: the others are opened when they are asked for."""
+def open_bank(folder: Path, device: str | None = None, *, precision: str = "fp32", resident: int = 1) -> AdapterBank:
+    """A saved bank, with `resident` of its tasks in memory at a time: the others are opened when they are asked for.
+
+    Args:
+        precision: in which the frozen linears are stored and computed: fp32, bf16 or int8.
+    """
+    from adapterbank.backbone.precision import dtype_of
     from adapterbank.bank import AdapterBank
 
-    return AdapterBank.from_pretrained(needed(folder), device=device_named(device), resident=max(1, resident))
+    dtype = dtype_of(precision, PRECISIONS)
+    return AdapterBank.from_pretrained(
+        needed(folder), device=device_named(device), base_dtype=dtype, resident=max(1, resident)
+    )
 
 
 def device_named(name: str | None) -> str | None:

@@ -28,6 +28,9 @@ Method = Annotated[
     str, typer.Option(autocompletion=complete_method, help="How to fine-tune; `adapterbank methods` lists them all.")
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the accelerator if there is one.")]
+Precision = Annotated[
+    str, typer.Option(help="Of the frozen linears: fp32; bf16, faster where the processor computes in it; int8.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="How many clips are computed together.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")]

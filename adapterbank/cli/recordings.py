@@ -29,6 +29,7 @@ def scan(
     min_seconds: Annotated[float, typer.Option(min=0.0, help="Leave out shorter events.")] = 0.0,
     merge_gap: Annotated[float, typer.Option(min=0.0, help="Seconds between events of one label that are one.")] = 0.0,
     device: options.Device = None,
+    precision: options.Precision = "fp32",
     batch_size: options.BatchSize = 32,
     as_json: options.Json = False,
     as_csv: options.Csv = False,
@@ -54,7 +55,7 @@ def scan(
         if not file.expanduser().parent.is_dir():
             raise ConfigError(f"the folder of --output {file} does not exist; make it first.")
     names = [banks.needed_task(bank, one) for one in task or banks.task_names(banks.needed(bank))]
-    opened = banks.open_bank(bank, device, resident=len(names))
+    opened = banks.open_bank(bank, device, precision=precision, resident=len(names))
     found = opened.scan(
         recording.expanduser(),
         names,

@@ -135,6 +135,7 @@ def test_embed_needs_no_bank(run, clips, backbone_folder):
         (("predict", "clips", "-t", "notes", "--csv", "--json"), "choose one"),
         (("predict", "clips", "-t", "notes", "--device", "tpu9"), "got --device tpu9, which cannot be used here"),
         (("ask", "clips", "-t", "nix"), "unknown task 'nix'"),
+        (("predict", "clips", "-t", "notes", "--precision", "fp8"), "unknown precision 'fp8'"),
     ],
 )
 def test_wrong_usage_ends_with_code_2_and_one_message(run, bank_folder, clips, arguments, said):
@@ -153,3 +154,13 @@ def test_the_only_task_of_a_bank_needs_no_name(run, bank_folder, clips):
 def test_labels_and_files_that_look_like_markup_are_shown_as_they_are(run, bank_folder, clips):
     sorted(clips.iterdir())[0].rename(clips / "[red]dog.ogg")
     assert "[red]dog.ogg" in run("predict", clips, "-t", "notes").stdout
+
+
+def test_a_lower_precision_gives_nearly_the_same_probabilities(run, bank_folder, clips):
+    exact, rounded = (
+        json.loads(run("predict", clips, "-t", "notes", "--json", "--precision", precision).stdout)
+        for precision in ("fp32", "bf16")
+    )
+    assert exact != rounded
+    for one, other in zip(exact, rounded, strict=True):
+        assert one["probability"] == pytest.approx(other["probability"], abs=0.05)
