@@ -66,7 +66,7 @@ def test_every_row_of_the_issue_belongs_to_one_recipe(recipe):
         for row in load(f"benchmarks/{script}")["ROWS"]
     ]
     numbered = sorted(row for row in rows if isinstance(row, int))
-    assert numbered == [*range(1, 14), 16, 17, 18] == sorted(recipe["SCRIPTS"])
+    assert numbered == [*range(1, 19)] == sorted(recipe["SCRIPTS"])
     assert [row for row in rows if isinstance(row, str)] == list(recipe["GROWTH"])
     assert all(row in load(page_of(recipe, row))["ROWS"] for row in recipe["SCRIPTS"])
 
@@ -120,9 +120,9 @@ def test_the_recipe_keeps_lines_and_repeats_none(tmp_path, run_recipe):
     again = run_recipe("benchmark", tmp_path, *arguments, "row=7")
     assert again.returncode == 0, again.stderr
     assert log.read_bytes() == before
-    wrong = run_recipe("benchmark", tmp_path, "row=14", "out=speed")
+    wrong = run_recipe("benchmark", tmp_path, "row=19", "out=speed")
     assert wrong.returncode == 1
-    assert "unknown row 14" in wrong.stderr
+    assert "unknown row 19" in wrong.stderr
     assert "Traceback" not in wrong.stderr
 
 
@@ -150,3 +150,16 @@ def test_the_worth_of_a_trick_is_measured_once_and_stands_in_a_table(tmp_path, r
     unknown = run_recipe("benchmarks/tricks", tmp_path, "geometry=tiny", "tricks=[magic]", "out=worth_not")
     assert unknown.returncode == 1
     assert "unknown trick 'magic'" in " ".join(unknown.stderr.split())
+
+
+@pytest.mark.slow
+def test_the_command_is_measured_beside_the_pipeline(tmp_path, run_recipe):
+    small = ["geometry=tiny", "bank_geometry=tiny", "pairs=1", "files=3", "device=cpu", "out=speed"]
+    done = run_recipe("benchmark", tmp_path, *small, "row=[14,15]")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "speed" / "rows.jsonl").read_text().splitlines()]
+    assert {line["row"] for line in lines} == {14, 15}
+    assert all(line["ours"] > 0 and line["theirs"] > 0 for line in lines)
+    with (tmp_path / "speed" / "ours.csv").open() as ours, (tmp_path / "speed" / "theirs.csv").open() as theirs:
+        assert len(ours.readlines()) == 1 + 3 * 4  # a heading, and a line for each file and task
+        assert len(theirs.readlines()) == 3
