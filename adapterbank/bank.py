@@ -463,8 +463,14 @@ class AdapterBank:
             progress=progress,
         )
 
-    def evaluate(self, task: str, data: Any, *, batch_size: int = 32) -> dict[str, float]:
-        """Metrics of a task on data that yields (waveform at 16 kHz, label); kept for `summary()`.
+    def evaluate(self, task: str, data: Any, *, batch_size: int = 32, on_error: str = "raise") -> dict[str, float]:
+        """Metrics of a task on a data set; kept for `summary()`.
+
+        Args:
+            data: pairs of a clip and a label, a `datasets.Dataset`, a DataLoader, {path: label}; all that
+                `adapterbank.data.pairs` lists.
+            on_error: "raise", or "skip": items that cannot be used are left out of the metrics, and one
+                `SkippedClipsWarning` counts and names them.
 
         Returns:
             Every metric of `adapterbank.evaluation.METRICS` that this kind of task has, by name.
@@ -473,7 +479,9 @@ class AdapterBank:
             UnknownNameError: no such task. ConfigError: `batch_size` below 1.
             LabelsError, DatasetError, WaveformError: data that the task cannot use.
         """
-        metrics = evaluate_task(self._backbone, self._tasks.use(task), data, batch_size=batch_size).metrics
+        metrics = evaluate_task(
+            self._backbone, self._tasks.use(task), data, batch_size=batch_size, on_error=on_error
+        ).metrics
         self._tasks.record(task, metrics)
         return metrics
 

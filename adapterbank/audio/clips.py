@@ -261,7 +261,7 @@ def _checked(clip: Tensor | np.ndarray[Any, Any], sample_rate: Any) -> tuple[Ten
         raise WaveformError("got an empty clip, expected at least one sample.")
     peak = float(_loudest(wave))
     if not np.isfinite(peak):
-        raise WaveformError("got NaN or Inf in a clip, expected finite samples; look at how it was read.")
+        raise WaveformError("got a clip that holds NaN or Inf, expected finite samples; look at how it was read.")
     if peak > LOUDEST:
         raise WaveformError(
             f"got samples up to {peak:.4g}, expected them in [-1, 1] (up to {LOUDEST:g} is let pass). "
@@ -358,7 +358,8 @@ def about(error: AdapterBankError, what: str) -> AdapterBankError:
 
 def warn_of_skipped(failed: Mapping[int, Exception], total: int, what: str = "clip", most: int = 5) -> None:
     """One warning that counts and names what was left out, at the line outside this package that asked for it."""
-    reasons = "; ".join(f"{what} {place}: {error}" for place, error in list(failed.items())[:most])
+    shown = [(f"{what} {place}: ", str(error)) for place, error in list(failed.items())[:most]]
+    reasons = "; ".join(text if text.startswith(start) else start + text for start, text in shown)
     more = f"; and {len(failed) - most} more" if len(failed) > most else ""
     warn_outside(f"{len(failed)} of {total} {what}s {'was' if len(failed) == 1 else 'were'} left out. {reasons}{more}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from adapterbank.errors import LabelsError
 from adapterbank.numbers import is_whole
@@ -188,15 +189,30 @@ def labels_of(name: str, labels: Sequence[str] | None, num_classes: int | None) 
         if not is_whole(num_classes):
             raise LabelsError(f"got num_classes={num_classes!r}, expected a positive integer.")
         return tuple(str(i) for i in range(num_classes))
+    given = _in_order(labels)
+    if num_classes is not None and num_classes != len(given):
+        raise LabelsError(f"got {len(given)} labels and num_classes={num_classes}; give one of them.")
+    return given
+
+
+def _in_order(labels: Any) -> tuple[str, ...]:
+    """Class names in the order of the logits: of any iterable with an order, {index: name} or {name: index}."""
+    if type(labels).__name__ == "ClassLabel":  # of `datasets`
+        labels = labels.names
+    if isinstance(labels, (set, frozenset)):
+        raise LabelsError(
+            f"got a {type(labels).__name__} as labels, which has no order: a class is known by its place in the list. "
+            "Expected a list, such as sorted(labels) or dataset.labels."
+        )
+    if isinstance(labels, Mapping):
+        by_index = all(isinstance(key, int) for key in labels)
+        name_of = labels if by_index else {index: name for name, index in labels.items()}
+        if set(name_of) != set(range(len(labels))):
+            raise LabelsError(
+                f"got the labels {str(dict(labels))[:80]}, expected {{0: 'name', 1: ...}} or {{'name': 0, ...}} with "
+                f"each index from 0 to {len(labels) - 1} once; or a list of names."
+            )
+        labels = [name_of[index] for index in range(len(labels))]
     if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
         raise LabelsError(f"got {labels!r} as labels, expected a list of class names.")
-    if isinstance(labels, (set, frozenset, Mapping)):
-        why = "which has no order" if not isinstance(labels, Mapping) else "which says more than an order"
-        raise LabelsError(
-            f"got a {type(labels).__name__} as labels, {why}: a class is known by its place in the list. Expected a "
-            "list, such as sorted(labels) or dataset.labels."
-        )
-    in_order = tuple(nfc(label) if isinstance(label, str) else label for label in labels)
-    if num_classes is not None and num_classes != len(in_order):
-        raise LabelsError(f"got {len(in_order)} labels and num_classes={num_classes}; give one of them.")
-    return in_order
+    return tuple(nfc(label) if isinstance(label, str) else label for label in labels)

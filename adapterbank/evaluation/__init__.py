@@ -17,7 +17,7 @@ from adapterbank.evaluation.metrics import (
     register_metric,
     score,
 )
-from adapterbank.evaluation.run import Evaluation, batches, evaluate_task, items, map_style
+from adapterbank.evaluation.run import Evaluation, batches, evaluate_task
 
 __all__ = [
     "METRICS",
@@ -29,10 +29,8 @@ __all__ = [
     "binary_cross_entropy",
     "cross_entropy",
     "evaluate_task",
-    "items",
     "loss_function",
     "macro_accuracy",
-    "map_style",
     "mean_average_precision",
     "register_metric",
     "score",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from adapterbank.audio.clips import read_clips
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.errors import ConfigError, DatasetError
+from adapterbank.data.pairs import read_pairs, warn_of_failed
+from adapterbank.errors import ConfigError, DatasetError, LabelsError
 from adapterbank.evaluation.metrics import score
-from adapterbank.routing.run import mels_of, run_rows
+from adapterbank.numbers import is_whole
+from adapterbank.routing.run import logits_of
 from adapterbank.task.task import Task
 
 
@@ -25,54 +28,82 @@ class Evaluation:
     targets: Tensor
 
 
-def evaluate_task(backbone: Backbone, task: Task, data: Any, *, batch_size: int = 32) -> Evaluation:
-    """Runs a task in eval mode over data that yields (waveform at 16 kHz, label).
+def evaluate_task(
+    backbone: Backbone, task: Task, data: Any, *, batch_size: int = 32, on_error: str = "raise"
+) -> Evaluation:
+    """Runs a task in eval mode over a data set of any form that `adapterbank.data.pairs` lists.
+
+    Args:
+        on_error: "raise", or "skip": items that cannot be used are left out of the metrics, and one
+            `SkippedClipsWarning` counts and names them.
 
     Raises:
-        DatasetError: there is no clip. LabelsError: a label that the task does not have.
+        DatasetError: there is no clip. LabelsError: a label that the task does not have, or one between yes and no.
     """
     was_training = task.training
     task.eval()
     logits, targets = [], []
+    failed: dict[int, Exception] = {}
     try:
         with torch.no_grad():
-            for waveforms, labels in batches(data, batch_size):
-                mels = mels_of(backbone, waveforms)
-                logits.append(torch.stack(run_rows(backbone, [task] * len(mels), mels)).float().cpu())
-                targets.append(task.targets(labels))
+            for batch in numbered_batches(data, batch_size, task=task, on_error=on_error, failed=failed):
+                clips = read_clips(batch.waveforms)
+                rows = [row for row in logits_of(backbone, [task] * len(clips), clips) if row is not None]
+                logits.append(torch.stack(rows).float().cpu())
+                targets.append(task.targets(batch.labels, numbers=batch.numbers, soft=False))
     finally:
         task.train(was_training)
+    clips_seen = sum(map(len, logits))
+    warn_of_failed(failed, clips_seen + len(failed))
     if not logits:
         raise DatasetError(f"got no clips to evaluate {task.name!r} on, expected (waveform, label) pairs.")
     together, truth = torch.cat(logits), torch.cat(targets)
     return Evaluation(score(task, together, truth), together, truth)
 
 
-def batches(data: Any, size: int) -> Iterator[tuple[list[Tensor], list[Any]]]:
-    """Lists of waveforms and of labels, `size` at a time, in the data's order."""
-    if not isinstance(size, int) or size < 1:
+class Numbered(NamedTuple):
+    """Some items of a data set: their numbers in it, waveforms (T,) at 16 kHz, and labels."""
+
+    numbers: list[int]
+    waveforms: list[Tensor]
+    labels: list[Any]
+
+
+def numbered_batches(
+    data: Any,
+    size: int,
+    *,
+    task: Task | None = None,
+    on_error: str = "raise",
+    failed: dict[int, Exception] | None = None,
+) -> Iterator[Numbered]:
+    """The items of a data set of any form, `size` at a time, in its order.
+
+    Args:
+        task: whose labels the items must have, where on_error is "skip".
+        on_error, failed: as in `read_pairs`.
+    """
+    if not is_whole(size):
         raise ConfigError(f"got batch_size={size!r}, expected a positive integer.")
-    waveforms: list[Tensor] = []
-    labels: list[Any] = []
-    for waveform, label in items(data):
-        waveforms.append(waveform)
-        labels.append(label)
-        if len(waveforms) == size:
-            yield waveforms, labels
-            waveforms, labels = [], []
-    if waveforms:
-        yield waveforms, labels
+    failed = {} if failed is None else failed
+    batch = Numbered([], [], [])
+    for number, waveform, label in read_pairs(data, on_error, failed):
+        if task is not None and on_error == "skip":
+            try:
+                task.targets([label], soft=False)
+            except LabelsError as error:
+                failed[number] = error
+                continue
+        for column, entry in zip(batch, (number, waveform, label), strict=True):
+            column.append(entry)
+        if len(batch.numbers) == size:
+            yield batch
+            batch = Numbered([], [], [])
+    if batch.numbers:
+        yield batch
 
 
-def items(data: Any) -> Iterator[tuple[Tensor, Any]]:
-    """The pairs of a map-style dataset, a list or any iterable."""
-    return (data[index] for index in range(len(data))) if _is_map_style(data) else iter(data)
-
-
-def map_style(data: Any) -> Any:
-    """Data that gives pairs by index: itself, or its pairs as a list, read once."""
-    return data if _is_map_style(data) else list(data)
-
-
-def _is_map_style(data: Any) -> bool:
-    return hasattr(data, "__getitem__") and hasattr(data, "__len__")
+def batches(data: Any, size: int) -> Iterator[tuple[list[Tensor], list[Any]]]:
+    """Lists of waveforms at 16 kHz and of labels of a data set of any form, `size` at a time, in its order."""
+    for batch in numbered_batches(data, size):
+        yield batch.waveforms, batch.labels

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adapterbank.errors import LabelsError
+from adapterbank.numbers import plain
+
+_TOLERANCE = 1e-3  # of the sum of a row of shares, which may be in half precision
 
 
 def check_labels(labels: Sequence[str]) -> None:
@@ -27,47 +30,152 @@ def check_labels(labels: Sequence[str]) -> None:
         raise LabelsError(f"the label {double!r} stands twice; class names must differ.")
 
 
-def targets(labels: Sequence[Any], classes: Sequence[str], multilabel: bool, task: str) -> Tensor:
+def targets(
+    labels: Sequence[Any],
+    classes: Sequence[str],
+    multilabel: bool,
+    task: str,
+    *,
+    numbers: Sequence[int] | None = None,
+    soft: bool = True,
+) -> Tensor:
     """The labels of B clips as a tensor for the loss.
 
     Args:
-        labels: a class name or index per clip; for a multi-label task a collection of them, or (C,) of 0 and 1.
+        labels: one per clip. Of a task with one label per clip: a name, an index, or a row of C numbers that sum to 1.
+            Of a multi-label task: names and indices in a list, tuple or set; or a row of C numbers in [0, 1], as an
+            array, a tensor or a list of floats or bools. A list of integers that are all 0 or 1 could be either if
+            it has C entries, and is refused.
         classes: the C class names of the task, in the order of the logits.
         task: its name, for messages.
+        numbers: of the items in their data set, for messages.
+        soft: whether a row may have values between 0 and 1, which only a training can use.
 
     Returns:
-        (B,) int64, or for a multi-label task (B, C) of 0 and 1.
+        (B,) int64; or (B, C) in [0, 1] of a multi-label task, and where a row is no single class.
 
     Raises:
-        LabelsError: a label that the task does not have.
+        LabelsError: a label that the task does not have, or a row of another form; with the number of the item.
     """
-    index_of = {name: index for index, name in enumerate(classes)}
-    if not multilabel:
-        return torch.tensor([_index(label, index_of, task) for label in labels])
-    rows = torch.zeros(len(labels), len(classes))
-    for row, names in enumerate(labels):
-        if isinstance(names, Tensor) and names.shape == rows[row].shape:
-            rows[row] = names
-            continue
-        chosen = [_index(name, index_of, task) for name in ([names] if isinstance(names, (str, int)) else names)]
-        if len(set(chosen)) < len(chosen):  # a list of 0 and 1 would be read as the classes 0 and 1
-            raise LabelsError(
-                f"got {names!r} as the labels of one clip of {task!r}, where one stands twice. Pass each name "
-                f"or index once, or a tensor of {len(classes)} zeros and ones."
-            )
-        rows[row, chosen] = 1
+    known = _Classes(classes, task, soft)
+    found: list[int | Tensor] = []
+    for place, label in enumerate(labels):
+        try:
+            found.append(known.row(label) if multilabel else known.one(label))
+        except LabelsError as error:
+            if numbers is None:
+                raise
+            raise LabelsError(f"item {numbers[place]}: {error}") from error
+    if not multilabel and all(isinstance(one, int) for one in found):
+        return torch.tensor(found, dtype=torch.int64)
+    rows = torch.zeros(len(found), len(classes))
+    for place, target in enumerate(found):
+        rows[place] = target if isinstance(target, Tensor) else torch.eye(len(classes))[target]
     return rows
 
 
-def _index(label: Any, index_of: Mapping[str, int], task: str) -> int:
-    """The index of a class that is given by its name or index."""
-    if isinstance(label, str):
-        if label in index_of:
-            return index_of[label]
-    elif hasattr(label, "__index__") and 0 <= (index := operator.index(label)) < len(index_of):
-        return index
-    known = ", ".join(list(index_of)[:12]) + (", …" if len(index_of) > 12 else "")
-    raise LabelsError(
-        f"the data has the label {label!r}, which the task {task!r} with {len(index_of)} classes "
-        f"does not have. Known: {known}. Pass labels=... to add_task."
-    )
+class _Classes:
+    """The classes of a task, and what a label means there."""
+
+    def __init__(self, names: Sequence[str], task: str, soft: bool):
+        self.names, self.task, self.soft = tuple(names), task, soft
+        self.index_of = {name: index for index, name in enumerate(self.names)}
+
+    def one(self, label: Any) -> int | Tensor:
+        """The class of a clip that has one: its index, or a row (C,) of shares."""
+        label = plain(label)
+        if not (_is_array(label) or (isinstance(label, (list, tuple)) and all(map(_is_number, label)))):
+            return self.index(label)
+        row = self._numbers(label)
+        if abs(float(row.sum()) - 1) > _TOLERANCE:
+            raise LabelsError(
+                f"got {_shown(label)} as the label of a clip of {self.task!r}, which has one label per clip; expected "
+                "a row of shares that sum to 1. add_task(..., multilabel=True) is for clips with any number of labels."
+            )
+        return int(row.argmax()) if float(row.max()) == 1 else row
+
+    def row(self, labels: Any) -> Tensor:
+        """The classes of a clip that has any number, as a row (C,)."""
+        labels = plain(labels)
+        if _is_array(labels):
+            return self._numbers(labels)
+        if isinstance(labels, (str, int)):
+            labels = [labels]
+        if not isinstance(labels, (list, tuple, set, frozenset)):
+            return self._of([labels])  # which no task has
+        given = [plain(label) for label in labels]
+        if not isinstance(labels, (set, frozenset)) and given:
+            if all(map(_is_number, given)) and any(isinstance(value, (float, bool)) for value in given):
+                return self._numbers(given)
+            if len(given) == len(self.names) and all(value in (0, 1) for value in given):
+                raise LabelsError(
+                    f"got {labels!r} as the labels of a clip of {self.task!r} with {len(given)} classes: is that a row "
+                    "of zeros and ones, or does it hold class indices? Pass a row as an array, a tensor or floats, "
+                    "and indices as a set."
+                )
+        return self._of(given)
+
+    def index(self, label: Any) -> int:
+        """The index of a class that is given by its name or index."""
+        if isinstance(label, str):
+            if label in self.index_of:
+                return self.index_of[label]
+        elif isinstance(label, int) and not isinstance(label, bool):
+            if self.index_of.get(str(label), label) != label:
+                raise LabelsError(
+                    f"the data has the label {label} as an integer. In the task {self.task!r} the class of this name "
+                    f"is at index {self.index_of[str(label)]}, so that it could mean two classes. Pass the name, "
+                    f"{str(label)!r}, as text."
+                )
+            if 0 <= label < len(self.names):
+                return label
+        known = ", ".join(self.names[:12]) + (", …" if len(self.names) > 12 else "")
+        raise LabelsError(
+            f"the data has the label {label!r}, which the task {self.task!r} with {len(self.names)} classes "
+            f"does not have. Known: {known}. Pass labels=... to add_task."
+        )
+
+    def _of(self, labels: Sequence[Any]) -> Tensor:
+        chosen = [self.index(label) for label in labels]
+        if len(set(chosen)) < len(chosen):
+            raise LabelsError(
+                f"got {list(labels)!r} as the labels of one clip of {self.task!r}, where one stands twice. Pass each "
+                f"name or index once, or a row of {len(self.names)} numbers as an array or tensor."
+            )
+        row = torch.zeros(len(self.names))
+        row[chosen] = 1
+        return row
+
+    def _numbers(self, values: Any) -> Tensor:
+        """A row of one number per class, each in [0, 1]."""
+        try:
+            row = torch.as_tensor(np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)).float()
+        except (TypeError, ValueError) as error:
+            raise LabelsError(f"got {_shown(values)} as a row of labels, expected numbers: {error}.") from error
+        if row.shape != (len(self.names),):
+            raise LabelsError(
+                f"got {_shown(values)}, a row of labels of shape {tuple(row.shape)}, for the task {self.task!r} with "
+                f"{len(self.names)} classes; expected one number per class. Class indices are whole numbers in a list "
+                "or set."
+            )
+        if not bool(((row >= 0) & (row <= 1)).all()):  # also NaN
+            raise LabelsError(f"got {_shown(values)} as a row of labels of {self.task!r}, expected numbers in [0, 1].")
+        if not self.soft and not bool(((row == 0) | (row == 1)).all()):
+            raise LabelsError(
+                f"got {_shown(values)} as a row of labels of {self.task!r}: shares between 0 and 1 can be trained on, "
+                "but a metric needs to know which labels a clip has. Pass zeros and ones, such as row > 0.5."
+            )
+        return row
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(plain(value), (int, float))
+
+
+def _shown(values: Any) -> str:
+    text = repr(values.tolist() if _is_array(values) else values)
+    return text if len(text) < 80 else f"{text[:77]}..."

@@ -294,19 +294,22 @@ class Task(nn.Module):
         """One clip's log-mel (F, M), padded to `frames` and normalised: (frames, M)."""
         return normalise(pad_frames(mel, frames), self._mean, self._std)
 
-    def targets(self, labels: Sequence[Any]) -> Tensor:
+    def targets(self, labels: Sequence[Any], *, numbers: Sequence[int] | None = None, soft: bool = True) -> Tensor:
         """The labels of B clips as a tensor for the loss.
 
         Args:
-            labels: a class name or index per clip; for a multi-label task a collection of them, or (C,) of 0 and 1.
+            labels: a class name, an index or a row of shares per clip; for a multi-label task several names or indices,
+                or a row of C numbers in [0, 1]. See `adapterbank.task.labels.targets`.
+            numbers: of the items in their data set, for messages.
+            soft: whether a row may have values between 0 and 1.
 
         Returns:
-            (B,) int64, or for a multi-label task (B, C) of 0 and 1.
+            (B,) int64; or (B, C) in [0, 1] for a multi-label task, and where a row of shares is no single class.
 
         Raises:
             LabelsError: a label that this task does not have.
         """
-        return targets(labels, self.labels, self.spec.multilabel, self.name)
+        return targets(labels, self.labels, self.spec.multilabel, self.name, numbers=numbers, soft=soft)
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """What the head reads of the backbone's output: (R, N, D) -> (R, D)."""

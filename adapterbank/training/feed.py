@@ -16,8 +16,8 @@ from adapterbank.audio.clips import as_waveforms
 from adapterbank.audio.masks import spec_augment
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.backbone.backbone import Backbone
+from adapterbank.data.pairs import Pairs, pairs_of
 from adapterbank.errors import DatasetError
-from adapterbank.evaluation import map_style
 from adapterbank.routing.below import logits_above
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.task.task import Task, seeded
@@ -204,8 +204,10 @@ class TrainingData:
     def __init__(self, setting: Setting, train: Any, val: Any = None, stores: Stores | None = None):
         self.setting, task = setting, setting.task
         self.train: Any = train
-        self.val: Any = None if val is None else map_style(val)
-        self.given = (self.train, self.val)
+        self.val: Any = None if val is None else pairs_of(val)
+        if self.val is not None and (labels := self.val.labels()) is not None:
+            task.targets(labels, numbers=range(len(labels)), soft=False)
+        self.given = tuple(part.dataset if isinstance(part, Pairs) else part for part in (self.train, self.val))
         self.cache: ActivationCache | None = None
         if setting.options.keeps or (setting.options.cache == "auto" and self._may_keep()):
             self.cache = _cache_of(setting, stores)
@@ -269,9 +271,16 @@ def _cache_of(setting: Setting, stores: Stores | None) -> ActivationCache:
     )
 
 
-def as_dataset(data: Any, task: Task) -> Any:
-    """A map-style dataset; any other iterable is read into a list once. Raises DatasetError if there is no clip."""
-    data = map_style(data)
-    if not len(data):
+def as_dataset(data: Any, task: Task) -> Pairs:
+    """A data set of any form by number; what is read by iteration only is read into a list once.
+
+    Raises:
+        DatasetError: there is no clip. LabelsError: a label that the task does not have, if labels are known without
+            reading clips.
+    """
+    pairs = pairs_of(data)
+    if not len(pairs):
         raise DatasetError(f"got no clips to train {task.name!r} on, expected (waveform, label) pairs.")
-    return data
+    if (labels := pairs.labels()) is not None:
+        task.targets(labels, numbers=range(len(labels)))
+    return pairs

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.bank import AdapterBank
+from adapterbank.data.pairs import pairs_of
 from adapterbank.errors import ConfigError, TrainingDivergedError, UnknownNameError
-from adapterbank.evaluation import map_style
 from adapterbank.routing.below import first_block, logits_above, tokens_below
 from adapterbank.training.cache import Stores
 from adapterbank.training.callbacks import Callback, OnEpoch
@@ -171,7 +171,7 @@ def _by_task(data: Any, names: Mapping[str, Any]) -> dict[str, Any]:
     read: dict[int, Any] = {}
     for each in given.values():
         if id(each) not in read:
-            read[id(each)] = None if each is None else map_style(each)
+            read[id(each)] = None if each is None else pairs_of(each)
     return {name: read[id(given[name])] for name in names}
 
 

@@ -156,8 +156,8 @@ BAD = {
     "no clips": ([], "got no waveform"),
     "no rows": (torch.zeros(0, 1600), "got no waveform"),
     "a number": (torch.tensor(1.0), r"shape \(\)"),
-    "NaN": ([torch.tensor([0.0, float("nan")] * 300)], "clip 0: got NaN or Inf"),
-    "Inf": (torch.tensor([[0.0, float("inf")] * 300]), "clip 0: got NaN or Inf"),
+    "NaN": ([torch.tensor([0.0, float("nan")] * 300)], "clip 0: got a clip that holds NaN or Inf"),
+    "Inf": (torch.tensor([[0.0, float("inf")] * 300]), "clip 0: got a clip that holds NaN or Inf"),
     "16 bits as floats": (
         torch.randn(1, 1600) * 3000,
         r"clip 0: got samples up to .*expected them in \[-1, 1\].*32768",

@@ -13,9 +13,7 @@ from adapterbank.errors import ConfigError, DatasetError
 from adapterbank.evaluation import (
     METRICS,
     Metric,
-    batches,
     evaluate_task,
-    items,
     loss_function,
     mean_average_precision,
     register_metric,
@@ -140,30 +138,6 @@ def test_an_evaluation_keeps_the_datas_order_and_the_tasks_mode(small_backbone, 
 def test_no_clips_are_refused(small_backbone, make_task):
     with pytest.raises(DatasetError, match="got no clips to evaluate 'x' on, expected .waveform, label. pairs"):
         evaluate_task(small_backbone, make_task(2), iter(()))
-
-
-class Indexed:
-    """A dataset as torch defines it: a length and items, whose iteration would never end by itself."""
-
-    def __len__(self) -> int:
-        return 7
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return torch.full((3,), float(index)), index
-
-
-@pytest.mark.parametrize("data", [Indexed(), list(items(Indexed())), items(Indexed())], ids=["map", "list", "iterator"])
-def test_batches_hold_every_pair_once_in_order(data):
-    found = list(batches(data, 3))
-    assert [len(labels) for _, labels in found] == [3, 3, 1]
-    assert [label for _, labels in found for label in labels] == list(range(7))
-    assert [wave[0].item() for waves, _ in found for wave in waves] == list(range(7))
-
-
-@pytest.mark.parametrize("size", [0, -1, 2.0, None])
-def test_a_bad_batch_size_is_refused(size):
-    with pytest.raises(ConfigError, match="got batch_size="):
-        next(batches(Indexed(), size))
 
 
 # R[i][j]: accuracy on task j after training task i

@@ -348,4 +348,4 @@ def test_a_wrong_label_is_found_before_anything_is_computed(small_backbone, labe
     wrong = Counted([*labelled_clips[:-1], (labelled_clips[-1][0], "trumpet")])
     with pytest.raises(LabelsError, match="trumpet"):
         trained(small_backbone, "lora", wrong, cache="memory")
-    assert wrong.computed() == 0
+    assert wrong.computed() <= 0  # the labels of a list are known before any clip of it is read

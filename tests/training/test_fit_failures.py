@@ -91,7 +91,7 @@ def test_an_interrupt_gives_the_task_back(error, bank, labelled_clips):
         ([(torch.zeros(900), "dog")], None, LabelsError, "label 'dog', which the task 'families' .*Known: bass, brass"),
         ([(torch.zeros(900), 3)], None, LabelsError, "label 3"),
         ([(torch.full((900,), math.nan), 0)], None, WaveformError, "holds NaN or Inf"),
-        ([(torch.zeros(2, 900), 0)], None, WaveformError, r"shape \(2, 900\)"),
+        ([(torch.zeros(20, 900), 0)], None, WaveformError, r"item 0: .*shape \(20, 900\)"),
         ([(torch.zeros(900), 0)], [], DatasetError, "got no clips to evaluate 'families'"),
         ([(torch.zeros(900), 0)], [(torch.zeros(900), "dog")], LabelsError, "label 'dog'"),
     ],
