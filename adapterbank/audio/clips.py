@@ -361,7 +361,8 @@ def warn_of_skipped(failed: Mapping[int, Exception], total: int, what: str = "cl
     shown = [(f"{what} {place}: ", str(error)) for place, error in list(failed.items())[:most]]
     reasons = "; ".join(text if text.startswith(start) else start + text for start, text in shown)
     more = f"; and {len(failed) - most} more" if len(failed) > most else ""
-    warn_outside(f"{len(failed)} of {total} {what}s {'was' if len(failed) == 1 else 'were'} left out. {reasons}{more}")
+    of = f"{len(failed)} of {total} {what}{'s' * (total != 1)}"
+    warn_outside(f"{of} {'was' if len(failed) == 1 else 'were'} left out. {reasons}{more}")
 
 
 def warn_outside(message: str) -> None:

@@ -9,7 +9,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+    default_convert,
+)
 
 from adapterbank.errors import DatasetError
 from adapterbank.numbers import plain
@@ -107,13 +115,26 @@ def audio_key(row: Mapping[str, Any]) -> str | None:
 
 
 def items(data: Any) -> Any:
-    """The items of a data set: a map-style one where it can be, else an iterator. A DataLoader's batches are undone."""
+    """The items of a data set: a map-style one where it can be, else an iterator.
+
+    Of a DataLoader with torch's own collate function and no sampler of its own, the items are those of its data set, in
+    order. The batches of any other are undone.
+    """
     if isinstance(data, DataLoader):
+        if _adds_nothing(data):
+            return items(data.dataset)
         return iter(data) if data.batch_sampler is None else (item for batch in data for item in unbatched(batch))
-    if type(data).__module__.startswith("pandas."):  # a table's rows, or the entries of one of its columns
+    if type(data).__module__.partition(".")[0] == "pandas":  # a table's rows, or the entries of one of its columns
         return data.to_dict("records") if hasattr(data, "columns") else list(data)
     data = undecoded(data)
     return data if is_map_style(data) else iter(data)
+
+
+def _adds_nothing(loader: DataLoader[Any]) -> bool:
+    """Whether a loader gives what its data set has, so that clips need not be stacked to one length on the way."""
+    plain_order = isinstance(loader.sampler, (SequentialSampler, RandomSampler)) or loader.sampler is None
+    streamed = isinstance(loader.dataset, IterableDataset)
+    return loader.collate_fn in (default_collate, default_convert) and (plain_order or streamed)
 
 
 def undecoded(data: Any) -> Any:
@@ -121,6 +142,8 @@ def undecoded(data: Any) -> Any:
 
     Its own decoding needs torchcodec, and takes a cut file for a shorter one.
     """
+    if type(data) is Subset:
+        return Subset(undecoded(data.dataset), data.indices)
     features = getattr(data, "features", None)
     for name, feature in (features if isinstance(features, Mapping) else {}).items():
         if type(feature).__name__ == "Audio" and getattr(feature, "decode", False):

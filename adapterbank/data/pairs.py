@@ -19,8 +19,9 @@ An error names the item by its number, from 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -62,17 +63,7 @@ class Pairs(Dataset[tuple[Tensor, Any]]):
 
     def labels(self) -> list[Any] | None:
         """All labels, if they are known without reading or drawing a clip; else None."""
-        data = self.dataset
-        if isinstance(data, FolderDataset):
-            return list(data.targets)
-        if isinstance(data, TensorDataset) and len(data.tensors) == 2:
-            return list(data.tensors[1])
-        if isinstance(data, (list, tuple)):
-            return [self._take.label(index, item) for index, item in enumerate(data)]
-        column = None if self._take.features is None else self._take.column(self._take.features)
-        if column is not None and hasattr(data, "column_names"):
-            return [self._take.named(index, column, value) for index, value in enumerate(data[column])]
-        return None
+        return self._take.labels(self.dataset)
 
 
 def pairs_of(data: Any) -> Pairs:
@@ -133,7 +124,7 @@ def _items(data: Any) -> Any:
         return list(data.items())
     if isinstance(data, (tuple, list)) and len(data) == 2:
         first = next(iter(data))
-        if is_array(first) and first.ndim > 1:
+        if (is_array(first) and first.ndim > 1) or _two_lists(*data):
             return list(unbatched(data))
     if not is_map_style(data) and not hasattr(data, "__iter__"):
         raise DatasetError(f"got {type(data).__name__} as a data set, expected {_ACCEPTED}.")
@@ -142,6 +133,15 @@ def _items(data: Any) -> Any:
             f"got {type(data).__name__} as a data set, expected {_ACCEPTED}. load_folder(path) reads a folder."
         )
     return items(data)
+
+
+def _two_lists(clips: Any, labels: Any) -> bool:
+    """Whether these are clips and their labels, rather than two pairs of a clip and a label."""
+    if not isinstance(clips, (list, tuple)) or _length(labels) != len(clips):
+        return False
+    sounds = all(map(is_array, clips))
+    named = all(isinstance(label, str) or is_number(label) for label in labels)
+    return named and (sounds or (len(clips) > 2 and all(isinstance(clip, (str, PathLike)) for clip in clips)))
 
 
 _ACCEPTED = "pairs of a clip and a label, a datasets.Dataset, a DataLoader or {path: label}"
@@ -203,12 +203,30 @@ class Items:
             )
         return _named(rest[column], _names(self.features, column) or self._classes)
 
-    def named(self, number: int, column: str, value: Any) -> Any:
-        """A label of a column, by its name where the data set has names."""
-        try:
-            return _named(value, _names(self.features, column) or self._classes)
-        except AdapterBankError as error:
-            raise about(error, f"item {number}") from error
+    def labels(self, data: Any) -> list[Any] | None:
+        """The labels of all items of a map-style data set, if that reads and draws no clip; else None."""
+        if isinstance(data, Subset):
+            every = self.labels(data.dataset)
+            return None if every is None else [every[index] for index in data.indices]
+        targets: Any = getattr(data, "targets", None)  # of FolderDataset, and of data sets in the manner of torchvision
+        if isinstance(targets, (list, tuple)) or is_array(targets):
+            return self._all_named(targets, self._classes) if len(targets) == len(data) else None
+        if isinstance(data, TensorDataset):
+            return list(data.tensors[1]) if len(data.tensors) == 2 else None
+        if isinstance(data, (list, tuple)):
+            return [self.label(number, item) for number, item in enumerate(data)]
+        features = getattr(data, "features", None)
+        column = self.column(features) if isinstance(features, Mapping) else None
+        return None if column is None else self._all_named(data[column], _names(self.features, column))
+
+    def _all_named(self, labels: Iterable[Any], names: Sequence[str] | None) -> list[Any]:
+        found = []
+        for number, label in enumerate(labels):
+            try:
+                found.append(_named(label, names))
+            except LabelsError as error:
+                raise about(error, f"item {number}") from error
+        return found
 
     def column(self, row: Mapping[str, Any]) -> str | None:
         """In which column the labels are: one of `LABEL_KEYS`, or else the only one of `ClassLabel`."""

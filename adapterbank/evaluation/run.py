@@ -94,8 +94,9 @@ def numbered_batches(
             except LabelsError as error:
                 failed[number] = error
                 continue
-        for column, entry in zip(batch, (number, waveform, label), strict=True):
-            column.append(entry)
+        batch.numbers.append(number)
+        batch.waveforms.append(waveform)
+        batch.labels.append(label)
         if len(batch.numbers) == size:
             yield batch
             batch = Numbered([], [], [])

@@ -148,8 +148,9 @@ class _Classes:
 
     def _numbers(self, values: Any) -> Tensor:
         """A row of one number per class, each in [0, 1]."""
+        numbers = values.detach().cpu().tolist() if isinstance(values, Tensor) else values
         try:
-            row = torch.as_tensor(np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)).float()
+            row = torch.from_numpy(np.array(numbers, dtype=np.float32))
         except (TypeError, ValueError) as error:
             raise LabelsError(f"got {_shown(values)} as a row of labels, expected numbers: {error}.") from error
         if row.shape != (len(self.names),):

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
+from adapterbank.data.pairs import Pairs
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.numbers import is_real
 from adapterbank.task.task import Task
@@ -36,24 +36,15 @@ def check_class_weights(given: Any) -> ClassWeights:
 
 
 def labels_of(data: Any) -> list[Any]:
-    """The label of each clip of a map-style dataset, without decoding clips where the dataset allows it.
-
-    Datasets of `load_folder` and of torchvision have `targets`, one entry per clip. Of any other dataset each clip is
-    read once.
-    """
-    if isinstance(data, Subset):
-        every = labels_of(data.dataset)
-        return [every[index] for index in data.indices]
-    targets = getattr(data, "targets", None)
-    if isinstance(targets, (Sequence, Tensor)) and len(targets) == len(data):
-        return list(targets)
-    return [data[index][1] for index in range(len(data))]
+    """The label of each clip of a training, without reading clips where the data set allows it."""
+    known = data.labels() if isinstance(data, Pairs) else getattr(data, "targets", None)
+    return [data[index][1] for index in range(len(data))] if known is None else list(known)
 
 
 def class_counts(task: Task, labels: Sequence[Any]) -> Tensor:
     """How many of these clips have each class of the task, (C,). Raises LabelsError."""
     targets = task.targets(labels)
-    if task.spec.multilabel:
+    if targets.ndim == 2:
         return targets.sum(dim=0)
     return targets.bincount(minlength=len(task.labels)).float()
 
@@ -97,7 +88,7 @@ def clip_weights(task: Task, labels: Sequence[Any]) -> Tensor:
     several labels has the sum over them; clips without a label count as a class of their own.
     """
     targets, counts = task.targets(labels), class_counts(task, labels).clamp(min=1)
-    if not task.spec.multilabel:
+    if targets.ndim == 1:
         return (1 / counts.double())[targets]
     weights = targets.double() @ (1 / counts.double())
     empty = weights == 0

@@ -11,6 +11,7 @@ from torch.utils.data import Subset
 
 from adapterbank.bank import AdapterBank
 from adapterbank.data import demo_tasks, load_folder
+from adapterbank.data.pairs import pairs_of
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.training.balance import class_weights, clip_weights, labels_of
 from adapterbank.training.feed import Feed
@@ -63,8 +64,8 @@ def test_labels_of_a_folder_are_known_without_reading_a_clip(monkeypatch):
     dataset = load_folder(demo_tasks()["instruments"])
     expected = [dataset[index][1] for index in (5, 40)]
     monkeypatch.setattr(type(dataset), "__getitem__", None)
-    assert labels_of(Subset(dataset, [5, 40])) == expected
-    assert len(labels_of(dataset)) == len(dataset)
+    assert labels_of(pairs_of(Subset(dataset, [5, 40]))) == expected
+    assert len(labels_of(pairs_of(dataset))) == len(dataset)
 
 
 def test_labels_of_any_other_dataset_are_read_clip_by_clip(labelled_clips):
