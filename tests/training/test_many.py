@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from adapterbank.bank import AdapterBank
+from adapterbank.data.digest import data_facts
 from adapterbank.errors import ConfigError, LabelsError, UnknownNameError, WaveformError
 from adapterbank.training import many as module
 from adapterbank.training.callbacks import BaseCallback
@@ -298,7 +299,8 @@ def test_any_tracker_is_told_of_epochs_and_of_the_end(interrupted, small_backbon
     own = {"a": {}, "b": {"lr": 1e30}}
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
         fit_many(bank, own, labelled_clips, labelled_clips[:4], tracker=tracker, on_epoch=stop, **QUICK)
-    opened = ("aat_ms", {"train_clips": 12, "val_clips": 4}, {"strategy": "fit_many"})
+    facts = data_facts(train=labelled_clips, val=labelled_clips[:4])
+    opened = ("aat_ms", facts, {"strategy": "fit_many"})
     record = ["lr", "train/loss", "val/accuracy", "val/loss", "val/macro_accuracy"]
     end = ["KeyboardInterrupt"] if interrupted else [(6, True), "closed"]
     assert tracker.calls["a"] == [opened, "open", (0, record), (1, record), *end]
