@@ -51,15 +51,19 @@ class Meter:
             self.gpu_seconds = begin.elapsed_time(end) / 1000
         self.seconds = time.perf_counter() - self._start
         self.cpu_seconds = _cpu_seconds() - self._cpu_start
-        if self.device.type == "cpu":
-            self.peak_memory_mb = _peak_rss_bytes() / 2**20
-        else:
-            self.peak_memory_mb = torch.accelerator.max_memory_allocated(self.device) / 2**20
+        self.peak_memory_mb = peak_memory_mb(self.device)
 
 
 def _cpu_seconds() -> float:
     children = os.times()
     return time.process_time() + children.children_user + children.children_system
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The highest memory in use so far, in MiB, as `Meter` has it at its end."""
+    if device.type == "cpu":
+        return _peak_rss_bytes() / 2**20
+    return torch.accelerator.max_memory_allocated(device) / 2**20
 
 
 def _reset_peak_rss() -> None:

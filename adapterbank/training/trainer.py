@@ -28,6 +28,7 @@ from adapterbank.task.task import Task
 from adapterbank.training.averaging import WeightAverage, remake_batch_norms
 from adapterbank.training.cache import KeptClips, Stores
 from adapterbank.training.callbacks import Callback, Callbacks, State
+from adapterbank.training.estimate import Estimate
 from adapterbank.training.feed import Batch, Feed, TrainingData
 from adapterbank.training.history import History
 from adapterbank.training.meter import Meter
@@ -106,11 +107,12 @@ class Epochs:
         is validated, the history written and the best epoch remembered, whose tensors the task has at the end.
         """
         self.callbacks.on_start(self.state)
+        estimate = self._estimate()
         self.data.fill(bar)
         row = bar.add_task(f"{self.task.name} ({self.task.method})", total=self.state.total_steps, note="")
         self._shown = lambda note: bar.update(row, note=note)
         for epoch in range(self.setting.options.epochs):
-            yield from self._steps(epoch, bar, row)
+            yield from self._steps(epoch, bar, row, estimate)
             with self._average.in_place(self._remake_batch_norms):
                 self._close()
             bar.update(row, note=_note(self.state.record, self.task.primary_metric))
@@ -119,7 +121,12 @@ class Epochs:
                 break
         self._take_best()
 
-    def _steps(self, epoch: int, bar: Progress, row: TaskID) -> Generator[Batch]:
+    def _estimate(self) -> Estimate:
+        state, size = self.state, self.setting.options.clips_per_step
+        validations = math.ceil(state.total_steps / len(self.data.feed)) * state.val_clips / size
+        return Estimate(self.setting.device, state.total_steps, validations)
+
+    def _steps(self, epoch: int, bar: Progress, row: TaskID, estimate: Estimate) -> Generator[Batch]:
         """The batches of one epoch."""
         self.task.train()
         self.state.epoch, self.state.losses = epoch, []
@@ -128,6 +135,10 @@ class Epochs:
             self._average.after_step()
             self.history.steps += 1
             bar.update(row, advance=1)
+            if estimate.after_step():
+                self.history.estimate = {"seconds": estimate.seconds, "memory_mb": estimate.memory_mb}
+                if not bar.disable:
+                    bar.console.print(f"{self.task.name} ({self.task.method}): {estimate}", markup=False)
             if self._is_over():
                 return
 
