@@ -11,9 +11,10 @@ import soundfile
 import torch
 
 from adapterbank import read_audio
-from adapterbank.audio.mel import LOUDEST
+from adapterbank.audio.mel import LOUDEST, log_mel
 from adapterbank.audio.read import mono_blocks, open_checked
-from adapterbank.errors import AudioFileError
+from adapterbank.data import load_folder
+from adapterbank.errors import AudioFileError, ConfigError, UnknownNameError
 
 RATE = 16_000
 NOISE = (np.random.default_rng(0).standard_normal(RATE) * 0.1).astype("float32")
@@ -222,3 +223,30 @@ def test_integers_stored_as_floats_are_refused_and_floats_that_clip_are_read(tmp
             read_audio(written(tmp_path / "x.wav", "WAV", subtype, samples=NOISE / np.abs(NOISE).max() * scale))
     loud = NOISE / np.abs(NOISE).max() * LOUDEST
     assert read_audio(written(tmp_path / "x.wav", "WAV", subtype, samples=loud)).abs().max() == LOUDEST
+
+
+@pytest.mark.parametrize("rate", [44_101, 8_012, 1_000, 768_000])
+def test_a_rate_that_no_device_has_is_read_as_the_same_tone(tmp_path: Path, rate: int) -> None:
+    tone = np.sin(2 * np.pi * 200 * np.arange(rate) / rate).astype("float32")
+    wave = read_audio(written(tmp_path / "x.wav", "WAV", "FLOAT", rate, tone))
+    assert len(wave) == RATE
+    assert int(torch.fft.rfft(wave).abs().argmax()) == 200
+
+
+@pytest.mark.parametrize("rate", [0, 1, 999, 768_001, True, 16_000.0, "16000", None])
+def test_a_rate_of_the_caller_outside_1_to_768_khz_is_refused(tmp_path: Path, rate: object) -> None:
+    with pytest.raises(ConfigError, match="expected an int in Hz from 1000 to 768000"):
+        log_mel([torch.zeros(800)], 128, rate)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="expected an int in Hz from 1000 to 768000"):
+        read_audio(written(tmp_path / "x.wav", "WAV"), sample_rate=rate)  # type: ignore[arg-type]
+
+
+def test_a_folder_is_resampled_as_it_is_asked_to_be(tmp_path: Path) -> None:
+    (tmp_path / "rain").mkdir()
+    file = written(tmp_path / "rain" / "x.wav", "WAV", "FLOAT", 44_100)
+    for resampling in ("sox", "kaiser_best", "hann"):
+        wave, _ = load_folder(tmp_path, resampling=resampling)[0]
+        torch.testing.assert_close(wave, read_audio(file, resampling=resampling), rtol=0, atol=0)
+    assert not torch.equal(read_audio(file, resampling="hann"), read_audio(file))
+    with pytest.raises(UnknownNameError, match="unknown resampling 'soxr'. Did you mean 'sox'"):
+        load_folder(tmp_path, resampling="soxr")

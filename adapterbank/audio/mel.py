@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchaudio.functional
 from torch import Tensor
 from torchaudio.compliance.kaldi import get_mel_banks
 
+from adapterbank.audio.resampling import DEFAULT_KERNEL, resample_clip
 from adapterbank.errors import ConfigError
 from adapterbank.numbers import is_whole
 
@@ -123,26 +123,25 @@ def check_sample_rate(rate: Any) -> None:
         )
 
 
-def resample(waveforms: Sequence[Tensor], sample_rate: int | Sequence[int]) -> list[Tensor]:
+def resample(
+    waveforms: Sequence[Tensor], sample_rate: int | Sequence[int], resampling: str = DEFAULT_KERNEL
+) -> list[Tensor]:
     """Each clip at 16 kHz.
 
+    Args:
+        sample_rate: in Hz, one for all or one per clip.
+        resampling: one of `adapterbank.audio.resampling.KERNELS`.
+
     Raises:
-        ConfigError: a rate is not a positive integer, or there is another number of them than of clips.
+        ConfigError: a rate is none, or there is another number of them than of clips.
+        UnknownNameError: no kernel of this name.
     """
     rates = list(sample_rate) if isinstance(sample_rate, Sequence) else [sample_rate] * len(waveforms)
     if len(rates) != len(waveforms):
         raise ConfigError(f"got {len(rates)} sample rates for {len(waveforms)} clips, expected one, or one per clip.")
     for rate in rates:
         check_sample_rate(rate)
-    return [resample_clip(w, rate, SAMPLE_RATE) for w, rate in zip(waveforms, rates, strict=True)]
-
-
-def resample_clip(waveform: Tensor, rate: int, new_rate: int) -> Tensor:
-    """One clip at another sample rate, in Hz. (T,) -> (T',)."""
-    if rate == new_rate:
-        return waveform
-    resampled: Tensor = torchaudio.functional.resample(waveform, rate, new_rate)
-    return resampled
+    return [resample_clip(w, rate, SAMPLE_RATE, resampling) for w, rate in zip(waveforms, rates, strict=True)]
 
 
 def pad_frames(mel: Tensor, frames: int) -> Tensor:

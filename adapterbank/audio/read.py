@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from adapterbank.audio.containers import AGAIN, checked
-from adapterbank.audio.mel import HIGHEST_RATE, LOUDEST, LOWEST_RATE, SAMPLE_RATE, check_sample_rate, resample_clip
+from adapterbank.audio.mel import HIGHEST_RATE, LOUDEST, LOWEST_RATE, SAMPLE_RATE, check_sample_rate
+from adapterbank.audio.resampling import DEFAULT_KERNEL, check_kernel, resample_clip
 from adapterbank.audio.suffixes import CONVERT_HINT, READABLE_SUFFIXES, UNREADABLE_SUFFIXES
 from adapterbank.errors import AudioFileError
 from adapterbank.numbers import is_whole
@@ -39,12 +40,16 @@ UNKNOWN_FRAMES = 2**62  # libsndfile's answer for a FLAC stream without a length
 _BLOCK = 1 << 20  # samples of all channels that are decoded at a time: 4 MB
 
 
-def read_audio(path: str | PathLike[str], sample_rate: int = SAMPLE_RATE) -> Tensor:
+def read_audio(
+    path: str | PathLike[str], sample_rate: int = SAMPLE_RATE, resampling: str = DEFAULT_KERNEL
+) -> Tensor:
     """Decodes a file, averages its channels and resamples it.
 
     Args:
         path: WAV, FLAC, Ogg, MP3 or whatever else libsndfile reads; `READABLE_SUFFIXES` lists them.
         sample_rate: of the result, in Hz, from 1,000 to 768,000.
+        resampling: how a file of another rate is resampled: "sox", as sox does it, or "kaiser_best" or "hann", as
+            resampy and torchaudio do; docs/features.md says how far they are apart.
 
     Returns:
         (T,) float32 on the CPU.
@@ -52,14 +57,15 @@ def read_audio(path: str | PathLike[str], sample_rate: int = SAMPLE_RATE) -> Ten
     Raises:
         AudioFileError: the file is absent, no audio, empty, cut, has a sample rate outside 1,000 to 768,000 Hz, or
             holds samples that are NaN, infinite, or louder than `LOUDEST`.
-        ConfigError: the sample rate is none.
+        ConfigError: the sample rate is none. UnknownNameError: there is no such resampling.
     """
     check_sample_rate(sample_rate)
+    check_kernel(resampling)
     file = Path(path)
     with open_checked(file) as sound:
         rate = int(sound.samplerate)
         waveform = torch.from_numpy(np.concatenate(list(mono_blocks(file, sound))))
-    return resample_clip(waveform, rate, sample_rate)
+    return resample_clip(waveform, rate, sample_rate, resampling)
 
 
 class Forward(soundfile.SoundFile):

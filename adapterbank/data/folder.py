@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from adapterbank.audio.mel import SAMPLE_RATE
+from adapterbank.audio.resampling import DEFAULT_KERNEL
 from adapterbank.data.check import DatasetReport, Suspect, check_clips
 from adapterbank.data.clip import Clip, Layout, counted, skipped
 from adapterbank.data.listing import scan
@@ -268,6 +269,7 @@ def load_folder(
     recursive: bool | None = None,
     on_error: str = "raise",
     sample_rate: int = SAMPLE_RATE,
+    resampling: str = DEFAULT_KERNEL,
     cache_bytes: int = CACHE_BYTES,
     progress: bool = True,
 ) -> FolderDataset:
@@ -292,6 +294,7 @@ def load_folder(
         on_error: "raise", or "skip": files that are missing or cannot be read are left out, and a warning counts and
             names them. For that every clip is decoded now.
         sample_rate: of the waveforms, in Hz; files of other rates are resampled.
+        resampling: how, as in `read_audio`: "sox", "kaiser_best" or "hann".
         cache_bytes: how much decoded audio (float32) stays in RAM; the rest is decoded again when it is asked for.
         progress: whether to show a progress bar while clips are decoded.
 
@@ -307,7 +310,7 @@ def load_folder(
     clips, several = scan(place, layout)
     labels = in_natural_order({label for clip in clips for label in clip.labels})
     name = place.stem if place.is_file() else place.resolve().name
-    dataset = FolderDataset(name, clips, labels, several, WaveformCache(cache_bytes, sample_rate))
+    dataset = FolderDataset(name, clips, labels, several, WaveformCache(cache_bytes, sample_rate, resampling))
     if split is not None or folds is not None:
         dataset = dataset.subset(split=split, folds=folds)
     return dataset.readable(progress=progress) if on_error == "skip" else dataset

@@ -9,14 +9,17 @@ from pathlib import Path
 from torch import Tensor
 
 from adapterbank.audio.read import read_audio
+from adapterbank.audio.resampling import DEFAULT_KERNEL, check_kernel
 
 
 class WaveformCache:
     """Decoded audio in RAM up to a number of bytes; what does not fit is decoded each time. Safe between threads."""
 
-    def __init__(self, budget: int, sample_rate: int):
+    def __init__(self, budget: int, sample_rate: int, resampling: str = DEFAULT_KERNEL):
+        check_kernel(resampling)
         self.budget = budget
         self.sample_rate = sample_rate  # Hz
+        self.resampling = resampling
         self._kept: dict[Path, Tensor] = {}
         self._bytes = 0
         self._lock = threading.Lock()
@@ -26,7 +29,7 @@ class WaveformCache:
         kept = self._kept.get(file)
         if kept is not None:
             return kept.clone()
-        waveform = read_audio(file, self.sample_rate)
+        waveform = read_audio(file, self.sample_rate, self.resampling)
         size = waveform.numel() * waveform.element_size()
         with self._lock:
             if file not in self._kept and self._bytes + size <= self.budget:
@@ -34,6 +37,6 @@ class WaveformCache:
                 self._bytes += size
         return waveform
 
-    def __reduce__(self) -> tuple[Callable[..., WaveformCache], tuple[int, int]]:
+    def __reduce__(self) -> tuple[Callable[..., WaveformCache], tuple[int, int, str]]:
         # A spawned DataLoader worker starts with an empty cache: decoding is quicker than gigabytes through a pipe.
-        return WaveformCache, (self.budget, self.sample_rate)
+        return WaveformCache, (self.budget, self.sample_rate, self.resampling)
