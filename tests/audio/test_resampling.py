@@ -41,7 +41,7 @@ def tone(hz: float, rate: int, seconds: float = 1.0) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", OF_TORCHAUDIO)
 @pytest.mark.parametrize(
-    ("rate", "new_rate"), [(44_100, RATE), (48_000, RATE), (22_050, RATE), (8_000, RATE), (RATE, 44_100), (48_000, 8_000)]
+    ("rate", "new_rate"), [(44_100, RATE), (48_000, RATE), (22_050, RATE), (8_000, RATE), (RATE, 44_100)]
 )
 def test_published_kernels_give_what_torchaudio_gives(name: str, rate: int, new_rate: int) -> None:
     wave = noise(rate)
