@@ -40,9 +40,7 @@ UNKNOWN_FRAMES = 2**62  # libsndfile's answer for a FLAC stream without a length
 _BLOCK = 1 << 20  # samples of all channels that are decoded at a time: 4 MB
 
 
-def read_audio(
-    path: str | PathLike[str], sample_rate: int = SAMPLE_RATE, resampling: str = DEFAULT_KERNEL
-) -> Tensor:
+def read_audio(path: str | PathLike[str], sample_rate: int = SAMPLE_RATE, resampling: str = DEFAULT_KERNEL) -> Tensor:
     """Decodes a file, averages its channels and resamples it.
 
     Args:
