@@ -17,10 +17,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 import torch.nn.functional as F
+import torchaudio.functional
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from adapterbank.audio.resampling import DEFAULT_KERNEL, KERNELS
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.checkpoints import fingerprint
 from adapterbank.backbone.checkpoints.opening import load_backbone
@@ -69,6 +71,26 @@ class HFBlock:
         """Of the normed tokens, without the residual."""
         block = self.module
         return block.mlp(x) if hasattr(block, "mlp") else block.output.dense(block.intermediate(x))
+
+
+@pytest.fixture(scope="session")
+def at_16_khz() -> Callable[[Tensor, int], Tensor]:
+    """A waveform (T,) of another rate at 16 kHz: torchaudio's resampling, with the kernel that is our default."""
+    kernel = KERNELS[DEFAULT_KERNEL]
+
+    def resampled(clip: Tensor, rate: int) -> Tensor:
+        found = torchaudio.functional.resample(
+            clip.double(),  # in fp32 it would round the weights on the way
+            rate,
+            16_000,
+            lowpass_filter_width=kernel.zeros,
+            rolloff=kernel.rolloff,
+            resampling_method="sinc_interp_kaiser",
+            beta=kernel.beta,
+        )
+        return found.float()
+
+    return resampled
 
 
 @pytest.fixture(autouse=True)

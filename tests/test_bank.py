@@ -55,12 +55,10 @@ def test_the_call_runs_on_every_device(small_bank, clips, device):
     torch.testing.assert_close(moved(clips, "mix").cpu(), expected, rtol=0, atol=1e-3)
 
 
-def test_other_sample_rates_are_resampled(small_bank, clips):
-    import torchaudio
-
-    resampled = [torchaudio.functional.resample(clip, 8000, 16_000) for clip in clips]
+def test_other_sample_rates_are_resampled(small_bank, clips, at_16_khz):
+    resampled = [at_16_khz(clip, 8000) for clip in clips]
     expected = small_bank(resampled, "mix")
-    torch.testing.assert_close(small_bank(clips, "mix", sample_rate=8000), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(small_bank(clips, "mix", sample_rate=8000), expected, rtol=0, atol=1e-4)
 
 
 def test_embeddings_know_no_task_and_are_cls_and_dist_after_the_final_norm(small_bank, clips):

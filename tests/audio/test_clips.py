@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import torchaudio.functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from adapterbank.audio.clips import LONGEST_SECONDS, as_waveforms, read_clips, windows
@@ -36,8 +35,8 @@ def file(wave, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def expected(wave):
-    return torchaudio.functional.resample(wave, RATE, 16_000)
+def expected(wave, at_16_khz):
+    return at_16_khz(wave, RATE)
 
 
 class Decoder:
@@ -136,14 +135,12 @@ def several(wave, file):
     )
 
 
-def test_every_form_of_several_clips_gives_each_in_order(wave, file):
+def test_every_form_of_several_clips_gives_each_in_order(wave, file, at_16_khz):
     for name, given, clips in several(wave, file):
         found = as_waveforms(given, sample_rate=RATE)
         assert len(found) == len(clips), name
         for one, clip in zip(found, clips, strict=True):
-            torch.testing.assert_close(
-                one, torchaudio.functional.resample(clip, RATE, 16_000), rtol=0, atol=2e-6, msg=name
-            )
+            torch.testing.assert_close(one, at_16_khz(clip, RATE), rtol=0, atol=2e-6, msg=name)
 
 
 BAD = {
