@@ -172,6 +172,7 @@ class AdapterBank:
         pooling: str | None = None,
         train_final_norm: bool = False,
         clip_seconds: float | None = None,
+        partial_patches: str = "pad",
         normalize: str | tuple[float, float] = "backbone",
         seed: int = 0,
         init_from: str | None = None,
@@ -191,6 +192,8 @@ class AdapterBank:
             pooling: "cls_dist" (AST, AAT) or "mean" over all tokens (PETL_AST); None: the method's own, "cls_dist" for
                 all but `linear`.
             clip_seconds: pad shorter clips to this length; None: as the known dataset, else each clip keeps its own.
+            partial_patches: "pad" clips to whole patches, or "cut" them to whole patches and to `clip_seconds`, as the
+                published codes of AST, AAT and PETL_AST do; see docs/features.md.
             normalize: "backbone", or (mean, std) of this task's log-mels.
             seed: of the initialisation, together with the name.
             init_from: a task whose tensors of the same names and shapes the new one starts with (warm start).
@@ -213,6 +216,7 @@ class AdapterBank:
             clip_seconds=clip_seconds,
             options=method_options,
             train_final_norm=train_final_norm,
+            partial_patches=partial_patches,
             normalize=normalize,
             seed=seed,
         )

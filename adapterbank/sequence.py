@@ -78,7 +78,10 @@ DEFINITIONS = {
 _TRACKED = ("task", "log_scores", "log_result")  # what a sequence calls of its tracker
 
 # What the naive model can take over from a task of the bank: all but the method and its options.
-_NAIVE_OPTIONS = ("labels", "num_classes", "multilabel", "head", "pooling", "clip_seconds", "normalize", "seed")
+_NAIVE_OPTIONS = (
+    *("labels", "num_classes", "multilabel", "head", "pooling"),
+    *("clip_seconds", "partial_patches", "normalize", "seed"),
+)
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,10 @@ def resample(
 
 
 def pad_frames(mel: Tensor, frames: int) -> Tensor:
-    """(F, M) -> (frames, M): zeros at the end, in log-mel and before normalisation, as ASTFeatureExtractor does."""
+    """(F, M) -> (frames, M): zeros at the end, in log-mel and before normalisation, as ASTFeatureExtractor does.
+
+    A clip with more frames loses its last ones.
+    """
     return F.pad(mel, (0, 0, 0, frames - len(mel)))
 
 

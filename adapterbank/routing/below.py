@@ -49,7 +49,7 @@ def tokens_below(
         return task.prepare(mel, group.length)
 
     geometry, kernels = backbone.geometry, choose(backbone.device)
-    groups = plan([task] * len(mels), [task.padded_frames(len(mel), clip_seconds) for mel in mels])
+    groups = plan([task] * len(mels), [task.used_frames(len(mel), clip_seconds) for mel in mels])
     segments = [Segment((NOTHING,) * geometry.layers, backbone.weights)] * len(groups)
     xs = embedded(stacked(groups, mels, prepared), segments, geometry, kernels)
     found, done = {}, 0

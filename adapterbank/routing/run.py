@@ -149,7 +149,7 @@ def run_planned(
         clip_seconds: per row, in place of the tasks' own.
     """
     seconds = [task.spec.clip_seconds for task in tasks] if clip_seconds is None else clip_seconds
-    frames = [t.padded_frames(len(mel), s) for t, mel, s in zip(tasks, mels, seconds, strict=True)]
+    frames = [t.used_frames(len(mel), s) for t, mel, s in zip(tasks, mels, seconds, strict=True)]
     # In training mode the BatchNorm of an adapter takes its statistics from all rows, which must then run together.
     room = None if any(task.training for task in tasks) else kernels.chunk_tokens
     found: dict[int, Tensor] = {}

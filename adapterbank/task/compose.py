@@ -15,7 +15,7 @@ from adapterbank.task.task import Task, TaskSpec
 
 HOWS = ("joint",)
 # Sources must agree on these fields, unless the caller gives them.
-_SHARED = ("multilabel", "pooling", "head", "clip_seconds", "normalize")
+_SHARED = ("multilabel", "pooling", "head", "clip_seconds", "partial_patches", "normalize")
 
 
 def compose(
@@ -41,7 +41,7 @@ def compose(
         head_from: a source whose head is copied with its labels; None gives a new head.
         labels: of a new head; None takes those that all sources share.
         seed: of a new head.
-        **shared: multilabel, pooling, head, clip_seconds or normalize, where the sources differ.
+        **shared: multilabel, pooling, head, clip_seconds, partial_patches or normalize, where the sources differ.
 
     Raises:
         UnknownNameError: another `how`, or a name in `freeze` or `head_from` that is no source.

@@ -24,7 +24,7 @@ from adapterbank.methods.parts.own import trainable_copies
 from adapterbank.numbers import is_real
 from adapterbank.task.head import HEADS, POOLINGS, Head, pool, tokens_read
 from adapterbank.task.labels import check_labels, targets
-from adapterbank.task.lengths import padded_frames
+from adapterbank.task.lengths import PARTIAL_PATCHES, used_frames
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # Where a call takes the name of a task, these words could mean something else: a choice by the bank, every task, the
@@ -67,6 +67,8 @@ class TaskSpec:
         clip_seconds: shorter clips are padded to this length; None keeps each clip's own.
         normalize: "backbone", or the (mean, std) of this task's log-mels.
         seed: together with the name it decides all random initial values.
+        partial_patches: "pad": a clip is padded to whole patches. "cut": it is cut to whole patches and to
+            `clip_seconds`, as the published codes of AST, AAT and PETL_AST do; see `adapterbank.task.lengths`.
         frozen: parts of the method that training leaves as they are, as `compose` makes them.
 
     Raises:
@@ -85,6 +87,7 @@ class TaskSpec:
     normalize: str | tuple[float, float] = "backbone"
     seed: int = 0
     frozen: tuple[str, ...] = ()
+    partial_patches: str = "pad"
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -99,6 +102,8 @@ class TaskSpec:
             raise UnknownNameError("pooling", self.pooling, POOLINGS)
         if self.clip_seconds is not None and not (is_real(self.clip_seconds) and self.clip_seconds > 0):
             raise ConfigError(f"got clip_seconds={self.clip_seconds!r}, expected a positive number or None.")
+        if self.partial_patches not in PARTIAL_PATCHES:
+            raise UnknownNameError("partial_patches", str(self.partial_patches), PARTIAL_PATCHES)
         if self.normalize != "backbone" and not _is_mean_std(self.normalize):
             raise ConfigError(f"got normalize={self.normalize!r}, expected 'backbone' or (mean, std) with std > 0.")
         if not isinstance(self.seed, int):
@@ -286,12 +291,12 @@ class Task(nn.Module):
         sites = tuple(self.adapters.sites(layer) for layer in range(self._geometry.layers))
         return Segment(sites, weights, tokens_read(self.spec.pooling) if sites[-1].per_token() else None)
 
-    def padded_frames(self, frames: int, clip_seconds: float | None) -> int:
-        """Frames that a clip of `frames` runs with: see `lengths.padded_frames`."""
-        return padded_frames(frames, clip_seconds, self._geometry)
+    def used_frames(self, frames: int, clip_seconds: float | None) -> int:
+        """Frames that a clip of `frames` runs with: see `lengths.used_frames`."""
+        return used_frames(frames, clip_seconds, self._geometry, self.spec.partial_patches)
 
     def prepare(self, mel: Tensor, frames: int) -> Tensor:
-        """One clip's log-mel (F, M), padded to `frames` and normalised: (frames, M)."""
+        """One clip's log-mel (F, M), padded or cut to `frames` and normalised: (frames, M)."""
         return normalise(pad_frames(mel, frames), self._mean, self._std)
 
     def targets(self, labels: Sequence[Any], *, numbers: Sequence[int] | None = None, soft: bool = True) -> Tensor:

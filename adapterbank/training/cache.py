@@ -234,7 +234,7 @@ class ActivationCache:
     def survey(self, data: Any, *, training: bool) -> KeptClips:
         """Names and labels of all clips of a map-style dataset; every clip is read once, nothing is computed."""
         store = self._store(training)
-        key = (id(data), id(store), self.task.spec.clip_seconds)
+        key = (id(data), id(store), self.task.spec.clip_seconds, self.task.spec.partial_patches)
         if key not in self.stores.surveys:
             names, labels = [], []
             for waveforms, batch_labels in self._read(data, range(len(data)), self.workers):
@@ -322,7 +322,7 @@ class ActivationCache:
 
     def _name(self, waveform: Any) -> str:
         [clip] = as_waveforms([waveform])
-        frames = self.task.padded_frames(frame_count(len(clip)), self.task.spec.clip_seconds)
+        frames = self.task.used_frames(frame_count(len(clip)), self.task.spec.clip_seconds)
         return f"{sha256(clip.contiguous().cpu().numpy().tobytes())}-{frames}"
 
     def _bytes(self, name: str) -> int:

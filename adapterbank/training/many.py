@@ -220,7 +220,8 @@ def _enter(members: Sequence[Member]) -> dict[str, list[Tensor]]:
         if member.trainer.data.cache is not None:
             rows[member.name] = [row.to(setting.device) for row in member.batch.rows]
         elif member.first is not None:
-            computed_from = (id(member.batch), setting.precision, member.task.mean_std, setting.clip_seconds)
+            lengths = setting.clip_seconds, member.task.spec.partial_patches
+            computed_from = (id(member.batch), setting.precision, member.task.mean_std, *lengths)
             alike.setdefault(computed_from, []).append(member)
     for group in alike.values():
         one = group[0].trainer.setting
