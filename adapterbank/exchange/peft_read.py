@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.backbone.checkpoints.huggingface import normalisation_in
+from adapterbank.backbone.checkpoints.extractor import normalisation
 from adapterbank.backbone.checkpoints.names import CLASSIFIER, NORM, PREFIX, linear_at
 from adapterbank.backbone.weights import LINEAR_NAMES, Geometry
 from adapterbank.errors import BackboneError, BackboneMismatchError, ConfigError, LabelsError, StorageError
@@ -120,7 +120,7 @@ def _classes(rest: Mapping[str, Tensor], path: Path) -> int | None:
 
 def _foreign_spec(name: str, labels: tuple[str, ...], folder: Path, backbone: Backbone) -> TaskSpec:
     """How a model of transformers hears: padded to its own length, normalised as the folder's extractor says."""
-    pair = normalisation_in(folder)
+    pair = normalisation(folder)
     same = pair is None or pair == (backbone.mean, backbone.std)
     return TaskSpec(
         name, "lora", labels, clip_seconds=backbone.clip_seconds, normalize="backbone" if same or pair is None else pair

@@ -6,6 +6,7 @@ were normalised; a classifier in the file comes along.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,15 +19,24 @@ from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
 from adapterbank.backbone.backbone import Backbone, Classifier
 from adapterbank.backbone.checkpoints.assemble import assemble
 from adapterbank.backbone.checkpoints.embedded import EMBEDDED, EMBEDDED_SHA256
+from adapterbank.backbone.checkpoints.extractor import EXTRACTOR, normalisation
 from adapterbank.backbone.checkpoints.names import CLASSIFIER, PREFIX, canonical
+from adapterbank.backbone.checkpoints.weight_files import HUB_PATTERNS, WEIGHT_FILES, read_weights
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import BackboneError
-from adapterbank.files import check_digest, read_json, read_tensors
-from adapterbank.numbers import is_real
+from adapterbank.files import check_digest, read_json
 
 AUDIOSET_CLASSES = 527
+# Checkpoints of the AST paper on the hub, which a mistyped name is compared with.
+PUBLISHED = tuple(
+    f"MIT/ast-finetuned-{name}"
+    for name in (
+        *("audioset-10-10-0.4593", "audioset-10-10-0.450", "audioset-10-10-0.448", "audioset-12-12-0.447"),
+        *("audioset-14-14-0.443", "audioset-16-16-0.442", "speech-commands-v2"),
+    )
+)
+_PROBLEMS = ("single_label_classification", "multi_label_classification")
 MODEL_TYPE = "audio-spectrogram-transformer"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def from_folder(name: str) -> Backbone:
@@ -36,11 +46,10 @@ def from_folder(name: str) -> Backbone:
         check_digest(folder / WEIGHT_FILES[0], EMBEDDED_SHA256[name])
     config = read_json(folder / "config.json")
     geometry = _geometry(config, folder)
-    body, head = _canonical(_read_weights(folder), folder)
+    body, head = _canonical(read_weights(folder), folder)
     qkv_bias = bool(config.get("qkv_bias", True))
-    backbone = assemble(
-        geometry, body, folder, *_normalisation(folder), sizes_from="its config.json", qkv_bias=qkv_bias
-    )
+    mean, std = normalisation(folder, geometry) or (AUDIOSET_MEAN, AUDIOSET_STD)
+    backbone = assemble(geometry, body, folder, mean, std, sizes_from="its config.json", qkv_bias=qkv_bias)
     return replace(backbone, classifier=classifier_of(head, config, geometry, folder))
 
 
@@ -58,15 +67,33 @@ def _find(name: str) -> Path:
     from huggingface_hub import snapshot_download  # here: most backbones are on disk, and it is slow to import
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    wanted = ["config.json", "preprocessor_config.json", *WEIGHT_FILES]
+    wanted = ["config.json", EXTRACTOR, *HUB_PATTERNS]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BackboneError(
-            f"no backbone {name!r}: not embedded ({', '.join(EMBEDDED)}), no such folder, and the Hugging Face hub "
-            f"gave {type(error).__name__}. Without internet, put config.json, preprocessor_config.json and "
+            f"no backbone {name!r}:{_nearest(name)} not embedded ({', '.join(EMBEDDED)}), no such folder, and the "
+            f"Hugging Face hub gave {type(error).__name__}. Without internet, put config.json, preprocessor_config.json and "
             f"{WEIGHT_FILES[0]} of that model into a folder and pass its path."
         ) from error
+
+
+def _nearest(name: str) -> str:
+    """The known name, or the folder beside, that somebody may have meant."""
+    path = Path(name).expanduser()
+    beside = {str(path.with_name(other.name)): other.name for other in _folders(path.parent)}
+    known = {**{known.lower(): known for known in (*EMBEDDED, *PUBLISHED)}, **{key.lower(): key for key in beside}}
+    # A hub id may be mistyped in its second part only, or come without the first.
+    known |= {full.lower().rpartition("/")[2]: full for full in PUBLISHED}
+    found = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" did you mean {known[found[0]]!r}? It is" if found else ""
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return [folder for folder in parent.iterdir() if (folder / "config.json").is_file()]
+    except OSError:
+        return []
 
 
 def _geometry(config: Mapping[str, Any], folder: Path) -> Geometry:
@@ -94,13 +121,6 @@ def _geometry(config: Mapping[str, Any], folder: Path) -> Geometry:
     )
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    path = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if path is None:
-        raise BackboneError(f"{folder} has no weights, expected {' or '.join(WEIGHT_FILES)} beside config.json.")
-    return read_tensors(path)
-
-
 def _canonical(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     body: dict[str, Tensor] = {}
     head: dict[str, Tensor] = {}
@@ -115,19 +135,6 @@ def _canonical(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, T
     if unknown:
         raise BackboneError(f"{folder} has tensors that no AST has: {', '.join(unknown[:5])}.")
     return body, head
-
-
-def _normalisation(folder: Path) -> tuple[float, float]:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return AUDIOSET_MEAN, AUDIOSET_STD
-    config = read_json(path)
-    if config.get("do_normalize", True) is False:
-        return 0.0, 0.5  # (mel - 0) / (2 * 0.5): as it is
-    mean, std = config.get("mean", AUDIOSET_MEAN), config.get("std", AUDIOSET_STD)
-    if not (is_real(mean) and is_real(std) and std > 0):
-        raise BackboneError(f"{path} has mean {mean!r} and std {std!r}, expected finite numbers and a positive std.")
-    return float(mean), float(std)
 
 
 def extractor_config(geometry: Geometry, mean: float, std: float) -> dict[str, Any]:
@@ -149,11 +156,6 @@ def extractor_config(geometry: Geometry, mean: float, std: float) -> dict[str, A
         "sampling_rate": SAMPLE_RATE,
         "std": std,
     }
-
-
-def normalisation_in(folder: Path) -> tuple[float, float] | None:
-    """(mean, std) of the feature extractor whose preprocessor_config.json lies in a folder; None without one."""
-    return _normalisation(folder) if (folder / "preprocessor_config.json").is_file() else None
 
 
 def classifier_of(
@@ -189,6 +191,11 @@ def classifier_of(
     labels = tuple(str(names.get(str(i), i)) for i in range(classes))
     if len(set(labels)) != classes:
         labels = tuple(f"{i}:{label}" for i, label in enumerate(labels))
-    multilabel = config.get("problem_type") == "multi_label_classification" or classes == AUDIOSET_CLASSES
+    problem = config.get("problem_type")
+    if problem not in (None, *_PROBLEMS):
+        raise BackboneError(
+            f"{folder} has the problem_type {problem!r}, expected one of {', '.join(_PROBLEMS)}, or none."
+        )
+    multilabel = classes == AUDIOSET_CLASSES if problem is None else problem == _PROBLEMS[1]  # AudioSet's has none
     own = {name: tensor.clone() for name, tensor in head.items()}  # views would keep the whole mapped file in memory
     return Classifier(own, labels, multilabel)

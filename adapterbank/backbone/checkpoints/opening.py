@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,8 +68,12 @@ def _is_original(path: Path) -> bool:
 def _from_file(path: Path, stride: int | None) -> Backbone:
     """An original AST or SSAST."""
     if not path.is_file():
+        there = [file.name for file in path.parent.glob("*") if file.suffix.lower() in SUFFIXES]
+        near = difflib.get_close_matches(path.name, there, n=1)
+        guess = f" Did you mean {str(path.with_name(near[0]))!r}?" if near else ""
         raise BackboneError(
-            f"there is no file {path}. Download the checkpoint from the AST or SSAST repository and pass its path."
+            f"there is no file {path}.{guess} Download the checkpoint from the AST or SSAST repository and pass its "
+            "path."
         )
     geometry, body, head, mean, std = translate(read_tensors(path), path, stride)
     backbone = assemble(geometry, body, path, mean, std, sizes_from="the sizes that its other tensors imply")
