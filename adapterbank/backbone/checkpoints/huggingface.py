@@ -73,8 +73,8 @@ def _find(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise BackboneError(
             f"no backbone {name!r}:{_nearest(name)} not embedded ({', '.join(EMBEDDED)}), no such folder, and the "
-            f"Hugging Face hub gave {type(error).__name__}. Without internet, put config.json, preprocessor_config.json and "
-            f"{WEIGHT_FILES[0]} of that model into a folder and pass its path."
+            f"Hugging Face hub gave {type(error).__name__}. Without internet, put config.json, "
+            f"preprocessor_config.json and {WEIGHT_FILES[0]} of that model into a folder and pass its path."
         ) from error
 
 
