@@ -233,7 +233,7 @@ def test_a_rate_that_no_device_has_is_read_as_the_same_tone(tmp_path: Path, rate
     assert int(torch.fft.rfft(wave).abs().argmax()) == 200
 
 
-@pytest.mark.parametrize("rate", [0, 1, 999, 768_001, True, 16_000.0, "16000", None])
+@pytest.mark.parametrize("rate", [0, 1, 999, 768_001, True, 16_000.0, None])
 def test_a_rate_of_the_caller_outside_1_to_768_khz_is_refused(tmp_path: Path, rate: object) -> None:
     with pytest.raises(ConfigError, match="expected an int in Hz from 1000 to 768000"):
         log_mel([torch.zeros(800)], 128, rate)  # type: ignore[arg-type]

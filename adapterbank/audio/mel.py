@@ -136,8 +136,7 @@ def resample(
         ConfigError: a rate is none, or there is another number of them than of clips.
         UnknownNameError: no kernel of this name.
     """
-    several = isinstance(sample_rate, Sequence) and not isinstance(sample_rate, str)
-    rates = list(sample_rate) if several else [sample_rate] * len(waveforms)
+    rates = list(sample_rate) if isinstance(sample_rate, Sequence) else [sample_rate] * len(waveforms)
     if len(rates) != len(waveforms):
         raise ConfigError(f"got {len(rates)} sample rates for {len(waveforms)} clips, expected one, or one per clip.")
     for rate in rates:
