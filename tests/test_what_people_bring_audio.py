@@ -242,8 +242,9 @@ def test_a_rate_of_the_caller_outside_1_to_768_khz_is_refused(tmp_path: Path, ra
 
 
 def test_a_folder_is_resampled_as_it_is_asked_to_be(tmp_path: Path) -> None:
-    (tmp_path / "rain").mkdir()
-    file = written(tmp_path / "rain" / "x.wav", "WAV", "FLOAT", 44_100)
+    for name in ("rain", "wind"):
+        (tmp_path / name).mkdir()
+        file = written(tmp_path / name / "x.wav", "WAV", "FLOAT", 44_100)
     for resampling in ("sox", "kaiser_best", "hann"):
         wave, _ = load_folder(tmp_path, resampling=resampling)[0]
         torch.testing.assert_close(wave, read_audio(file, resampling=resampling), rtol=0, atol=0)
