@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from adapterbank.audio.clips import about, check_on_error, one_clip, warn_of_skipped
-from adapterbank.audio.mel import SAMPLE_RATE, resample_clip
+from adapterbank.audio.mel import SAMPLE_RATE
+from adapterbank.audio.resampling import resample_clip
 from adapterbank.audio.rows import audio_key, is_array, is_map_style, is_number, items, split_item, unbatched
 from adapterbank.data.folder import FolderDataset
 from adapterbank.errors import AdapterBankError, DatasetError, LabelsError
