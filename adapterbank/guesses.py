@@ -37,6 +37,40 @@ ADVICE = {
     "merge_and_unload": "bank.compile_task(name) is one task as a module for serving",
 }
 
+# Options by their names in transformers, peft, timm and other places, for `fit` and for `add_task`.
+WORDS = {
+    **dict.fromkeys(("learning_rate", "base_lr", "max_lr"), "That is lr, an option of fit."),
+    **dict.fromkeys(("num_epochs", "num_train_epochs", "max_epochs", "n_epochs"), "That is epochs, an option of fit."),
+    **dict.fromkeys(("max_steps", "num_steps", "total_steps"), "That is steps, an option of fit."),
+    **dict.fromkeys(
+        ("batch", "bs", "per_device_train_batch_size", "train_batch_size"), "That is batch_size, an option of fit."
+    ),
+    **dict.fromkeys(("wd", "decay"), "That is weight_decay, an option of fit."),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "scheduler"), "That is schedule, an option of fit."),
+    **dict.fromkeys(("warmup_ratio", "warmup_steps"), "That is warmup, a share of all steps, an option of fit."),
+    **dict.fromkeys(("max_grad_norm", "grad_clip", "gradient_clip_val"), "That is clip_grad, an option of fit."),
+    "gradient_accumulation_steps": "That is accumulate, an option of fit.",
+    **dict.fromkeys(("num_workers", "dataloader_num_workers"), "That is workers, an option of fit."),
+    **dict.fromkeys(("fp16", "bf16", "amp", "dtype"), "That is precision='fp16' or 'bf16', an option of fit."),
+    **dict.fromkeys(("r", "lora_r"), "That is rank, an option of the method lora."),
+    **dict.fromkeys(("lora_alpha", "scaling"), "That is alpha, an option of the method lora."),
+    **dict.fromkeys(("target_modules", "modules"), "That is targets, an option of the method lora."),
+    "query": "That is 'q' here.",
+    "key": "That is 'k' here.",
+    "value": "That is 'v' here.",
+    **dict.fromkeys(("sampling_rate", "sr", "fs"), "That is sample_rate; a task hears everything at 16 kHz."),
+    **dict.fromkeys(("num_labels", "n_classes"), "That is num_classes, an argument of add_task."),
+    **dict.fromkeys(("classes", "id2label", "label2id"), "That is labels, an argument of add_task."),
+    "lr": "That is an option of fit.",
+    "epochs": "That is an option of fit.",
+    "batch_size": "That is an option of fit.",
+}
+
+
+def hint_of(word: object) -> str:
+    """What a name from elsewhere is called here, for the end of a message; nothing for a name that nobody uses."""
+    return WORDS.get(word, "") if isinstance(word, str) else ""
+
 
 def no_such_attribute(owner: object, name: str) -> NoSuchAttributeError:
     """The error for an attribute that a bank does not have: it says what to call in its place, or the nearest name."""

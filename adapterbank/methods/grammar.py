@@ -11,6 +11,7 @@ from torch import nn
 from adapterbank.backbone.sites import Sites, merge
 from adapterbank.backbone.weights import ASTWeights, Geometry, expected_shapes
 from adapterbank.errors import CompositionError, ConfigError, UnknownNameError
+from adapterbank.guesses import hint_of
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.registry import ALIASES, Method, get, names
 
@@ -104,13 +105,13 @@ def options_of(expression: str, options: Mapping[str, Any]) -> dict[str, dict[st
         takers = [part for part in parts if key in part.options]
         if not takers:
             known = sorted({option for part in parts for option in part.options})
-            raise UnknownNameError(f"option of {'+'.join(chosen)}", key, known)
+            raise UnknownNameError(f"option of {'+'.join(chosen)}", key, known, hint_of(key))
         for part in takers:
             chosen[part.name][key] = value
     for name, values in own:
         for key, value in values.items():
             if key not in get(name).options:
-                raise UnknownNameError(f"option of {name}", key, get(name).options)
+                raise UnknownNameError(f"option of {name}", key, get(name).options, hint_of(key))
             chosen[name][key] = value
     return chosen
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from adapterbank.backbone.sites import NOTHING, Sites
 from adapterbank.backbone.weights import LINEAR_NAMES, ASTWeights, FrozenLinear, Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.guesses import hint_of
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
@@ -132,7 +133,7 @@ def lora(
         raise ConfigError(f"got targets={targets!r}, expected a list of {', '.join(LINEAR_NAMES)}, each once.")
     for name in targets:
         if name not in LINEAR_NAMES:
-            raise UnknownNameError("target of lora", name, LINEAR_NAMES)
+            raise UnknownNameError("target of lora", name, LINEAR_NAMES, hint_of(name))
     alpha = SCALE * rank if alpha is None else positive("alpha", alpha)
     scale = alpha / (math.sqrt(rank) if rslora else rank)
     return LoRA(base, geometry, generator, targets, layers, rank=rank, scale=scale, dropout=dropout, dora=dora)

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import UnknownNameError
+from adapterbank.guesses import hint_of
 from adapterbank.task.task import Task
 from adapterbank.training.callbacks import Callback, EpochHook, OnEpoch
 from adapterbank.training.feed import as_dataset
@@ -109,7 +110,7 @@ def options_of_fit(given: Mapping[str, Any]) -> Options:
     known = Options.__dataclass_fields__
     unknown = sorted(given.keys() - known.keys())
     if unknown:
-        raise UnknownNameError("option of fit", unknown[0], known)
+        raise UnknownNameError("option of fit", unknown[0], known, hint_of(unknown[0]))
     return Options(**given)
 
 

@@ -14,6 +14,7 @@ from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.kernels import training_precision
 from adapterbank.backbone.precision import dtype_of
 from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.numbers import plain
 from adapterbank.training.augment import check_masks, check_waveform_changes
 from adapterbank.training.averaging import check_average
 from adapterbank.training.balance import SAMPLERS, ClassWeights, check_class_weights
@@ -177,6 +178,8 @@ class Options:
     checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        for entry in fields(self):  # numbers of NumPy and torch, as a grid or a computation gives them
+            object.__setattr__(self, entry.name, plain(getattr(self, entry.name)))
         if self.schedule not in SCHEDULES:
             raise UnknownNameError("schedule", self.schedule, SCHEDULES)
         if self.precision not in ("auto", *PRECISIONS):

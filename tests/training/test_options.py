@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from adapterbank.errors import UnknownNameError
+from adapterbank.training.fit import options_of_fit
 from adapterbank.training.options import in_precision
 
 
@@ -25,3 +27,27 @@ def test_only_a_cast_copies_and_it_is_made_once(base, precision, small_backbone)
 def test_an_unknown_precision_names_those_that_train(small_backbone):
     with pytest.raises(UnknownNameError, match="unknown precision 'int8'.*Known: bf16, fp16, fp32"):
         in_precision(small_backbone, "int8")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", np.float32(0.5)),
+        ("epochs", np.int64(3)),
+        ("batch_size", torch.tensor(4)),
+        ("weight_decay", np.array(0.25)),
+    ],
+)
+def test_numbers_of_numpy_and_torch_are_numbers(name, value):
+    found = getattr(options_of_fit({name: value}), name)
+    assert found == value
+    assert type(found) in (int, float)
+
+
+@pytest.mark.parametrize(
+    ("word", "ours"),
+    [("learning_rate", "lr"), ("num_epochs", "epochs"), ("wd", "weight_decay"), ("batch", "batch_size")],
+)
+def test_words_from_elsewhere_are_told_what_they_are_called_here(word, ours):
+    with pytest.raises(UnknownNameError, match=f"unknown option of fit '{word}'.* That is {ours}, an option of fit"):
+        options_of_fit({word: 1})
