@@ -189,8 +189,8 @@ class AdapterBank:
                 the known dataset, else False.
             head: "ln_linear" (AST, AAT) or "linear" (PETL_AST); None: the method's own, which is "ln_linear" for all
                 but `linear`.
-            pooling: "cls_dist" (AST, AAT) or "mean" over all tokens (PETL_AST); None: the method's own, "cls_dist" for
-                all but `linear`.
+            pooling: "cls_dist" (AST, AAT) or "mean" over all tokens (PETL_AST); None: the method's own if it has one,
+                as `linear` has, else the backbone's: "mean" on ast-mini, "cls_dist" on any other.
             clip_seconds: pad shorter clips to this length; None: as the known dataset, else each clip keeps its own.
             partial_patches: "pad" clips to whole patches, or "cut" them to whole patches and to `clip_seconds`, as the
                 published codes of AST, AAT and PETL_AST do; see docs/features.md.
@@ -215,6 +215,7 @@ class AdapterBank:
             pooling=pooling,
             clip_seconds=clip_seconds,
             options=method_options,
+            backbone_pooling=self._backbone.pooling,
             train_final_norm=train_final_norm,
             partial_patches=partial_patches,
             normalize=normalize,

@@ -106,3 +106,7 @@ class NoSuchAttributeError(AdapterBankError, AttributeError):
 
 class SkippedClipsWarning(UserWarning):
     """Clips, or parts of a recording, were left out because `on_error="skip"` asked for it; counted and named."""
+
+
+class MethodDefaultsWarning(UserWarning):
+    """A method was registered without training defaults, and `fit` was called without a learning rate."""

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 
-def spec_augment(mel: Tensor, freq_mask: int, time_mask: float | int, generator: torch.Generator) -> Tensor:
-    """SpecAugment (Park et al., 2019): one band of mel bins and one of frames of each clip are set to 0, as AST does.
+def spec_augment(
+    mel: Tensor, freq_mask: int, time_mask: float | int, generator: torch.Generator, fill: float = 0.0
+) -> Tensor:
+    """SpecAugment (Park et al., 2019): one band of mel bins and one of frames of each clip are hidden.
 
     A band's width is drawn first, from 0 to the widest allowed, then its place among all where it fits.
 
@@ -16,19 +18,21 @@ def spec_augment(mel: Tensor, freq_mask: int, time_mask: float | int, generator:
         freq_mask: the widest band of mel bins.
         time_mask: the widest band of frames: a float is a share of all frames, an int a number of frames.
         generator: makes every draw.
+        fill: what stands in a band. AST and AAT have 0 in log-mels that are not normalised yet; the mean by which they
+            will be normalised hides a band as SpecAugment means it.
 
     Returns:
         A masked copy of the same shape.
     """
     if mel.ndim == 3:
-        return torch.stack([spec_augment(clip, freq_mask, time_mask, generator) for clip in mel])
+        return torch.stack([spec_augment(clip, freq_mask, time_mask, generator, fill) for clip in mel])
     mel = mel.clone()
     frames, bins = mel.shape
     widest = round(time_mask * frames) if isinstance(time_mask, float) else min(time_mask, frames)
     start, width = _band(bins, min(freq_mask, bins), generator)
-    mel[:, start : start + width] = 0
+    mel[:, start : start + width] = fill
     start, width = _band(frames, widest, generator)
-    mel[start : start + width] = 0
+    mel[start : start + width] = fill
     return mel
 
 

@@ -29,6 +29,7 @@ class Backbone:
         source: the name, folder or file it was loaded from, by which a saved bank finds it again.
         mean, std: of log-mels in its training; inputs are `(mel - mean) / (2 std)`.
         fingerprint: SHA-256 over geometry and canonical fp32 values.
+        pooling: what the head of a new task reads where nothing is said, "cls_dist" or "mean".
         stride: what was asked for at loading, which a saved bank repeats; None: the checkpoint's own.
     """
 
@@ -40,6 +41,7 @@ class Backbone:
     std: float = AUDIOSET_STD
     classifier: Classifier | None = None
     stride: int | None = None
+    pooling: str = "cls_dist"
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Backbone:
         """On another device, or with frozen linears of another dtype. The fingerprint stays: the same backbone.

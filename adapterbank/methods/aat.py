@@ -21,6 +21,7 @@ from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.bottleneck import Bottleneck
 from adapterbank.methods.parts.gate import gated
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
+from adapterbank.methods.parts.training import ADAPTERS
 from adapterbank.methods.registry import register
 from adapterbank.numbers import is_real
 
@@ -91,13 +92,13 @@ def hidden_units(width: int, ratio: float) -> int:
     return hidden
 
 
-@register("aat_m", paper=PAPER, parameters=f"L {SIZE}", passes_to=AAT)
+@register("aat_m", paper=PAPER, parameters=f"L {SIZE}", passes_to=AAT, training=ADAPTERS)
 def aat_m(geometry: Geometry, base: ASTWeights, generator: torch.Generator, **options: Any) -> Adapters:
     """MLP adapters, parallel to the MLP."""
     return AAT(geometry, generator, mlp=True, spatial=False, **options)
 
 
-@register("aat_s", paper=PAPER, parameters=f"L {SIZE}")
+@register("aat_s", paper=PAPER, parameters=f"L {SIZE}", training=ADAPTERS)
 def aat_s(
     geometry: Geometry,
     base: ASTWeights,
@@ -111,7 +112,7 @@ def aat_s(
     return AAT(geometry, generator, mlp=False, spatial=True, ratio=ratio, layers=layers, dropout=dropout)
 
 
-@register("aat_ms", paper=PAPER, parameters=f"2 L {SIZE}", passes_to=AAT)
+@register("aat_ms", paper=PAPER, parameters=f"2 L {SIZE}", passes_to=AAT, training=ADAPTERS)
 def aat_ms(geometry: Geometry, base: ASTWeights, generator: torch.Generator, **options: Any) -> Adapters:
     """MLP and Spatial adapters: AAT itself."""
     return AAT(geometry, generator, mlp=True, spatial=True, **options)

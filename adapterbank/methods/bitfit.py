@@ -14,6 +14,7 @@ from adapterbank.backbone.weights import LINEAR_NAMES, ASTWeights, Geometry
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
 from adapterbank.methods.parts.own import trainable_copy
+from adapterbank.methods.parts.training import AFFINE
 from adapterbank.methods.registry import register
 
 NAMES = (*LINEAR_NAMES, "ln1", "ln2")
@@ -43,7 +44,9 @@ class OwnBiases(Adapters):
         return base._replace(norm=base.norm._replace(bias=self.norm_bias))
 
 
-@register("bitfit", paper="BitFit (Ben Zaken et al., 2022); PETL_AST, 2024", parameters="L (7 D + M) + D")
+@register(
+    "bitfit", paper="BitFit (Ben Zaken et al., 2022); PETL_AST, 2024", parameters="L (7 D + M) + D", training=AFFINE
+)
 def bitfit(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, layers: Layers = "all") -> Adapters:
     """Biases of the linears and of all LayerNorms."""
     return OwnBiases(base, geometry, layers)

@@ -18,6 +18,7 @@ from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.bottleneck import Bottleneck, check_activation
 from adapterbank.methods.parts.placed import Placed
+from adapterbank.methods.parts.training import ADAPTERS
 from adapterbank.methods.registry import register
 from adapterbank.numbers import whole
 
@@ -29,6 +30,7 @@ REDUCTION = 64  # PETL_AST: 768 -> 12
     paper="Houlsby et al., 2019; Pfeiffer et al., 2021; PETL_AST, 2024",
     parameters="L (2 D r + r + D), r = D // reduction; twice that for houlsby",
     passes_to=Placed,
+    training=ADAPTERS,
 )
 def bottleneck(
     geometry: Geometry,

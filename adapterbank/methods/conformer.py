@@ -27,6 +27,7 @@ from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import ByLayer
 from adapterbank.methods.parts.own import trainable_copies
 from adapterbank.methods.parts.placed import Placed
+from adapterbank.methods.parts.training import CONVOLUTION
 from adapterbank.methods.registry import register
 from adapterbank.numbers import whole
 
@@ -138,6 +139,7 @@ class Conformer(Placed):
     paper="Conformer adapter (Cappellazzo et al., 2024)",
     parameters="L (3 D r + (kernel + 5) r + D), r = D // reduction; twice that for houlsby",
     passes_to=Placed,
+    training=CONVOLUTION,
 )
 def conformer(
     geometry: Geometry,

@@ -6,10 +6,11 @@ import torch
 
 from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts.training import HEAD
 from adapterbank.methods.registry import register
 
 
-@register("head", paper="AAT, 2024 (baselines)", parameters="0")
+@register("head", paper="AAT, 2024 (baselines)", parameters="0", training=HEAD)
 def head(geometry: Geometry, base: ASTWeights, generator: torch.Generator) -> Adapters:
     """Nothing but the head, LayerNorm and Linear on (cls + dist) / 2."""
     return Adapters()

@@ -9,6 +9,7 @@ from adapterbank.backbone.weights import ASTWeights, Geometry, NormWeights
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
 from adapterbank.methods.parts.own import trainable_copies
+from adapterbank.methods.parts.training import AFFINE
 from adapterbank.methods.registry import register
 
 TENSORS = ("ln1_weight", "ln1_bias", "ln2_weight", "ln2_bias")
@@ -35,7 +36,7 @@ class OwnNorms(Adapters):
         return base._replace(norm=NormWeights(self.final["weight"], self.final["bias"]))
 
 
-@register("ln_tuning", paper="LN-tuning (Qi et al., 2022)", parameters="4 L D + 2 D")
+@register("ln_tuning", paper="LN-tuning (Qi et al., 2022)", parameters="4 L D + 2 D", training=AFFINE)
 def ln_tuning(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, layers: Layers = "all") -> Adapters:
     """Gains and biases of all LayerNorms."""
     return OwnNorms(base, geometry, layers)

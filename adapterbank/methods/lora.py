@@ -24,6 +24,7 @@ from adapterbank.guesses import hint_of
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
+from adapterbank.methods.parts.training import LOW_RANK
 from adapterbank.methods.registry import register
 from adapterbank.numbers import positive, whole
 
@@ -105,6 +106,7 @@ class LoRA(Adapters):
     "lora",
     paper="LoRA (Hu et al., 2022); rsLoRA (2023); DoRA (2024)",
     parameters="2 L D rank n, n = len(targets); D + M for 2 D at fc1 and fc2",
+    training=LOW_RANK,
 )
 def lora(
     geometry: Geometry,

@@ -21,6 +21,7 @@ from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import Layers
 from adapterbank.methods.parts.placed import Placed
+from adapterbank.methods.parts.training import ADAPTERS
 from adapterbank.methods.registry import register
 from adapterbank.numbers import whole
 
@@ -65,6 +66,7 @@ class Mixture(nn.Module):
     "moa",
     paper="Soft mixture of adapters (Cappellazzo et al., 2024)",
     parameters="L experts (D slots + 2 D r + r + D), r = D // reduction",
+    training=ADAPTERS,
 )
 def moa(
     geometry: Geometry,

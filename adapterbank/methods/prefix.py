@@ -13,6 +13,7 @@ from adapterbank.backbone.sites import NOTHING, Sites
 from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.layers import ByLayer, Layers, chosen
+from adapterbank.methods.parts.training import PROMPTS
 from adapterbank.methods.registry import register
 from adapterbank.numbers import whole
 
@@ -38,7 +39,9 @@ class Prefix(Adapters):
         return Sites(extra_kv=((pair.get_parameter("key"), pair.get_parameter("value")),))
 
 
-@register("prefix", paper="Prefix tuning (Li and Liang, 2021); PETL_AST, 2024", parameters="2 L tokens D")
+@register(
+    "prefix", paper="Prefix tuning (Li and Liang, 2021); PETL_AST, 2024", parameters="2 L tokens D", training=PROMPTS
+)
 def prefix(
     geometry: Geometry,
     base: ASTWeights,

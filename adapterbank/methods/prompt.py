@@ -21,6 +21,7 @@ from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
 from adapterbank.methods.parts.layers import Layers, chosen
+from adapterbank.methods.parts.training import PROMPTS
 from adapterbank.methods.registry import register
 from adapterbank.numbers import whole
 
@@ -66,7 +67,7 @@ def _rows(prompts: Tensor, x: Tensor) -> Tensor:
     return prompts.to(x.dtype).expand(len(x), -1, -1)
 
 
-@register("prompt", paper="AAT, 2024; VPT-deep (Jia et al., 2022)", parameters="L tokens D")
+@register("prompt", paper="AAT, 2024; VPT-deep (Jia et al., 2022)", parameters="L tokens D", training=PROMPTS)
 def prompt(
     geometry: Geometry,
     base: ASTWeights,

@@ -13,6 +13,7 @@ from typing import Any
 
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.methods.base import Adapters
+from adapterbank.methods.parts.training import TrainingDefaults
 
 Builder = Callable[..., Adapters]
 
@@ -31,6 +32,7 @@ class Method:
         paper: where it was published.
         parameters: how many numbers it trains, without a head, as a formula; see `register`.
         defaults: "head" and "pooling" of its tasks, where its paper has others than AAT.
+        training: what `fit` uses where nothing is said; None if nobody has said.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Method:
     paper: str
     parameters: str
     defaults: Mapping[str, str] = field(default_factory=dict)
+    training: TrainingDefaults | None = None
 
     @property
     def summary(self) -> str:
@@ -56,6 +59,7 @@ def register(
     parameters: str,
     passes_to: Callable[..., Any] | None = None,
     defaults: Mapping[str, str] | None = None,
+    training: TrainingDefaults | None = None,
 ) -> Callable[[Builder], Builder]:
     """Decorator that makes a builder known under `name`; the first line of its docstring says what is trained.
 
@@ -69,6 +73,8 @@ def register(
         passes_to: the function or class that the builder hands its `**options` to. The method then has the
             keyword-only options of both; where both have one, the builder's default counts.
         defaults: "head" and "pooling" of its tasks unless they are given.
+        training: the learning rate and whatever else `fit` uses for it where nothing is said. Methods of the package
+            take that of their family, `adapterbank.methods.parts.training`.
 
     Raises:
         ConfigError: the name is taken, or cannot stand in a composition; an option without a default.
@@ -83,7 +89,7 @@ def register(
         if not name.isidentifier():
             raise ConfigError(f"method name {name!r} must be letters, digits and underscores: '+' joins methods.")
         options = _options(name, builder, passes_to)
-        _REGISTRY[name] = Method(name, builder, options, paper, parameters, dict(defaults or {}))
+        _REGISTRY[name] = Method(name, builder, options, paper, parameters, dict(defaults or {}), training)
         return builder
 
     return add

@@ -11,6 +11,7 @@ from adapterbank.backbone.sites import NOTHING, Sites
 from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts import init
+from adapterbank.methods.parts.training import PROMPTS
 from adapterbank.methods.registry import register
 from adapterbank.numbers import whole
 
@@ -29,7 +30,9 @@ class ShallowPrompt(Adapters):
         return Sites(tokens=(self.prompts,)) if layer == 0 else NOTHING
 
 
-@register("shallow_prompt", paper="VPT-shallow (Jia et al., 2022); PETL_AST, 2024", parameters="tokens D")
+@register(
+    "shallow_prompt", paper="VPT-shallow (Jia et al., 2022); PETL_AST, 2024", parameters="tokens D", training=PROMPTS
+)
 def shallow_prompt(
     geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, tokens: int = TOKENS
 ) -> Adapters:

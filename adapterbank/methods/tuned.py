@@ -14,6 +14,7 @@ from torch import nn
 from adapterbank.backbone.weights import ASTWeights, BlockWeights, EmbedWeights, Geometry, NormWeights
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.own import trainable_copies
+from adapterbank.methods.parts.training import COPIES
 from adapterbank.methods.registry import register
 from adapterbank.numbers import whole
 
@@ -54,13 +55,13 @@ def _get(copies: nn.Module, name: str) -> Any:
     return copies.get(name)
 
 
-@register("full", paper=PAPER, parameters=f"L {BLOCK} + (P P + N + 5) D")
+@register("full", paper=PAPER, parameters=f"L {BLOCK} + (P P + N + 5) D", training=COPIES)
 def full(geometry: Geometry, base: ASTWeights, generator: torch.Generator) -> Adapters:
     """The whole body, as the task's own copy."""
     return OwnBody(base)
 
 
-@register("partial", paper=PAPER, parameters=f"(blocks or L // 2) {BLOCK}")
+@register("partial", paper=PAPER, parameters=f"(blocks or L // 2) {BLOCK}", training=COPIES)
 def partial(geometry: Geometry, base: ASTWeights, generator: torch.Generator, *, blocks: int | None = None) -> Adapters:
     """The last blocks, half of them unless told, as the task's own copies."""
     count = geometry.layers // 2 if blocks is None else blocks

@@ -59,15 +59,18 @@ def tokens_below(
     return found
 
 
-def logits_above(backbone: Backbone, tasks: Sequence[Task], tokens: Sequence[Tensor], first: int) -> list[Tensor]:
+def logits_above(
+    backbone: Backbone, tasks: Sequence[Task], tokens: Sequence[Tensor], first: int, *, pooled: bool = False
+) -> list[Tensor]:
     """From what enters block `first` on, each row through its own task.
 
     Args:
         tasks: one per row.
         tokens: (N, D) each.
+        pooled: return what the heads would read instead of logits.
 
     Returns:
-        One (C,) vector per row.
+        One (C,) or (D,) vector per row.
     """
     geometry = backbone.geometry
     groups = plan(tasks, [len(x) for x in tokens])
@@ -75,4 +78,5 @@ def logits_above(backbone: Backbone, tasks: Sequence[Task], tokens: Sequence[Ten
     mine = [segments[id(group.task)] for group in groups]
     xs = run_layers(stacked(groups, tokens), mine, first, geometry.layers, geometry, choose(backbone.device))
     outputs = final_norm(xs, mine, geometry)
-    return in_order(by_row(groups, (group.task.logits(x) for group, x in zip(groups, outputs, strict=True))))
+    pairs = zip(groups, outputs, strict=True)
+    return in_order(by_row(groups, (g.task.pooled(x) if pooled else g.task.logits(x) for g, x in pairs)))

@@ -22,6 +22,7 @@ def describe(
     pooling: str | None = None,
     clip_seconds: float | None = None,
     options: Mapping[str, Any],
+    backbone_pooling: str = "cls_dist",
     **rest: Any,
 ) -> TaskSpec:
     """The description of a new task. What is left out comes from the dataset of that name, then from the method.
@@ -31,6 +32,7 @@ def describe(
             `num_classes`, its labels.
         labels, num_classes, multilabel, head, pooling, clip_seconds: what was said; None: nothing was.
         options: of the method.
+        backbone_pooling: what heads on this backbone read where neither the caller nor the method says it.
         rest: fields of `TaskSpec` that are taken as they are.
 
     Raises:
@@ -43,7 +45,7 @@ def describe(
         clip_seconds = known.clip_seconds if clip_seconds is None else clip_seconds
         multilabel = known.multilabel if multilabel is None else multilabel
         labels = known.labels if labels is None and num_classes is None else labels
-    own = {"head": "ln_linear", "pooling": "cls_dist"}
+    own = {"head": "ln_linear", "pooling": backbone_pooling}
     for part in methods.parse(method):
         own.update(part.defaults)
     return TaskSpec(

@@ -102,6 +102,12 @@ def check_waveform_changes(noise: Any, roll: Any, gain: Any, mixup: Any, mixup_a
         raise ConfigError(f"got mixup_alpha={mixup_alpha!r}, expected a positive number such as 10.")
 
 
+def middle(waveform: Tensor, samples: int) -> Tensor:
+    """The middle piece of a clip, (T,) -> (samples,). A clip that is not longer stays whole."""
+    first = max(0, len(waveform) - samples) // 2
+    return waveform[first : first + samples]
+
+
 def check_masks(freq_mask: int, time_mask: float | int) -> None:
     """Refuses widths that `spec_augment` cannot use.
 

@@ -103,7 +103,7 @@ class State:
         self._setting = setting
         self.task, self.backbone, self.options = setting.task, setting.backbone, setting.options
         self.optimizer, self.history = optimizer, history
-        every = self.options.epochs * len(data.feed)
+        every: int = self.options.epochs * len(data.feed)
         self.total_steps = every if self.options.steps is None else min(every, self.options.steps)
         self.train, self.val = data.given
         self.train_clips, self.val_clips = len(data.train), 0 if data.val is None else len(data.val)

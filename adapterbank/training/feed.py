@@ -21,7 +21,7 @@ from adapterbank.errors import DatasetError
 from adapterbank.routing.below import logits_above
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.task.task import Task, seeded
-from adapterbank.training.augment import mixed, random_crop, rolled, with_gain, with_noise
+from adapterbank.training.augment import middle, mixed, random_crop, rolled, with_gain, with_noise
 from adapterbank.training.balance import clip_weights, labels_of
 from adapterbank.training.cache import (
     FOLDER_BYTES,
@@ -32,7 +32,7 @@ from adapterbank.training.cache import (
     collate,
     reads_alike,
 )
-from adapterbank.training.options import Options
+from adapterbank.training.defaults import Resolved
 from adapterbank.training.setting import Setting
 
 
@@ -114,9 +114,10 @@ class Feed:
         key: feeds with the same key give the same batches.
     """
 
-    def __init__(self, backbone: Backbone, task: Task, data: Any, options: Options, masks: tuple[int, float | int]):
+    def __init__(self, backbone: Backbone, task: Task, data: Any, options: Resolved, masks: tuple[int, float | int]):
         self.backbone, self.masks, self.options = backbone, masks, options
         self.kept = isinstance(data, KeptClips)
+        self.fill = task.mean_std[0] if options.mask_with == "mean" else 0.0
         drawn_by = (task.name,) if options.order == "task" else ()
         self.generator = seeded(options.seed, *drawn_by, "data")
         weights = clip_weights(task, labels_of(data)) if options.sampler == "balanced" else None
@@ -130,7 +131,8 @@ class Feed:
             num_workers=0 if self.kept else options.workers,
         )
         drawn = None if weights is None else tuple(weights.tolist())
-        self.key = (id(data), drawn_by, drawn, masks, *(getattr(options, name) for name in _DECIDING))
+        hidden = (masks, self.fill) if any(masks) else None
+        self.key = (id(data), drawn_by, drawn, hidden, *(getattr(options, name) for name in _DECIDING))
         self._at: tuple[int, int] | None = None
         self._batches: Iterator[Any] = iter(())
         self._latest = Batch([], [])
@@ -175,7 +177,7 @@ class Feed:
                 rows = [with_noise(waveform, options.noise, generator) for waveform in rows]
             mels = mels_of(self.backbone, rows)
             if any(self.masks):
-                mels = [spec_augment(mel, *self.masks, generator) for mel in mels]
+                mels = [spec_augment(mel, *self.masks, generator, self.fill) for mel in mels]
         return Batch(mels, labels, partners, shares)
 
 
@@ -244,6 +246,19 @@ class TrainingData:
         if self.cache.block is None:  # features are kept: only the head is left
             return self.setting.task.head(torch.stack(rows))
         return torch.stack(logits_above(backbone, tasks, rows, self.cache.block))
+
+    def pooled(self, rows: list[Tensor]) -> Tensor:
+        """B rows of `train` -> what the head reads of them, (B, D); of waveforms the middle, if there are crops."""
+        backbone, tasks, seconds = self.setting.backbone, [self.setting.task] * len(rows), self.setting.clip_seconds
+        if self.cache is None:
+            crop = self.setting.options.crop_seconds
+            parts = rows if crop is None else [middle(waveform, round(crop * SAMPLE_RATE)) for waveform in rows]
+            mels = mels_of(backbone, parts)
+            return torch.stack(run_rows(backbone, tasks, mels, [seconds] * len(mels), pooled=True))
+        rows = [row.to(self.setting.device) for row in rows]
+        if self.cache.block is None:
+            return torch.stack(rows)
+        return torch.stack(logits_above(backbone, tasks, rows, self.cache.block, pooled=True))
 
     def _parts(self) -> list[Any]:
         return [part for part in (self.train, self.val) if part is not None]

@@ -24,6 +24,7 @@ from adapterbank.training.optimizers import OptimizerFactory, check_optimizer
 SCHEDULES = ("cosine", "multistep", "constant")
 PRECISIONS = ("fp32", "bf16", "fp16")
 ORDERS = ("task", "shared")
+MASK_VALUES = ("mean", "zero")
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,25 @@ class Options:
     How long:
 
     Attributes:
-        epochs: passes over the training clips, 10.
+        epochs: passes over the training clips. None: as many as make `defaults.STEPS` optimiser steps, so that few
+            clips are trained for as long as many are; `adapterbank.training.defaults` has the rule. If `steps` is
+            given, None is as many passes as these steps need.
         steps: at most so many optimiser steps, even if `epochs` would make more; None for no limit. The last epoch may
             then be a part of one; it is validated and recorded like the others.
-        batch_size: clips that run through the model at once, 32. Validation uses it too.
+        batch_size: clips that run through the model at once. Validation uses it too. None: 8, 16 or 32; the
+            more clips there are, the more.
         accumulate: passes of `batch_size` clips whose gradients are added up for one step, 1. Steps of 32 clips are
             `batch_size=32`, or in half the memory `batch_size=16, accumulate=2`; only a BatchNorm in the adapters sees
             the difference.
+        patience: the training ends early after so many steps in which validation found nothing better; 0 for never.
+            None: half of all steps where the length was left to `fit`, else never.
 
     How fast the weights move (AdamW):
 
     Attributes:
-        lr: the highest learning rate, 1e-3. Adapters take rates from 1e-4 to 1e-2.
-        weight_decay: of AdamW, 0.05 as in AAT.
+        lr: the highest learning rate. None: that of the method, the smallest of its parts for a composition, as in
+            docs/defaults.md; 1e-3 with a notice for a method from outside that registers none.
+        weight_decay: of AdamW. None: that of the method.
         warmup: the share of all steps, 0.1, in which the rate rises linearly to `lr`, so that first large gradients
             do no harm. What follows is up to `schedule`.
         schedule: "cosine" falls to 0 along half a cosine; "multistep" multiplies the rate by `gamma` at the start of
@@ -109,11 +116,18 @@ class Options:
         gain: louder or softer by up to so many decibels, 0.
         roll: moved in time by up to so many seconds, 0; what leaves at one end comes in at the other. AAT uses 0.1.
         noise: white noise with a signal-to-noise ratio between two values in dB, such as (10, 40); None for none.
-        freq_mask: SpecAugment hides a band of mel bins of each training clip, up to this many; 0 for none. None is 24,
-            or 0 where the clips have to stay the same in each epoch: for a method that trains its head alone, and
-            where `cache` is asked for.
+        freq_mask: SpecAugment hides a band of mel bins of each training clip, up to this many; 0 for none. None is 24
+            where the training makes at least `defaults.MASK_PASSES` passes, because masks slow a training down before
+            they help; in shorter ones it is 0. It is 0 as well where the clips have to stay the same in each epoch:
+            for a method that trains its head alone, and where `cache` is asked for.
         time_mask: the same along time. An int is a number of frames (10 ms each), a float a share of the clip up to
             0.2. None is 0.2, or 0 where `freq_mask` is.
+        mask_with: what stands in a masked band. "mean" is the mean by which the task's log-mels are normalised, which
+            is 0 after normalisation (SpecAugment, PETL_AST). "zero" is 0 before normalisation (AST, AAT): as loud as
+            the loudest tenth of AudioSet's frames.
+        head_start: a new head starts at a logistic regression on the training clips, which costs one pass without
+            gradients. False leaves it at its random weights, as the papers do. A head that was trained before is never
+            touched.
         seed: of every random draw of the training, 0: order of the clips, crops, masks, dropout. The caller's random
             state neither changes a training nor is changed by it.
         order: "task" draws order, crops and masks from the seed and the task's name, so that each task has its own.
@@ -139,11 +153,12 @@ class Options:
         UnknownNameError: an unknown schedule, precision, order, loss, optimizer, sampler or average.
     """
 
-    epochs: int = 10
+    epochs: int | None = None
     steps: int | None = None
-    batch_size: int = 32
-    lr: float = 1e-3
-    weight_decay: float = 0.05
+    batch_size: int | None = None
+    patience: int | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
     schedule: str = "cosine"
     warmup: float = 0.1
     milestones: tuple[int, ...] = ()
@@ -152,7 +167,9 @@ class Options:
     crop_seconds: float | None = None
     freq_mask: int | None = None
     time_mask: float | int | None = None
+    mask_with: str = "mean"
     clip_grad: float = 1.0
+    head_start: bool = True
     seed: int = 0
     workers: int = 0
     order: str = "task"
@@ -188,15 +205,18 @@ class Options:
             raise UnknownNameError("order", self.order, ORDERS)
         for name in ("epochs", "batch_size", "steps", "cache_bytes", "accumulate"):
             value = getattr(self, name)
-            optional = name in ("steps", "cache_bytes") and value is None
-            if not optional and (not isinstance(value, int) or value < 1):
+            if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"got {name}={value!r}, expected a positive integer.")
+        if self.patience is not None and (not isinstance(self.patience, int) or self.patience < 0):
+            raise ConfigError(f"got patience={self.patience!r}, expected a number of steps, or 0 for never.")
+        if self.mask_with not in MASK_VALUES:
+            raise UnknownNameError("mask_with", self.mask_with, MASK_VALUES)
         for name in ("lr", "weight_decay", "warmup", "gamma", "clip_grad", "crop_seconds"):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
-            if not number and (name, value) != ("crop_seconds", None):
+            if not number and not (value is None and name in ("lr", "weight_decay", "crop_seconds")):
                 raise ConfigError(f"got {name}={value!r}, expected a number from 0 up.")
-        if not self.lr > 0:
+        if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"got lr={self.lr!r}, expected a positive number such as 1e-3.")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"got warmup={self.warmup!r}, expected a share of all steps from 0 to below 1.")
@@ -241,11 +261,6 @@ class Options:
     def keeps(self) -> bool:
         """Whether a cache was asked for by name."""
         return self.cache not in (None, "auto")
-
-    @property
-    def clips_per_step(self) -> int:
-        """Clips whose gradients make one step of the optimiser."""
-        return self.batch_size * self.accumulate
 
     def waveform_changes(self) -> dict[str, Any]:
         """The options that change waveforms anew in each epoch and are on, by their names."""

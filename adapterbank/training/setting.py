@@ -13,11 +13,9 @@ from torch import nn
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.precision import dtype_of
 from adapterbank.task.task import Task, seeded
-from adapterbank.training.augment import MAX_TIME_SHARE
-from adapterbank.training.options import Options, in_precision
+from adapterbank.training.defaults import Resolved
+from adapterbank.training.options import in_precision
 from adapterbank.training.recompute import blocks_recomputed
-
-FREQ_MASK = 24  # the widest band of mel bins: what AAT trains ESC-50 and UrbanSound8K with
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,13 @@ class Setting:
 
     backbone: Backbone
     task: Task
-    options: Options
+    options: Resolved
     precision: str
     autocast: AbstractContextManager[Any]
     clip_seconds: float | None
 
     @classmethod
-    def of(cls, backbone: Backbone, task: Task, options: Options) -> Setting:
+    def of(cls, backbone: Backbone, task: Task, options: Resolved) -> Setting:
         """The setting that options mean for a task on the device of its backbone."""
         device = backbone.device
         precision = options.precision_on(device)
@@ -66,14 +64,7 @@ class Setting:
     @property
     def masks(self) -> tuple[int, float | int]:
         """The widest SpecAugment masks, in mel bins and in frames or a share of them; 0 for none."""
-        options = self.options
-        # What does not change from epoch to epoch can be kept; masks would change it.
-        kept = self.task.uses_frozen_features() or options.keeps
-        freq_mask, time_mask = (0, 0.0) if kept else (FREQ_MASK, MAX_TIME_SHARE)
-        return (
-            freq_mask if options.freq_mask is None else options.freq_mask,
-            time_mask if options.time_mask is None else options.time_mask,
-        )
+        return self.options.freq_mask, self.options.time_mask
 
     @property
     def has_dropout(self) -> bool:

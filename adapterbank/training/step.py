@@ -12,10 +12,10 @@ from torch import Tensor
 
 from adapterbank.errors import ConfigError, TrainingDivergedError
 from adapterbank.training.callbacks import Callbacks, State
+from adapterbank.training.defaults import Resolved
 from adapterbank.training.feed import Batch, TrainingData
 from adapterbank.training.losses import amount
 from adapterbank.training.optimizers import build, parameter_groups
-from adapterbank.training.options import Options
 from adapterbank.training.setting import Setting
 
 
@@ -139,7 +139,7 @@ def optimizer_of(setting: Setting) -> torch.optim.Optimizer:
     return build(options.optimizer, groups, options.betas, options.eps)
 
 
-def lr_factor(options: Options, total: int, epoch_steps: int, step: int) -> float:
+def lr_factor(options: Resolved, total: int, epoch_steps: int, step: int) -> float:
     """The share of the peak learning rate at a step, from 0, of a training of `total` steps."""
     warmup = round(options.warmup * total)
     if step < warmup:

@@ -28,12 +28,14 @@ from adapterbank.task.task import Task
 from adapterbank.training.averaging import WeightAverage, remake_batch_norms
 from adapterbank.training.cache import KeptClips, Stores
 from adapterbank.training.callbacks import Callback, Callbacks, State
+from adapterbank.training.defaults import resolved
 from adapterbank.training.estimate import Estimate
 from adapterbank.training.feed import Batch, Feed, TrainingData
 from adapterbank.training.history import History
 from adapterbank.training.meter import Meter
 from adapterbank.training.options import Options
 from adapterbank.training.setting import Setting
+from adapterbank.training.start import start_head
 from adapterbank.training.step import OptimizerStep, optimizer_of
 
 
@@ -65,6 +67,7 @@ class Trainer:
         stores: Stores | None = None,
     ):
         self.task, self.callbacks = task, Callbacks(callbacks)
+        options = resolved(options, task, len(train))
         self.setting = Setting.of(backbone, task, options)
         self.data = TrainingData(self.setting, train, val, stores)
         self.history = History(task.name, options.record(), self.setting.precision)
@@ -94,7 +97,7 @@ class Epochs:
         self.setting, self.data, self.callbacks = setting, data, callbacks
         self.optimizer_step, self.state = optimizer_step, optimizer_step.state
         self.task, self.history = setting.task, self.state.history
-        self._best = -math.inf
+        self._best, self._best_step = -math.inf, 0
         self._best_state: dict[str, Tensor] | None = None
         self._shown: Callable[[str], None] = lambda note: None
         options = setting.options
@@ -109,6 +112,7 @@ class Epochs:
         self.callbacks.on_start(self.state)
         estimate = self._estimate()
         self.data.fill(bar)
+        start_head(self.data)
         row = bar.add_task(f"{self.task.name} ({self.task.method})", total=self.state.total_steps, note="")
         self._shown = lambda note: bar.update(row, note=note)
         for epoch in range(self.setting.options.epochs):
@@ -117,7 +121,7 @@ class Epochs:
                 self._close()
             bar.update(row, note=_note(self.state.record, self.task.primary_metric))
             self.callbacks.on_epoch(self.state)
-            if self._is_over():
+            if self._is_over() or self._is_stale():
                 break
         self._take_best()
 
@@ -149,6 +153,11 @@ class Epochs:
     def _is_over(self) -> bool:
         return self.history.steps >= self.state.total_steps or self.state.stop
 
+    def _is_stale(self) -> bool:
+        """Whether validation found nothing better for as many steps as the training waits."""
+        patience = self.setting.options.patience
+        return self.data.val is not None and 0 < patience <= self.history.steps - self._best_step
+
     def _close(self) -> None:
         """Writes the record of an epoch, and copies the task's tensors if it is the best so far."""
         losses = self.state.losses
@@ -157,7 +166,9 @@ class Epochs:
         self.history.epochs.append(record)
         score_now = record.get(f"val/{self.task.primary_metric}", math.nan)
         goal = -math.inf if math.isnan(score_now) else score_now  # mAP without a positive is NaN
-        if self.data.val is None or goal > self._best or self._best_state is None:
+        # Of equal epochs the later one: it was trained longer, and on few clips most epochs are equal.
+        if self.data.val is None or goal >= self._best or self._best_state is None:
+            self._best_step = self.history.steps if goal > self._best else self._best_step
             self._best, self.history.best_epoch = goal, self.state.epoch
             is_last = self.data.val is None and self._average.kind is None  # the task has those weights anyway
             self._best_state = None if is_last else copy_state(self.task)

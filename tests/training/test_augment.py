@@ -11,6 +11,7 @@ import torch
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError
 from adapterbank.training.augment import check_masks, mixed, random_crop, rolled, with_gain, with_noise
+from adapterbank.training.defaults import Resolved
 from adapterbank.training.feed import Batch, Feed
 from adapterbank.training.fit import fit
 from adapterbank.training.many import fit_many
@@ -158,7 +159,7 @@ def test_every_change_is_heard_and_none_leaves_the_mels_as_they_were(option, sma
     task = AdapterBank(small_backbone).add_task("new", "aat_m", labels=["bass", "brass", "organ"])
 
     def rows(**options):
-        return Feed(small_backbone, task, labelled_clips, Options(batch_size=12, **options), (0, 0)).batch(0, 0)
+        return Feed(small_backbone, task, labelled_clips, Resolved(batch_size=12, **options), (0, 0)).batch(0, 0)
 
     plain, changed = rows(), rows(**{option: ALL[option]})
     assert plain.labels == changed.labels  # the order is drawn first

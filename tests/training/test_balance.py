@@ -14,6 +14,7 @@ from adapterbank.data import demo_tasks, load_folder
 from adapterbank.data.pairs import pairs_of
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.training.balance import class_weights, clip_weights, labels_of
+from adapterbank.training.defaults import Resolved
 from adapterbank.training.feed import Feed
 from adapterbank.training.options import Options
 
@@ -79,7 +80,7 @@ def test_the_balanced_sampler_hears_all_classes_equally_often(bank, small_backbo
     counts = Counter(names)
     assert max(counts.values()) > 5 * min(counts.values())
     assert clip_weights(task, names).tolist() == [pytest.approx(1 / counts[name]) for name in names]
-    feed = Feed(small_backbone, task, skewed, Options(batch_size=8, sampler="balanced"), (0, 0))
+    feed = Feed(small_backbone, task, skewed, Resolved(batch_size=8, sampler="balanced"), (0, 0))
     heard = Counter(
         label for epoch in range(30) for place in range(len(feed)) for label in feed.batch(epoch, place).labels
     )

@@ -15,10 +15,10 @@ from adapterbank.errors import ConfigError, TrainingDivergedError, UnknownNameEr
 from adapterbank.evaluation import loss_function
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.training.callbacks import BaseCallback, Callback, EarlyStopping
+from adapterbank.training.defaults import Resolved
 from adapterbank.training.feed import Feed
 from adapterbank.training.fit import fit
 from adapterbank.training.many import fit_many
-from adapterbank.training.options import Options
 
 LABELS = ["bass", "brass", "organ"]
 PLAIN = {"epochs": 2, "batch_size": 6, "lr": 5e-3, "precision": "fp32", "progress": False}
@@ -164,7 +164,7 @@ class Replay(BaseCallback):
 
 def by_hand(backbone, task, data, loss, more=lambda task: 0.0):
     """A training loop written for this test: AdamW at a constant rate with clipping, in fp32, without masks."""
-    feed = Feed(backbone, task, data, Options(batch_size=PLAIN["batch_size"]), (0, 0))
+    feed = Feed(backbone, task, data, Resolved(batch_size=PLAIN["batch_size"]), (0, 0))
     optimizer = torch.optim.AdamW(task.parameters(), lr=PLAIN["lr"], weight_decay=0.05)
     means = []
     task.train()
@@ -183,7 +183,7 @@ def by_hand(backbone, task, data, loss, more=lambda task: 0.0):
     return means
 
 
-BY_HAND = {"schedule": "constant", "warmup": 0.0, "freq_mask": 0, "time_mask": 0, **PLAIN}
+BY_HAND = {"head_start": False, "schedule": "constant", "warmup": 0.0, "freq_mask": 0, "time_mask": 0, **PLAIN}
 
 
 @pytest.mark.parametrize("callback", [Smooth, SmoothInSteps])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from adapterbank.bank import AdapterBank
+from adapterbank.training.defaults import Resolved
 from adapterbank.training.feed import Feed
-from adapterbank.training.options import Options
 
 LABELS = ["bass", "brass", "organ"]
 
@@ -19,7 +19,7 @@ def make(small_backbone, labelled_clips):
         bank.add_task(name, "aat_m", labels=LABELS)
 
     def feed(task="a", masks=(8, 0.1), **options):
-        options = Options(batch_size=5, crop_seconds=0.3, **options)
+        options = Resolved(batch_size=5, crop_seconds=0.3, **options)
         return Feed(small_backbone, bank.task(task), labelled_clips, options, masks)
 
     return feed

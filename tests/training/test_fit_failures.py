@@ -118,11 +118,12 @@ def test_an_unknown_task_or_option_names_the_known_ones(bank, labelled_clips):
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        *(("epochs", value) for value in (0, -1, 1.5, None)),
+        *(("epochs", value) for value in (0, -1, 1.5)),
         *(("batch_size", value) for value in (0, "32")),
         *(("steps", value) for value in (0, -1, 2.0)),
-        *(("lr", value) for value in (0, -1e-3, math.nan, math.inf, "1e-3", None)),
-        *(("weight_decay", value) for value in (-0.1, None)),
+        *(("lr", value) for value in (0, -1e-3, math.nan, math.inf, "1e-3")),
+        *(("weight_decay", value) for value in (-0.1, math.nan)),
+        *(("patience", value) for value in (-1, 1.5)),
         *(("warmup", value) for value in (-0.1, 1, 1000, "0.1")),
         *(("gamma", value) for value in (-1, math.nan)),
         *(("clip_grad", value) for value in (-1, None)),

@@ -89,7 +89,15 @@ def test_a_training_minimises_the_loss_that_was_asked_for(small_backbone, labell
     }
     for loss, (expected, more) in wanted.items():
         bank.add_task(loss, "aat_m", labels=LABELS, init_from="new")
-        options = {"steps": 1, "freq_mask": 0, "time_mask": 0, "precision": "fp32", "loss": loss, **more}
+        options = {
+            "steps": 1,
+            "freq_mask": 0,
+            "time_mask": 0,
+            "precision": "fp32",
+            "loss": loss,
+            "head_start": False,
+            **more,
+        }
         weights = dict(zip(LABELS, WEIGHTS.tolist(), strict=True))
         history = fit(bank, loss, labelled_clips, progress=False, batch_size=12, class_weights=weights, **options)
         assert history.epochs[0]["train/loss"] == pytest.approx(expected.item(), rel=1e-5)

@@ -7,8 +7,9 @@ import torch
 
 from adapterbank.bank import AdapterBank
 from adapterbank.training.augment import MAX_TIME_SHARE
+from adapterbank.training.defaults import FREQ_MASK, MASK_PASSES, resolved
 from adapterbank.training.options import Options
-from adapterbank.training.setting import FREQ_MASK, Setting
+from adapterbank.training.setting import Setting
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def setting(small_backbone):
     def make(method="aat_ms", task=None, name="new", **options):
         bank = AdapterBank(small_backbone)
         added = bank.add_task(name, method, num_classes=3, **(task or {}))
-        return Setting.of(small_backbone, added, Options(**{"precision": "fp32", **options}))
+        return Setting.of(small_backbone, added, resolved(Options(**{"precision": "fp32", **options}), added, clips=64))
 
     return make
 
@@ -33,14 +34,18 @@ def test_clips_are_padded_to_the_tasks_length_but_never_beyond_a_crop(clip_secon
 @pytest.mark.parametrize(
     ("method", "task", "options", "masks"),
     [
-        ("aat_ms", {}, {}, (FREQ_MASK, MAX_TIME_SHARE)),
-        ("head", {}, {}, (0, 0.0)),
-        ("lora", {"layers": [1]}, {"cache": "memory"}, (0, 0.0)),
-        ("head", {}, {"freq_mask": 8}, (8, 0.0)),
-        ("aat_ms", {}, {"time_mask": 0}, (FREQ_MASK, 0)),
+        ("aat_ms", {}, {"epochs": MASK_PASSES}, (FREQ_MASK, MAX_TIME_SHARE)),
+        ("aat_ms", {}, {"epochs": MASK_PASSES - 1}, (0, 0.0)),
+        ("aat_ms", {}, {"epochs": MASK_PASSES, "time_mask": 0}, (FREQ_MASK, 0)),
+        ("aat_ms", {}, {"epochs": 1, "freq_mask": 8, "time_mask": 5}, (8, 5)),
+        ("head", {}, {"epochs": MASK_PASSES}, (0, 0.0)),
+        ("head", {}, {"epochs": MASK_PASSES, "freq_mask": 8}, (8, 0.0)),
+        ("lora", {"layers": [1]}, {"epochs": MASK_PASSES, "cache": "memory"}, (0, 0.0)),
     ],
 )
-def test_what_could_be_kept_is_not_masked_unless_masks_are_asked_for(method, task, options, masks, setting):
+def test_masks_are_for_long_trainings_whose_clips_may_change_unless_they_are_asked_for(
+    method, task, options, masks, setting
+):
     assert setting(method, task, **options).masks == masks
 
 

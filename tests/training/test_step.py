@@ -9,6 +9,7 @@ import torch
 
 from adapterbank.bank import AdapterBank
 from adapterbank.training.callbacks import BaseCallback
+from adapterbank.training.defaults import Resolved
 from adapterbank.training.fit import fit
 from adapterbank.training.many import fit_many
 from adapterbank.training.options import Options
@@ -72,7 +73,7 @@ def test_the_optimizer_gets_no_frozen_tensor(small_backbone, labelled_clips):
 @pytest.mark.parametrize("schedule", ["cosine", "multistep", "constant"])
 @pytest.mark.parametrize("warmup", [0.0, 0.1, 0.5])
 def test_the_rate_rises_to_its_peak_in_the_warmup_and_never_after(schedule, warmup):
-    options, total = Options(schedule=schedule, warmup=warmup, milestones=(2, 3)), 40
+    options, total = Resolved(schedule=schedule, warmup=warmup, milestones=(2, 3)), 40
     rates = [lr_factor(options, total, 10, step) for step in range(total)]
     top = max(0, round(warmup * total) - 1)
     assert rates[: top + 1] == sorted(rates[: top + 1])
@@ -82,7 +83,7 @@ def test_the_rate_rises_to_its_peak_in_the_warmup_and_never_after(schedule, warm
 
 
 def test_a_cosine_ends_at_zero_and_stays_there():
-    assert lr_factor(Options(), 40, 10, 40) == lr_factor(Options(), 40, 10, 41) == 0
+    assert lr_factor(Resolved(), 40, 10, 40) == lr_factor(Resolved(), 40, 10, 41) == 0
 
 
 # -- accumulation -----------------------------------------------------------------------------------------------------

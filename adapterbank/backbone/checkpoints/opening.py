@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.checkpoints.assemble import assemble, fingerprint
-from adapterbank.backbone.checkpoints.embedded import EMBEDDED
+from adapterbank.backbone.checkpoints.embedded import EMBEDDED, EMBEDDED_POOLING
 from adapterbank.backbone.checkpoints.huggingface import classifier_of, from_folder
 from adapterbank.backbone.checkpoints.original import SUFFIXES, translate
 from adapterbank.backbone.embedding import at_stride
@@ -34,7 +34,9 @@ def load_backbone(name_or_folder: str | Path, *, stride: int | None = None) -> B
     backbone = _from_file(path, stride) if _is_original(path) else from_folder(source)
     if stride is not None:
         backbone = _restride(backbone, stride)
-    return replace(backbone, source=source if source in EMBEDDED or not path.exists() else str(path.resolve()))
+    if source in EMBEDDED:
+        return replace(backbone, source=source, pooling=EMBEDDED_POOLING[source])
+    return replace(backbone, source=source if not path.exists() else str(path.resolve()))
 
 
 def at_its_stride(backbone: Backbone, stride: int | None) -> Backbone:
