@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from adapterbank.audio.mel import frame_count
 from adapterbank.bank import AdapterBank
 from adapterbank.training.callbacks import BaseCallback
-from adapterbank.training.defaults import Resolved
+from adapterbank.training.defaults import Resolved, training_defaults
 from adapterbank.training.feed import Feed
 from adapterbank.training.fit import fit
 from adapterbank.training.history import History
@@ -259,7 +259,7 @@ def test_the_optimizer_holds_exactly_the_tasks_tensors(bank, labelled_clips):
         def on_start(self, state):
             assert isinstance(state.optimizer, torch.optim.AdamW)
             [group] = state.optimizer.param_groups
-            assert group["weight_decay"] == 0.05  # AAT
+            assert group["weight_decay"] == training_defaults("aat_ms").weight_decay
             held.extend(group["params"])
 
     quick(bank, "families", labelled_clips, epochs=1, callbacks=[Held()])
