@@ -1,0 +1,118 @@
+"""Clips, data sets and labels as people bring them: each row of the table that was tried, and the right answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from adapterbank.audio.clips import LONGEST_SECONDS, windows
+from adapterbank.errors import AdapterBankError, LabelsError, SkippedClipsWarning, WaveformError
+from adapterbank.training.fit import fit
+
+QUICK = {"epochs": 1, "progress": False, "batch_size": 4}
+WAVES = torch.randn(4, 8000, generator=torch.Generator().manual_seed(3)) / 10
+NAMES = ["bass", "organ", "bass", "organ"]
+
+
+@pytest.fixture
+def bank(small_bank):
+    small_bank.add_task("new", "head", labels=["bass", "organ"])
+    return small_bank
+
+
+@pytest.fixture
+def file(tmp_path):
+    soundfile.write(tmp_path / "one.wav", WAVES[0].numpy(), 16_000, subtype="FLOAT")
+    return tmp_path / "one.wav"
+
+
+def test_every_call_takes_a_file_a_waveform_and_a_dict_as_one_row(bank, file):
+    expected = bank(WAVES[:1], "new")
+    for clip in (file, str(file), WAVES[0], WAVES[0].numpy(), (WAVES[0], 16_000), (WAVES[0], 16_000, 0)):
+        torch.testing.assert_close(bank(clip, "new"), expected, rtol=0, atol=1e-6)
+        assert bank.embed(clip).shape == (1, 48)
+        assert bank.ask(clip, ["new", "notes"])["new"].shape == (1, 2)
+        assert len(bank.predict(clip, "new")) == 1
+    row = {"audio": {"array": WAVES[0].numpy(), "sampling_rate": 16_000}, "label": 1}
+    torch.testing.assert_close(bank(row, "new"), expected, rtol=0, atol=1e-6)
+
+
+def test_one_bad_clip_does_not_lose_the_others_in_any_call(bank):
+    given = [WAVES[0], "gone.wav", WAVES[1]]
+    calls = {
+        "call": lambda x, **o: bank(x, "new", **o),
+        "ask": lambda x, **o: bank.ask(x, ["new", "notes"], **o)["notes"],
+        "embed": lambda x, **o: bank.embed(x, **o),
+    }
+    for name, call in calls.items():
+        with pytest.raises(AdapterBankError, match="clip 1: gone.wav"):
+            call(given)
+        with pytest.warns(SkippedClipsWarning, match="1 of 3 clips was left out. clip 1: gone.wav"):
+            found = call(given, on_error="skip")
+        assert found[1].isnan().all(), name
+        torch.testing.assert_close(found[[0, 2]], call(WAVES[:2]), rtol=0, atol=1e-5)
+    with pytest.warns(SkippedClipsWarning):
+        predicted = bank.predict(given, "new", on_error="skip")
+    assert [one is None for one in predicted] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [(wave[None], 16_000, name, "speaker", 0) for wave, name in zip(WAVES, NAMES, strict=True)],
+        [
+            {"audio": {"array": wave.numpy(), "sampling_rate": 16_000}, "label": name}
+            for wave, name in zip(WAVES, NAMES, strict=True)
+        ],
+        DataLoader(TensorDataset(WAVES, torch.tensor([0, 1, 0, 1])), batch_size=3),
+        (WAVES, NAMES),
+        [(wave, hot) for wave, hot in zip(WAVES, np.eye(2)[[0, 1, 0, 1]], strict=True)],
+    ],
+    ids=["torchaudio", "rows", "loader", "batch", "one-hot"],
+)
+def test_every_data_set_trains_and_evaluates_as_pairs_do(data, bank):
+    pairs = list(zip(WAVES, NAMES, strict=True))
+    assert dict(bank.evaluate("new", data)) == dict(bank.evaluate("new", pairs))
+    before = {name: tensor.clone() for name, tensor in bank.task("new").state_dict().items()}
+    fit(bank, "new", data, **QUICK)
+    after = bank.task("new").state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_samples_that_were_never_divided_by_their_range_are_refused(bank):
+    for scale in (32768, 1e20):
+        with pytest.raises(WaveformError, match="clip 0: got samples up to"):
+            bank(WAVES * scale, "new")
+        with pytest.raises(WaveformError, match="item 0: got samples up to"):
+            fit(bank, "new", list(zip(WAVES * scale, NAMES, strict=True)), **QUICK)
+
+
+def test_six_milliseconds_are_no_clip(bank):
+    with pytest.raises(WaveformError, match="6 ms; expected at least one window of 25 ms"):
+        bank.predict(WAVES[0][:96], "new")
+
+
+def test_a_long_clip_is_the_mean_of_its_windows(bank):
+    long = torch.randn(int(16_000 * LONGEST_SECONDS * 1.2)) / 10
+    pieces = windows(long, 16_000)
+    assert len(pieces) == 2
+    apart = torch.stack([bank([piece], "new")[0] for piece in pieces]).mean(dim=0)
+    torch.testing.assert_close(bank([WAVES[0], long], "new")[1], apart, rtol=0, atol=1e-5)
+    with pytest.raises(WaveformError, match="crop_seconds"):
+        fit(bank, "new", [(long, "bass")], **QUICK)
+    fit(bank, "new", [(long, "bass")], crop_seconds=1.0, **QUICK)
+
+
+def test_a_wrong_label_is_found_with_its_item_before_training(bank):
+    with pytest.raises(LabelsError, match="item 2: the data has the label 'drum'"):
+        fit(bank, "new", list(zip(WAVES, ["bass", "organ", "drum", "bass"], strict=True)), **QUICK)
+
+
+def test_labels_in_no_order_are_refused(small_bank):
+    with pytest.raises(LabelsError, match="has no order"):
+        small_bank.add_task("x", "head", labels={"a", "b"})
+    assert small_bank.add_task("y", "head", labels={0: "a", 1: "b"}).labels == ("a", "b")
+    assert small_bank.add_task("z", "head", labels=(name for name in "ab")).labels == ("a", "b")
