@@ -19,7 +19,7 @@ from adapterbank.backbone.checkpoints import at_its_stride, load_backbone
 from adapterbank.backbone.encode import Segment
 from adapterbank.backbone.sites import NOTHING
 from adapterbank.errors import UnknownNameError
-from adapterbank.evaluation import evaluate_task
+from adapterbank.evaluation import Evaluation, calibrate_task, evaluate_task
 from adapterbank.guesses import no_such_attribute
 from adapterbank.routing.module import TaskModule
 from adapterbank.routing.run import ask, embed, filled, logits_of
@@ -29,6 +29,7 @@ from adapterbank.serving.compiled import CompiledTask
 from adapterbank.storage import manifest
 from adapterbank.storage.shelf import Shelf
 from adapterbank.storage.task_file import SavedTask
+from adapterbank.task.calibration import Calibration
 from adapterbank.task.compose import compose
 from adapterbank.task.describe import describe
 from adapterbank.task.head import POOLINGS
@@ -235,6 +236,15 @@ class AdapterBank:
         """Gives a task another name; its place and all its tensors stay."""
         self._tasks.rename(name, new_name)
 
+    def relabel(self, task: str, new_names: Mapping[str, str]) -> None:
+        """Gives classes of a task other names, {name of today: new name}; order and logits stay.
+
+        Raises:
+            UnknownNameError: no such task or class. LabelsError: two classes would have one name, which would merge
+                them. The task is then as it was.
+        """
+        self._tasks.relabel(task, new_names)
+
     def import_task(self, file: str | Path, *, name: str | None = None, **options: Any) -> Task:
         """Adds a task from one of the safetensors files of a saved bank, or from a LoRA folder of peft.
 
@@ -394,11 +404,18 @@ class AdapterBank:
         task: str | Sequence[str],
         *,
         sample_rate: int | Sequence[int] = ...,
+        threshold: float | Mapping[str, float] | None = ...,
         on_error: Literal["raise"] = ...,
     ) -> list[Prediction]: ...
     @overload
     def predict(
-        self, x: Any, task: str | Sequence[str], *, sample_rate: int | Sequence[int] = ..., on_error: str
+        self,
+        x: Any,
+        task: str | Sequence[str],
+        *,
+        sample_rate: int | Sequence[int] = ...,
+        threshold: float | Mapping[str, float] | None = ...,
+        on_error: str,
     ) -> list[Prediction | None]: ...
 
     @torch.no_grad()
@@ -408,16 +425,22 @@ class AdapterBank:
         task: str | Sequence[str],
         *,
         sample_rate: int | Sequence[int] = SAMPLE_RATE,
+        threshold: float | Mapping[str, float] | None = None,
         on_error: str = "raise",
     ) -> list[Prediction] | list[Prediction | None]:
         """Class names and probabilities, one `Prediction` per clip; None for a clip that on_error="skip" left out.
 
-        Arguments and errors as in calling the bank.
+        Other arguments and errors as in calling the bank.
+
+        Args:
+            threshold: the probability that a label has to exceed, for all labels or as {label: probability}. None: of a
+                multi-label task the thresholds that `calibrate` found, or one half; of any other task none, the most
+                likely class is the answer. With a threshold the answer may be nothing: `Prediction.label` is then None.
         """
         clips = read_clips(x, sample_rate, on_error)
         tasks = self._tasks.by_row(task, len(clips))
         rows = zip(tasks, logits_of(self._backbone, tasks, clips), strict=True)
-        return [None if logits is None else owner.prediction(logits) for owner, logits in rows]
+        return [None if logits is None else owner.prediction(logits, threshold) for owner, logits in rows]
 
     @torch.no_grad()
     def scan(
@@ -468,7 +491,7 @@ class AdapterBank:
             progress=progress,
         )
 
-    def evaluate(self, task: str, data: Any, *, batch_size: int = 32, on_error: str = "raise") -> dict[str, float]:
+    def evaluate(self, task: str, data: Any, *, batch_size: int = 32, on_error: str = "raise") -> Evaluation:
         """Metrics of a task on a data set; kept for `summary()`.
 
         Args:
@@ -478,17 +501,34 @@ class AdapterBank:
                 `SkippedClipsWarning` counts and names them.
 
         Returns:
-            Every metric of `adapterbank.evaluation.METRICS` that this kind of task has, by name.
+            A dict with every metric of `adapterbank.evaluation.METRICS` that this kind of task has, by name. It also
+            has `clips`, `interval` (95 %, of the primary metric), `per_class`, `confusion`, `table()`, `to_csv(path)`.
 
         Raises:
             UnknownNameError: no such task. ConfigError: `batch_size` below 1.
             LabelsError, DatasetError, WaveformError: data that the task cannot use.
         """
-        metrics = evaluate_task(
-            self._backbone, self._tasks.use(task), data, batch_size=batch_size, on_error=on_error
-        ).metrics
-        self._tasks.record(task, metrics)
-        return metrics
+        found = evaluate_task(self._backbone, self._tasks.use(task), data, batch_size=batch_size, on_error=on_error)
+        self._tasks.record(task, found)
+        return found
+
+    def calibrate(self, task: str, val: Any, *, batch_size: int = 32, on_error: str = "raise") -> Calibration:
+        """Fits to validation data what makes a task's probabilities mean what they say; stored with the task.
+
+        That is a temperature, and for a multi-label task a threshold per label, by F1. Logits stay as they are. The
+        next training of the task forgets it.
+
+        Args:
+            val: clips and labels in any form that `evaluate` takes, none of which the task was trained on.
+            on_error: as in `evaluate`.
+
+        Raises:
+            UnknownNameError, ConfigError, LabelsError, DatasetError, WaveformError: as `evaluate`.
+
+        Warns:
+            CalibrationWarning: the data cannot tell the temperature, or the threshold of some label.
+        """
+        return calibrate_task(self._backbone, self.task(task), val, batch_size=batch_size, on_error=on_error)
 
     def summary(self) -> Summary:
         """Prints all tasks and returns them as rows: method, parameters, share of the base, bytes, last metric."""

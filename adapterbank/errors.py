@@ -110,3 +110,11 @@ class SkippedClipsWarning(UserWarning):
 
 class MethodDefaultsWarning(UserWarning):
     """A method was registered without training defaults, and `fit` was called without a learning rate."""
+
+
+class CalibrationWarning(UserWarning):
+    """Validation data from which a temperature or a threshold cannot be told; it stays what it is without."""
+
+
+class UntrainedHeadWarning(UserWarning):
+    """A composed task got a new head, which knows nothing before it is trained."""

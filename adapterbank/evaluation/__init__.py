@@ -1,36 +1,46 @@
-"""How good a task is: the table of metrics, and running a task over data.
+"""How good a task is: the table of metrics, running a task over data, and calibration.
 
-metrics   the functions, and the table `METRICS` that evaluation, training, trackers and plots read
-run       a task over data, in the data's order
+ranking     metrics of an order: average precision, area under the ROC curve
+metrics     the other functions, and the table `METRICS` that evaluation, training, trackers and plots read
+interval    95 % intervals of the primary metric
+result      what an evaluation found: a dict of metrics with classes, confusions and a table
+run         a task over data, in the data's order
+calibrate   temperature and thresholds from validation data
 """
 
+from adapterbank.evaluation.calibrate import calibrate_task
 from adapterbank.evaluation.metrics import (
     METRICS,
     Metric,
     accuracy,
+    balanced_accuracy,
     binary_accuracy,
     binary_cross_entropy,
     cross_entropy,
+    current_name,
     loss_function,
-    macro_accuracy,
     mean_average_precision,
     register_metric,
     score,
 )
-from adapterbank.evaluation.run import Evaluation, batches, evaluate_task
+from adapterbank.evaluation.result import ClassScore, Evaluation
+from adapterbank.evaluation.run import batches, evaluate_task
 
 __all__ = [
     "METRICS",
+    "ClassScore",
     "Evaluation",
     "Metric",
     "accuracy",
+    "balanced_accuracy",
     "batches",
     "binary_accuracy",
     "binary_cross_entropy",
+    "calibrate_task",
     "cross_entropy",
+    "current_name",
     "evaluate_task",
     "loss_function",
-    "macro_accuracy",
     "mean_average_precision",
     "register_metric",
     "score",

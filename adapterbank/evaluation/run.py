@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,29 +12,27 @@ from adapterbank.audio.clips import read_clips
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.data.pairs import read_pairs, warn_of_failed
 from adapterbank.errors import ConfigError, DatasetError, LabelsError
-from adapterbank.evaluation.metrics import score
+from adapterbank.evaluation.result import Evaluation
 from adapterbank.numbers import is_whole
 from adapterbank.routing.run import logits_of
 from adapterbank.task.task import Task
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics with what they were computed from: logits (B, C) in the data's order and targets (B,) or (B, C)."""
-
-    metrics: dict[str, float]
-    logits: Tensor
-    targets: Tensor
-
-
 def evaluate_task(
-    backbone: Backbone, task: Task, data: Any, *, batch_size: int = 32, on_error: str = "raise"
+    backbone: Backbone,
+    task: Task,
+    data: Any,
+    *,
+    batch_size: int = 32,
+    on_error: str = "raise",
+    each_epoch: bool = False,
 ) -> Evaluation:
     """Runs a task in eval mode over a data set of any form that `adapterbank.data.pairs` lists.
 
     Args:
         on_error: "raise", or "skip": items that cannot be used are left out of the metrics, and one
             `SkippedClipsWarning` counts and names them.
+        each_epoch: only the metrics that are computed after each epoch of a training, which cost next to no time.
 
     Raises:
         DatasetError: there is no clip. LabelsError: a label that the task does not have, or one between yes and no.
@@ -58,7 +55,7 @@ def evaluate_task(
     if not logits:
         raise DatasetError(f"got no clips to evaluate {task.name!r} on, expected (waveform, label) pairs.")
     together, truth = torch.cat(logits), torch.cat(targets)
-    return Evaluation(score(task, together, truth), together, truth)
+    return Evaluation.of(task, together, truth, each_epoch=each_epoch)
 
 
 class Numbered(NamedTuple):

@@ -105,7 +105,10 @@ def read(
     if classes is None:
         rest |= {f"head.{key}": tensor for key, tensor in Task(spec, backbone).head.state_dict().items()}
     metrics = None if classes is None or header is None else header.get("metrics")
-    return task_file.filled(spec, rest, backbone, path, metrics)
+    task = task_file.filled(spec, rest, backbone, path, metrics)
+    if header is not None and ours is not None and classes is not None and ours.multilabel == spec.multilabel:
+        task.calibration = task_file.calibration_in(header, spec, path)
+    return task
 
 
 def _classes(rest: Mapping[str, Tensor], path: Path) -> int | None:

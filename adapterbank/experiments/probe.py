@@ -96,7 +96,7 @@ def accuracy(y: np.ndarray, scores: np.ndarray) -> float:
 
 
 def macro_accuracy(y: np.ndarray, scores: np.ndarray) -> float:
-    """Accuracy of each class that occurs, averaged in float64; `evaluation.macro_accuracy` rounds it to fp32."""
+    """Accuracy of each class that occurs, averaged in float64; `evaluation.balanced_accuracy` rounds it to fp32."""
     hits = scores.argmax(1) == y
     return float(np.mean([hits[y == label].mean() for label in np.unique(y)]))
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from adapterbank.errors import ConfigError
-from adapterbank.evaluation import METRICS
+from adapterbank.evaluation import METRICS, current_name
 from adapterbank.plots.style import (
     BLUE,
     COUNTED_CLASSES,
@@ -43,6 +43,7 @@ def learning_curve(epochs: Sequence[Mapping[str, float]], *, best_epoch: int = -
     """
     if not epochs:
         raise ConfigError("got no epochs to draw, expected History.epochs of a finished training.")
+    epochs = [{current_name(key): value for key, value in record.items()} for record in epochs]
     there = [metric for metric in METRICS.values() if any(f"val/{metric.name}" in record for record in epochs)]
     losses = ["train/loss", *(f"val/{metric.name}" for metric in there if not metric.higher_is_better)]
     scores = [f"val/{metric.name}" for metric in there if metric.higher_is_better]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -71,9 +71,9 @@ class CompiledTask(nn.Module):
         """Class names in the order of the logits."""
         return self._task.labels
 
-    def prediction(self, logits: Tensor) -> Prediction:
-        """Class names and probabilities of one clip. (C,)."""
-        return self._task.prediction(logits)
+    def prediction(self, logits: Tensor, threshold: float | Mapping[str, float] | None = None) -> Prediction:
+        """Class names and probabilities of one clip, from its logits (C,); `threshold` as in `bank.predict`."""
+        return self._task.prediction(logits, threshold)
 
     @torch.no_grad()
     def forward(self, x: Any, sample_rate: int = SAMPLE_RATE) -> Tensor:

@@ -208,6 +208,12 @@ class Shelf(MutableMapping[str, Task]):
             task.rename(new_name)
             self._tasks = {new_name if key == name else key: value for key, value in self._tasks.items()}
 
+    def relabel(self, name: str, new_names: Mapping[str, str]) -> None:
+        """Gives classes of a task other names. Raises UnknownNameError, LabelsError; the task is then as it was."""
+        with self._lock:
+            self.facts(name).spec.relabelled(new_names)  # refused before the task stays in memory for it
+            self._keep(name).relabel(new_names)
+
     def record(self, name: str, metrics: Mapping[str, float]) -> None:
         """Notes metrics of a task, also if it goes back to its file meanwhile; ignored if it was removed."""
         with self._lock:

@@ -21,6 +21,7 @@ from adapterbank.backbone.backbone import Backbone
 from adapterbank.errors import BackboneMismatchError, StorageError, UnknownNameError
 from adapterbank.files import sha256
 from adapterbank.storage.skeleton import Built, Skeletons
+from adapterbank.task.calibration import Calibration
 from adapterbank.task.task import Facts, Task, TaskSpec
 
 FORMAT_VERSION = 1
@@ -41,6 +42,8 @@ def tensor_bytes(tensors: Mapping[str, Tensor], task: Task, backbone: Backbone) 
         "spec": task.spec.to_json(),
         "metrics": task.metrics,
     }
+    if task.calibration is not None:
+        header["calibration"] = task.calibration.to_json()
     if task.registered_by:
         header["registered_by"] = task.registered_by  # whoever opens the task without it is told what to import
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -130,7 +133,17 @@ def _task_of(
     spec = None if header is None else described(header, backbone, path)
     if header is None or spec is None:
         raise StorageError(f"{path} is no task of format version {FORMAT_VERSION}; save it with this library first.")
-    return filled(spec, tensors, backbone, path, header.get("metrics"), kinds)
+    task = filled(spec, tensors, backbone, path, header.get("metrics"), kinds)
+    task.calibration = calibration_in(header, spec, path)
+    return task
+
+
+def calibration_in(header: Mapping[str, Any], spec: TaskSpec, path: Path) -> Calibration | None:
+    """What a file says of a task's calibration; None if it has none, as before there was one. Raises StorageError."""
+    try:
+        return Calibration.from_json(header.get("calibration"), len(spec.labels), spec.multilabel)
+    except StorageError as error:
+        raise StorageError(f"{path}: {error} Restore the file from a copy.") from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapterbank.errors import LabelsError
+from adapterbank.errors import LabelsError, UnknownNameError
 from adapterbank.numbers import plain
 
 _TOLERANCE = 1e-3  # of the sum of a row of shares, which may be in half precision
@@ -28,6 +28,35 @@ def check_labels(labels: Sequence[str]) -> None:
     if len(set(labels)) != len(labels):
         double = next(label for label in labels if list(labels).count(label) > 1)
         raise LabelsError(f"the label {double!r} stands twice; class names must differ.")
+
+
+def relabelled(labels: Sequence[str], new_names: Mapping[str, str]) -> tuple[str, ...]:
+    """Class names with some of them replaced, all at once, so that two can swap; the order stays.
+
+    Args:
+        new_names: {name of today: new name}.
+
+    Raises:
+        UnknownNameError: a class that there is not. LabelsError: a new name that another class has, or that two get:
+            this would merge two classes.
+    """
+    if not isinstance(new_names, Mapping) or not new_names:
+        raise LabelsError(f"got {new_names!r}, expected a dict of new names: {{'old name': 'new name'}}.")
+    for old, new in new_names.items():
+        if old not in labels:
+            raise UnknownNameError("label", str(old), labels, "Pass {name of today: new name}.")
+        if not isinstance(new, str) or not new:
+            raise LabelsError(f"got {new!r} as the new name of {old!r}, expected a non-empty string.")
+    found = tuple(new_names.get(label, label) for label in labels)
+    for index, label in enumerate(found):
+        if label in found[:index]:
+            merged = [old for old, new in zip(labels, found, strict=True) if new == label]
+            raise LabelsError(
+                f"the classes {merged[0]!r} and {merged[1]!r} would both be called {label!r}. Renaming cannot merge "
+                "classes: the head has a logit for each of them, and a clip would get two answers of one name. Add up "
+                "their probabilities in your own code, or rename the labels in the data and train a new task."
+            )
+    return found
 
 
 def targets(

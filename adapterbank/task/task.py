@@ -22,9 +22,12 @@ from adapterbank.errors import ConfigError, InvalidNameError, StorageError, Unkn
 from adapterbank.methods.base import Adapters
 from adapterbank.methods.parts.own import trainable_copies
 from adapterbank.numbers import is_real
+from adapterbank.task.calibration import HALF, Calibration
 from adapterbank.task.head import HEADS, POOLINGS, Head, pool, tokens_read
-from adapterbank.task.labels import check_labels, targets
+from adapterbank.task.labels import check_labels, relabelled, targets
 from adapterbank.task.lengths import PARTIAL_PATCHES, used_frames
+from adapterbank.task.prediction import Prediction as Prediction
+from adapterbank.task.prediction import predicted
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # Where a call takes the name of a task, these words could mean something else: a choice by the bank, every task, the
@@ -118,6 +121,10 @@ class TaskSpec:
         """The same description under another name."""
         return replace(self, name=name)
 
+    def relabelled(self, new_names: Mapping[str, str]) -> TaskSpec:
+        """The same description with some classes called otherwise. Raises UnknownNameError, LabelsError."""
+        return replace(self, labels=relabelled(self.labels, new_names))
+
     def to_json(self) -> dict[str, Any]:
         """As a dict of what JSON knows: tuples are lists."""
         return json.loads(json.dumps(asdict(self)))
@@ -140,23 +147,6 @@ class TaskSpec:
             if isinstance(values.get(key), list):
                 values[key] = tuple(values[key])
         return cls(**values)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a task says of one clip.
-
-    Attributes:
-        task: its name.
-        labels: all classes, the most likely first.
-        probabilities: in the order of `labels`; they sum to 1 unless the task is multi-label.
-        confidence: the highest of them.
-    """
-
-    task: str
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    confidence: float
 
 
 def _is_mean_std(value: Any) -> bool:
@@ -183,7 +173,13 @@ class Task(nn.Module):
 
     Raises:
         UnknownNameError, CompositionError, ConfigError: the method cannot be built with these options.
+
+    Attributes:
+        metrics: of the last evaluation that its owner recorded; stored with the task.
+        calibration: what `bank.calibrate` found; None: it was not calibrated since its last training. Stored with it.
     """
+
+    calibration: Calibration | None = None  # of the class, for tasks that were pickled before there was one
 
     def __init__(self, spec: TaskSpec, backbone: Backbone):
         super().__init__()
@@ -217,9 +213,10 @@ class Task(nn.Module):
         return task
 
     def describe(self, spec: TaskSpec, backbone: Backbone) -> None:
-        """Takes over what a description says beside the modules that it asks for. Metrics start empty."""
+        """Takes over what a description says beside the modules that it asks for. Nothing was measured yet."""
         self.spec = spec
-        self.metrics: dict[str, float] = {}  # of the last evaluation that its owner recorded; stored with the task
+        self.metrics: dict[str, float] = {}
+        self.calibration = None
         self._geometry = backbone.geometry
         mean_std = (backbone.mean, backbone.std) if isinstance(spec.normalize, str) else spec.normalize
         self._mean, self._std = float(mean_std[0]), float(mean_std[1])
@@ -227,6 +224,10 @@ class Task(nn.Module):
     def rename(self, name: str) -> None:
         """Gives it another name; its tensors and metrics stay. Raises InvalidNameError."""
         self.spec = self.spec.renamed(name)
+
+    def relabel(self, new_names: Mapping[str, str]) -> None:
+        """Gives classes other names; what it answers stays. Raises UnknownNameError, LabelsError."""
+        self.spec = self.spec.relabelled(new_names)
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """Keeps these metrics, in place of those it had."""
@@ -324,27 +325,44 @@ class Task(nn.Module):
         """What the head answers to the backbone's output: (R, N, D) -> (R, C)."""
         return self.head(self.pooled(tokens))
 
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Of each class, (..., C) -> (..., C): they sum to 1 unless the task is multi-label."""
-        return logits.sigmoid() if self.spec.multilabel else logits.softmax(dim=-1)
+    def calibrated(self, logits: Tensor) -> Tensor:
+        """Logits over the temperature, of which softmax or sigmoid gives the probabilities. (..., C) -> (..., C)."""
+        return logits if self.calibration is None else logits / self.calibration.temperature
 
-    def prediction(self, logits: Tensor) -> Prediction:
-        """Class names and probabilities of one clip, from its logits (C,)."""
-        probabilities = self.probabilities(logits)
-        values, order = probabilities.sort(descending=True, stable=True)
-        ranked = tuple(values.tolist())
-        return Prediction(self.name, tuple(self.labels[i] for i in order.tolist()), ranked, ranked[0])
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(..., C) -> (..., C). They sum to 1 unless the task is multi-label."""
+        scaled = self.calibrated(logits)
+        return scaled.sigmoid() if self.spec.multilabel else scaled.softmax(dim=-1)
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """The probability above which each label of a multi-label task is given, in the order of the logits."""
+        own = None if self.calibration is None else self.calibration.thresholds
+        return (HALF,) * len(self.labels) if own is None else own
+
+    def prediction(self, logits: Tensor, threshold: float | Mapping[str, float] | None = None) -> Prediction:
+        """Class names and probabilities of one clip, from its logits (C,).
+
+        Args:
+            threshold: the probability that a label has to exceed, for all of them or as {label: probability}. None: a
+                multi-label task takes its own `thresholds`; of any other the most likely class is the answer.
+
+        Raises:
+            ConfigError: no probability. UnknownNameError: a label that the task does not have.
+        """
+        own = self.thresholds if self.spec.multilabel else None
+        return predicted(self.name, self.labels, self.probabilities(logits), own, threshold)
 
     def with_adapters(self, adapters: Adapters) -> Task:
         """This task with other adapters, as a new task: for looking at what adapters do.
 
         Description, head and final LayerNorm are shared with this task, tensor by tensor, and so is the training mode
-        of these modules. The new task starts without metrics. Nothing of this one is changed.
+        of these modules. The new task starts without metrics and uncalibrated. Nothing of this one is changed.
         """
         other = copy.copy(self)
         other._modules = dict(self._modules)  # a shallow copy would share the table of modules with this task
         other.adapters = adapters
-        other.metrics = {}
+        other.metrics, other.calibration = {}, None
         return other
 
     def share_adapters(self, source: Task) -> None:

@@ -54,7 +54,7 @@ import torch
 from torch import Tensor
 
 from adapterbank.errors import ConfigError
-from adapterbank.evaluation import METRICS
+from adapterbank.evaluation import METRICS, current_name
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.training.balance import class_weights, labels_of
 from adapterbank.training.feed import Batch, TrainingData
@@ -268,9 +268,9 @@ class EarlyStopping(BaseCallback):
 
     Args:
         patience: how many such epochs, at least 1.
-        metric: what is watched: a key of an epoch's record, such as "val/macro_accuracy" or "train/loss". Whether more
-            is better is said by the table of metrics, `evaluation.METRICS`. None: the accuracy, or for a multi-label
-            task the mAP, on the validation data.
+        metric: what is watched: a key of an epoch's record, such as "val/balanced_accuracy" or "train/loss". Whether
+            more is better is said by the table of metrics, `evaluation.METRICS`. None: the accuracy, or for a
+            multi-label task the mAP, on the validation data.
 
     Raises:
         ConfigError: no such patience; or, after the first epoch, its record has no such key, or the table of metrics
@@ -280,7 +280,7 @@ class EarlyStopping(BaseCallback):
     def __init__(self, patience: int, metric: str | None = None):
         if type(patience) is not int or patience < 1:
             raise ConfigError(f"got patience={patience!r}, expected a positive integer of epochs.")
-        self.patience, self.metric = patience, metric
+        self.patience, self.metric = patience, None if metric is None else current_name(metric)
         # By task: in `fit_many` one object may watch several trainings.
         self._best: dict[str, float] = {}
         self._waited: dict[str, int] = {}

@@ -66,22 +66,24 @@ def fit(
 
 
 class TaskState:
-    """A task's tensors and metrics at this moment."""
+    """A task's tensors, metrics and calibration at this moment."""
 
     def __init__(self, task: Task):
-        self.task, self.tensors, self.metrics = task, copy_state(task), task.metrics
+        self.task, self.tensors = task, copy_state(task)
+        self.metrics, self.calibration = task.metrics, task.calibration
 
     def restore(self) -> None:
         """Gives them back to the task."""
         self.task.load_state_dict(self.tensors)
-        self.task.metrics = self.metrics
+        self.task.metrics, self.task.calibration = self.metrics, self.calibration
 
 
 @contextmanager
 def undone_on_error(tasks: Sequence[Task], running: Sequence[Trainer]) -> Iterator[dict[str, TaskState]]:
     """Context for training: an error inside tells the callbacks of all `running` trainings and restores each task.
 
-    Whether or not there is an error, the tasks are in eval mode after the block and hold no gradient.
+    Whether or not there is an error, the tasks are in eval mode after the block and hold no gradient. Inside they are
+    uncalibrated, and stay so: a temperature of the old weights says nothing of the new ones.
 
     Args:
         running: the trainings so far, added to inside the block.
@@ -90,6 +92,8 @@ def undone_on_error(tasks: Sequence[Task], running: Sequence[Trainer]) -> Iterat
         The states of before, by the tasks' names.
     """
     states = {task.name: TaskState(task) for task in tasks}
+    for task in tasks:
+        task.calibration = None
     try:
         yield states
     except BaseException as error:

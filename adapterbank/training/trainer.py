@@ -193,12 +193,12 @@ class Epochs:
             return {}
         if not isinstance(val, KeptClips):
             with self.setting.autocast:
-                return evaluate_task(self.setting.backbone, self.task, val, batch_size=size).metrics
+                return evaluate_task(self.setting.backbone, self.task, val, batch_size=size, each_epoch=True).metrics
         self.task.eval()
         rows = val.tensors
         with torch.no_grad(), self.setting.autocast:
             logits = [self.data.logits(rows[at : at + size]).float().cpu() for at in range(0, len(rows), size)]
-        return score(self.task, torch.cat(logits), self.task.targets(val.labels))
+        return score(self.task, torch.cat(logits), self.task.targets(val.labels), each_epoch=True)
 
     def _take_best(self) -> None:
         """Gives the task the tensors and metrics of its best epoch."""

@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, f1_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    log_loss,
+)
 
 from adapterbank.errors import ConfigError, DatasetError
 from adapterbank.evaluation import (
@@ -40,19 +46,25 @@ def test_single_label_scores_equal_sklearn(classes, seed, make_task):
     found = score(make_task(classes), logits, targets)
     guess, probabilities = logits.argmax(1), logits.double().softmax(1)
     assert found["accuracy"] == pytest.approx(accuracy_score(targets, guess))
-    assert found["macro_accuracy"] == pytest.approx(balanced_accuracy_score(targets, guess))
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(targets, guess))
     assert found["loss"] == pytest.approx(log_loss(targets, probabilities, labels=range(classes)), rel=1e-5)
 
 
-def test_macro_accuracy_is_over_the_classes_that_occur(make_task):
+def test_balanced_accuracy_is_over_the_classes_that_occur(make_task):
     logits = torch.eye(4)[torch.tensor([0, 1, 3, 1])]  # class 2 does not occur, class 3 is only guessed
     targets = torch.tensor([0, 0, 0, 1])
-    assert score(make_task(4), logits, targets)["macro_accuracy"] == pytest.approx((1 / 3 + 1) / 2)
+    assert score(make_task(4), logits, targets)["balanced_accuracy"] == pytest.approx((1 / 3 + 1) / 2)
 
 
 def test_a_task_of_one_class_is_always_right(make_task):
     found = score(make_task(1), torch.randn(3, 1), torch.zeros(3, dtype=torch.int64))
-    assert found == {"accuracy": 1.0, "macro_accuracy": 1.0, "loss": 0.0}
+    right = {"accuracy", "balanced_accuracy", "macro_f1", "top3_accuracy", "map"}
+    assert {name: value for name, value in found.items() if name != "auc"} == {
+        **dict.fromkeys(right, 1.0),
+        "ece": 0.0,
+        "loss": 0.0,
+    }
+    assert math.isnan(found["auc"])  # there is no clip of another class to stand above
 
 
 @pytest.mark.parametrize("classes", [1, 2, 6])
@@ -84,28 +96,40 @@ def test_the_map_of_equal_probabilities_equals_sklearn(count):
     assert mean_average_precision(probabilities, targets).item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("multilabel", "names"), [(False, ["accuracy", "macro_accuracy", "loss"]), (True, ["map", "accuracy", "loss"])]
-)
-def test_a_task_has_the_metrics_of_its_kind_in_the_tables_order(multilabel, names, make_task):
+ALL = {
+    False: ["accuracy", "balanced_accuracy", "macro_f1", "top3_accuracy", "map", "auc", "ece", "loss"],
+    True: ["map", "accuracy", "macro_f1", "auc", "ece", "loss"],
+}
+EACH_EPOCH = {
+    False: ["accuracy", "balanced_accuracy", "macro_f1", "loss"],
+    True: ["map", "accuracy", "macro_f1", "loss"],
+}
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_a_task_has_the_metrics_of_its_kind_the_primary_one_first_then_in_the_tables_order(multilabel, make_task):
+    task, logits = make_task(3, multilabel), torch.randn(2, 3)
     targets = torch.ones(2, 3) if multilabel else torch.tensor([0, 1])
-    assert list(score(make_task(3, multilabel), torch.randn(2, 3), targets)) == names
-    assert make_task(3, multilabel).primary_metric in names
+    assert list(score(task, logits, targets)) == ALL[multilabel]
+    assert ALL[multilabel][0] == task.primary_metric
+    after_an_epoch = score(task, logits, targets, each_epoch=True)
+    assert list(after_an_epoch) == EACH_EPOCH[multilabel]
+    assert after_an_epoch == {name: score(task, logits, targets)[name] for name in EACH_EPOCH[multilabel]}
 
 
 def test_a_metric_that_is_registered_is_scored_for_its_kind_of_task_only(make_task):
-    def macro_f1(logits, targets):
-        return f1_score(targets, logits.argmax(dim=1), average="macro")
+    def kappa(logits, targets):
+        return cohen_kappa_score(targets, logits.argmax(dim=1))
 
-    register_metric(Metric("macro_f1", single_label=macro_f1))
+    register_metric(Metric("kappa", single_label=kappa))
     try:
         logits, targets = torch.randn(20, 4), torch.randint(4, (20,))
-        assert score(make_task(4), logits, targets)["macro_f1"] == pytest.approx(macro_f1(logits, targets))
-        assert "macro_f1" not in score(make_task(4, multilabel=True), logits, torch.ones(20, 4))
-        with pytest.raises(ConfigError, match="'macro_f1' exists"):
-            register_metric(Metric("macro_f1", multilabel=macro_f1))
+        assert score(make_task(4), logits, targets)["kappa"] == pytest.approx(kappa(logits, targets))
+        assert "kappa" not in score(make_task(4, multilabel=True), logits, torch.ones(20, 4))
+        with pytest.raises(ConfigError, match="'kappa' exists"):
+            register_metric(Metric("kappa", multilabel=kappa))
     finally:
-        del METRICS["macro_f1"]
+        del METRICS["kappa"]
 
 
 def test_a_metric_without_a_function_is_refused():

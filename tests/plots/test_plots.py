@@ -53,8 +53,8 @@ def test_the_learning_curve_shows_loss_score_and_the_kept_epoch():
 
 def test_the_learning_curve_draws_every_metric_of_the_table_on_its_side():
     record = {"train/loss": 2.0, "val/loss": 2.1, "val/map": 0.2, "val/accuracy": 0.5, "lr": 1e-3}
-    for missing in ("val/macro_accuracy", "val/map"):
-        given = {**record, "val/macro_accuracy": 0.4}
+    for missing in ("val/balanced_accuracy", "val/map"):
+        given = {**record, "val/balanced_accuracy": 0.4}
         del given[missing]
         loss, score = plots.learning_curve([given, given]).axes
         assert {line.get_label() for line in loss.get_lines()} == {"train/loss", "val/loss"}

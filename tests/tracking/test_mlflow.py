@@ -18,7 +18,7 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
-from sklearn.metrics import f1_score
+from sklearn.metrics import cohen_kappa_score
 
 from adapterbank import __version__, evaluation, plots
 from adapterbank.bank import AdapterBank
@@ -92,7 +92,7 @@ def test_a_sequence_is_one_parent_with_one_nested_run_per_task(tracked):
 def test_every_task_run_has_the_same_metrics_parameters_and_tags(tracked):
     _, _, tasks, _, _ = tracked
     assert all(set(COLUMNS) <= run.data.metrics.keys() for run in tasks.values())
-    assert {"test/macro_accuracy", "test/loss", "val/macro_accuracy"} <= tasks["first"].data.metrics.keys()
+    assert {"test/balanced_accuracy", "test/loss", "val/macro_accuracy"} <= tasks["first"].data.metrics.keys()
     for kind in ("metrics", "params", "tags"):
         assert len({frozenset(getattr(run.data, kind)) for run in tasks.values()}) == 1
     assert {"task", "method", "backbone", "device", "primary_metric", "adapterbank", "strategy"} <= (
@@ -198,28 +198,28 @@ def test_what_was_not_measured_is_nan_so_that_the_keys_stay_the_same(store, smal
 
 
 def test_one_entry_in_the_table_of_metrics_reaches_evaluation_history_tracker_and_plot(store, small_backbone, stages):
-    def macro_f1(logits, targets):
-        return f1_score(targets, logits.argmax(dim=1), average="macro")
+    def kappa(logits, targets):
+        return cohen_kappa_score(targets, logits.argmax(dim=1))
 
-    evaluation.register_metric(evaluation.Metric("macro_f1", single_label=macro_f1))
+    evaluation.register_metric(evaluation.Metric("kappa", single_label=kappa))
     try:
         bank = AdapterBank(small_backbone)
         with Tracker().sequence("demo") as parent:
             result = train_sequence(bank, stages[:1], tracker=parent, progress=False)
-        measured = bank.evaluate("first", stages[0].test)["macro_f1"]
+        measured = bank.evaluate("first", stages[0].test)["kappa"]
         found = result.evaluations["first"]
-        assert measured == pytest.approx(macro_f1(found.logits, found.targets))
+        assert measured == pytest.approx(kappa(found.logits, found.targets))
         history = result.histories["first"]
-        assert all("val/macro_f1" in record for record in history.epochs)
+        assert all("val/kappa" in record for record in history.epochs)
         client, _, tasks = runs_of(store)
-        assert tasks["first"].data.metrics["test/macro_f1"] == pytest.approx(measured, abs=1e-6)
-        points = client.get_metric_history(tasks["first"].info.run_id, "val/macro_f1")
-        validated = [record["val/macro_f1"] for record in history.epochs]
+        assert tasks["first"].data.metrics["test/kappa"] == pytest.approx(measured, abs=1e-6)
+        points = client.get_metric_history(tasks["first"].info.run_id, "val/kappa")
+        validated = [record["val/kappa"] for record in history.epochs]
         assert [point.value for point in points][:2] == pytest.approx(validated, abs=1e-6)
         _, scores = plots.learning_curve(history.epochs).axes
-        assert "val/macro_f1" in {line.get_label() for line in scores.get_lines()}
+        assert "val/kappa" in {line.get_label() for line in scores.get_lines()}
     finally:
-        del evaluation.METRICS["macro_f1"]
+        del evaluation.METRICS["kappa"]
 
 
 def test_a_failed_training_ends_its_run_and_the_sequence_as_failed(store, small_backbone, stages):

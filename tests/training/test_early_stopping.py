@@ -42,7 +42,7 @@ class Scripted(BaseCallback):
         (None, [0.5, 0.4, 0.9, 0.9, 0.9, 0.9], 1, 2),
         (None, [math.nan, math.nan, 0.9, 0.9, 0.9, 0.9], 2, 2),
         ("train/loss", [0.5, 0.4, 0.3, 0.3, 0.2, 0.1], 1, 4),
-        ("val/macro_accuracy", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 1, 6),
+        ("val/balanced_accuracy", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 1, 6),
     ],
 )
 def test_epochs_that_are_no_better_end_a_training(metric, values, patience, epochs, bank, labelled_clips):
