@@ -55,14 +55,12 @@ class Evaluation(dict[str, float]):
 
     Args:
         metrics: by name.
-        logits: (B, C) in the data's order; NaN in the rows of clips that were left out.
+        logits: (B, C) in the data's order.
         targets: (B,) or, for a multi-label task, (B, C).
         given_labels: (B, C) bool, which labels the task gives; None: those of the highest or of positive logits.
         scaled: (B, C), the logits over the task's temperature; None: the logits.
         task: its name. labels: its C classes. primary_metric: by which it is compared.
-
-    Attributes:
-        skipped: how many clips were left out because they could not be read.
+        skipped: how many items of the data were left out because they could not be used.
     """
 
     def __init__(
@@ -76,30 +74,29 @@ class Evaluation(dict[str, float]):
         task: str = "",
         labels: Sequence[str] = (),
         primary_metric: str | None = None,
+        skipped: int = 0,
     ):
         super().__init__(metrics)
         self.logits, self.targets = logits, targets
         self.task, self.labels = task, tuple(labels)
         self.primary_metric = primary_metric or ("map" if targets.ndim == 2 else "accuracy")
+        self.skipped = skipped
         self._given, self._scaled = given_labels, scaled
         self._there = ~logits.isnan().any(dim=1) if logits.ndim == 2 else torch.zeros(0, dtype=torch.bool)
 
     @classmethod
     def of(
-        cls, task: Task, logits: Tensor, targets: Tensor, left_out: Tensor | None = None, *, each_epoch: bool = False
+        cls, task: Task, logits: Tensor, targets: Tensor, *, skipped: int = 0, each_epoch: bool = False
     ) -> Evaluation:
         """Scores the answers of a task.
 
         Args:
             logits: (B, C). targets: (B,) or (B, C).
-            left_out: (B,) bool, the clips that could not be read. They count in no metric.
+            skipped: how many items of the data were left out because they could not be used.
             each_epoch: only the metrics that are computed after each epoch of a training.
         """
-        kept = torch.ones(len(logits), dtype=torch.bool) if left_out is None else ~left_out
-        scored, truth = (logits, targets) if left_out is None else (logits[kept], targets[kept])
-        metrics = score(task, scored, truth, each_epoch=each_epoch)
-        found = cls(
-            metrics,
+        return cls(
+            score(task, logits, targets, each_epoch=each_epoch),
             logits,
             targets,
             given_labels=decisions(task, logits),
@@ -107,9 +104,8 @@ class Evaluation(dict[str, float]):
             task=task.name,
             labels=task.labels,
             primary_metric=task.primary_metric,
+            skipped=skipped,
         )
-        found._there = kept
-        return found
 
     def __missing__(self, name: str) -> float:
         if name in RENAMED:
@@ -132,12 +128,8 @@ class Evaluation(dict[str, float]):
 
     @property
     def clips(self) -> int:
-        """How many clips the metrics are of."""
+        """How many clips the task answered."""
         return int(self._there.sum())
-
-    @property
-    def skipped(self) -> int:
-        return len(self._there) - self.clips
 
     @cached_property
     def interval(self) -> tuple[float, float]:

@@ -55,7 +55,7 @@ def evaluate_task(
     if not logits:
         raise DatasetError(f"got no clips to evaluate {task.name!r} on, expected (waveform, label) pairs.")
     together, truth = torch.cat(logits), torch.cat(targets)
-    return Evaluation.of(task, together, truth, each_epoch=each_epoch)
+    return Evaluation.of(task, together, truth, skipped=len(failed), each_epoch=each_epoch)
 
 
 class Numbered(NamedTuple):

@@ -5,10 +5,11 @@ and freed like any other object. Save one with `figure.savefig(path)`.
 """
 
 from adapterbank.plots.comparison import accuracy_matrix, score_bars, spectrogram_pairs
+from adapterbank.plots.confusion import confusion_counts, confusion_matrix
 from adapterbank.plots.inside import gate_values, layer_importance
 from adapterbank.plots.style import BLUE, COUNTED_CLASSES, DPI, INK, MUTED, ORANGE
 from adapterbank.plots.timeline import timeline
-from adapterbank.plots.training import confusion_counts, confusion_matrix, convergence, learning_curve
+from adapterbank.plots.training import convergence, learning_curve
 
 __all__ = [
     "BLUE",

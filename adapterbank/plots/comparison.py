@@ -10,7 +10,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from adapterbank.errors import ConfigError
-from adapterbank.plots.style import COUNTED_CLASSES, DPI, HUES, INK, font_size, heat_map, open_frame, write_in_cell
+from adapterbank.plots.style import (
+    COUNTED_CLASSES,
+    DPI,
+    HUES,
+    INK,
+    LONGEST,
+    font_size,
+    heat_map,
+    open_frame,
+    write_in_cell,
+)
+from adapterbank.plots.text import AS_IT_STANDS, in_legend, legend_as_it_stands, shown, shown_lines
 
 Matrix = Sequence[Sequence[float | None]]
 
@@ -31,7 +42,7 @@ def accuracy_matrix(matrices: Mapping[str, Matrix], tasks: Sequence[str], *, sco
     for name, matrix in matrices.items():
         if len(matrix) != size or any(len(row) != size for row in matrix):
             raise ConfigError(f"the matrix of {name!r} is not {size} x {size}, the number of tasks.")
-    cell = 0.95 if size <= 8 else 0.6 if size <= COUNTED_CLASSES else 0.3
+    cell = 0.95 if size <= 8 else 0.6 if size <= COUNTED_CLASSES else min(0.3, 18 / size)
     side = 1.9 + cell * size
     figure = Figure(figsize=(side * len(matrices) + 0.9, side), dpi=DPI, layout="constrained")
     panels = list(figure.subplots(1, len(matrices), squeeze=False)[0])
@@ -42,10 +53,10 @@ def accuracy_matrix(matrices: Mapping[str, Matrix], tasks: Sequence[str], *, sco
             for row, column in np.argwhere(np.isfinite(values)):
                 value = float(values[row, column])
                 write_in_cell(panel, row, column, f"{value:.2f}", value, 10 if size <= 8 else 7)
-        panel.set_title(name, fontsize=11, color=INK)
+        panel.set_title(shown(name), fontsize=11, color=INK, **AS_IT_STANDS)
         panel.set_xlabel("score on")
     panels[0].set_ylabel("after training")
-    figure.colorbar(image, ax=panels, shrink=0.75, label=score)
+    figure.colorbar(image, ax=panels, shrink=0.75).set_label(shown(score), **AS_IT_STANDS)
     return figure
 
 
@@ -68,12 +79,14 @@ def score_bars(scores: Mapping[str, Mapping[str, float]], *, score: str = "test 
     colours = _family_colours(list(scores))
     for index, (row, found) in enumerate(scores.items()):
         places = [columns.index(column) - 0.42 + (index + 0.5) * width for column in found]
-        axes.bar(places, list(found.values()), width * 0.92, color=colours[row], label=row)
-    axes.set_xticks(range(len(columns)), columns, fontsize=font_size(len(columns)))
+        axes.bar(places, list(found.values()), width * 0.92, color=colours[row], label=in_legend(row))
+    names = [shown(column, LONGEST) for column in columns]
+    axes.set_xticks(range(len(columns)), names, fontsize=font_size(len(columns)), **AS_IT_STANDS)
     axes.set_ylim(0, 1)
-    axes.set_ylabel(score)
+    axes.set_ylabel(shown(score), **AS_IT_STANDS)
     open_frame(axes)
-    figure.legend(loc="outside lower center", ncols=min(4, len(scores)), fontsize=8, frameon=False)
+    legend = figure.legend(loc="outside lower center", ncols=min(4, len(scores)), fontsize=8, frameon=False)
+    legend_as_it_stands(legend)
     return figure
 
 
@@ -113,10 +126,10 @@ def spectrogram_pairs(pairs: Sequence[tuple[str, Tensor, Tensor]], rows: tuple[s
         for row, mel in enumerate(both):
             panel = panels[2 * band + row][column]
             panel.set_axis_on()
-            panel.imshow(mel.T, origin="lower", aspect="auto", vmax=0, interpolation="nearest")
+            panel.imshow(mel.T.numpy(), origin="lower", aspect="auto", vmax=0, interpolation="nearest")
             panel.set_xticks([])
             panel.set_yticks([])
             if column == 0:
-                panel.set_ylabel(rows[row], fontsize=8)
-        panels[2 * band][column].set_title(title, fontsize=7)
+                panel.set_ylabel(shown(rows[row]), fontsize=8, **AS_IT_STANDS)
+        panels[2 * band][column].set_title(shown_lines(title), fontsize=7, **AS_IT_STANDS)
     return figure

@@ -18,12 +18,14 @@ from adapterbank.plots.style import (
     COUNTED_CLASSES,
     DPI,
     INK,
+    LONGEST,
     MUTED,
     ORANGE,
     block_ticks,
     font_size,
     open_frame,
 )
+from adapterbank.plots.text import AS_IT_STANDS, heading, shown, shown_lines, some
 
 
 def layer_importance(results: LayerImportance | Mapping[str, LayerImportance], *, title: str = "") -> Figure:
@@ -52,7 +54,7 @@ def layer_importance(results: LayerImportance | Mapping[str, LayerImportance], *
         scores = np.array(result.scores)
         axes.bar(range(len(scores)), scores, 0.72, color=np.where(scores < 0, ORANGE, BLUE))
         whole = f"all adapters: {result.whole:.3f}" if shared else f"loss: {result.whole:.3f}"
-        axes.set_title(f"{name}\n{whole}", fontsize=9, color=INK)
+        axes.set_title(f"{shown(name)}\n{whole}", fontsize=9, color=INK, **AS_IT_STANDS)
         axes.axhline(0, color=INK, linewidth=0.8)
         if not scores.any():
             axes.text(0.5, 0.5, "0 for every block", transform=axes.transAxes, ha="center", fontsize=8, color=MUTED)
@@ -65,7 +67,7 @@ def layer_importance(results: LayerImportance | Mapping[str, LayerImportance], *
         axes.set_visible(False)
     figure.supxlabel("block", fontsize=9)
     figure.supylabel("score lost without its adapter" if shared else "squared gradient per parameter", fontsize=9)
-    figure.suptitle(title, fontsize=11, color=INK)
+    heading(figure, title, INK)
     return figure
 
 
@@ -88,17 +90,18 @@ def gate_values(
         raise ConfigError(
             f"got values of shape {tuple(values.shape)} and {len(names)} names, expected (clips, blocks)."
         )
-    shown = np.ma.masked_invalid(values.T.numpy())
-    blocks, count = shown.shape
+    gates = np.ma.masked_invalid(values.T.numpy())
+    blocks, count = gates.shape
     width = min(max(4.6, (0.42 if count <= COUNTED_CLASSES else 0.12) * count + 1.6), 14)
     figure = Figure(figsize=(width, 0.24 * blocks + 2), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    reach = max(float(np.abs(shown - 1).max(fill_value=0)), 0.05)
+    reach = max(float(np.abs(gates - 1).max(fill_value=0)), 0.05)
     image = axes.imshow(
-        shown, cmap=AROUND_ONE, vmin=1 - reach, vmax=1 + reach, aspect="auto", origin="lower", interpolation="nearest"
+        gates, cmap=AROUND_ONE, vmin=1 - reach, vmax=1 + reach, aspect="auto", origin="lower", interpolation="nearest"
     )
     if names:
-        axes.set_xticks(range(count), names, fontsize=font_size(count), rotation=90)
+        written = [shown(names[place], LONGEST) for place in some(count)]
+        axes.set_xticks(some(count), written, fontsize=font_size(count), rotation=90, **AS_IT_STANDS)
     elif rows:
         columns = columns or (count - PREFIX_TOKENS) // rows
         starts = [PREFIX_TOKENS + row * columns for row in range(rows)]
@@ -110,6 +113,6 @@ def gate_values(
     axes.tick_params(axis="y", labelsize=8)
     axes.set_ylabel("block")
     axes.spines[:].set_visible(False)
-    axes.set_title(title, fontsize=11, color=INK)
+    axes.set_title(shown_lines(title), fontsize=11, color=INK, **AS_IT_STANDS)
     figure.colorbar(image, ax=axes, label="gate")
     return figure

@@ -10,7 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.image import AxesImage
 
+from adapterbank.plots.text import AS_IT_STANDS, NAMED, shown, some
+
 DPI = 120
+
+LONGEST = 48  # characters of a name along an axis
 
 COUNTED_CLASSES = 20  # more classes leave no room for numbers in the cells of a heat map
 
@@ -38,21 +42,29 @@ def open_frame(axes: Axes) -> None:
 
 
 def heat_map(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> AxesImage:
-    """Draws values in [0, 1], (rows, columns), in shades of blue with a name at each row and column; NaN is blank."""
+    """Draws values in [0, 1], (rows, columns), in shades of blue with a name at each row and column; NaN is blank.
+
+    Of more than `NAMED` rows or columns only one in so many has its name.
+    """
     colours: Colormap = BLUES.with_extremes(bad="white")
     image = axes.imshow(np.ma.masked_invalid(values), cmap=colours, vmin=0, vmax=1, interpolation="nearest")
     size = max(len(rows), len(columns))
     font = font_size(size)
     crowded = size > 3 or max((len(name) for name in columns), default=0) > 12
-    axes.set_xticks(range(len(columns)), columns, fontsize=font, rotation=90 if size > 12 else 35 if crowded else 0)
+    places = some(len(columns))
+    names = [shown(columns[place], LONGEST) for place in places]
+    rotation = 90 if size > 12 else 35 if crowded else 0
+    axes.set_xticks(places, names, fontsize=font, rotation=rotation, **AS_IT_STANDS)
     if crowded and size <= 12:
         for label in axes.get_xticklabels():
             label.set_horizontalalignment("right")
             label.set_rotation_mode("anchor")
-    axes.set_yticks(range(len(rows)), rows, fontsize=font)
-    axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
-    axes.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5 if size <= 12 else 0.5)
+    places = some(len(rows))
+    axes.set_yticks(places, [shown(rows[place], LONGEST) for place in places], fontsize=font, **AS_IT_STANDS)
+    if size <= NAMED:  # beyond, lines between the cells would cover them, and a tick for each takes seconds
+        axes.set_xticks(np.arange(len(columns) - 1) + 0.5, minor=True)
+        axes.set_yticks(np.arange(len(rows) - 1) + 0.5, minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5 if size <= 12 else 0.5)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     return image

@@ -1,4 +1,4 @@
-"""Figures of one training and of its test: learning curve, training losses of many methods, confusion matrix."""
+"""Figures of trainings: learning curve, and training losses of many methods."""
 
 from __future__ import annotations
 
@@ -6,26 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from torch import Tensor
 
 from adapterbank.errors import ConfigError
 from adapterbank.evaluation import METRICS, current_name
-from adapterbank.plots.style import (
-    BLUE,
-    COUNTED_CLASSES,
-    DPI,
-    GREEN,
-    INK,
-    MUTED,
-    ORANGE,
-    font_size,
-    heat_map,
-    write_in_cell,
-)
+from adapterbank.plots.style import BLUE, DPI, GREEN, INK, MUTED, ORANGE
+from adapterbank.plots.text import AS_IT_STANDS, heading, shown
 
 
 def learning_curve(epochs: Sequence[Mapping[str, float]], *, best_epoch: int = -1, title: str = "") -> Figure:
@@ -66,7 +54,7 @@ def learning_curve(epochs: Sequence[Mapping[str, float]], *, best_epoch: int = -
         panel.grid(color="#e4e7eb", linewidth=0.7)
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=11, color=INK)
+    heading(figure, title, INK)
     return figure
 
 
@@ -99,7 +87,7 @@ def convergence(losses: Mapping[str, Sequence[float]], *, columns: int = 5) -> F
         for other in losses.values():
             panel.plot(range(1, len(other) + 1), other, color="#d5dae0", linewidth=0.8)
         panel.plot(range(1, len(own) + 1), own, color=BLUE, linewidth=1.8)
-        panel.set_title(f"{name}: {own[-1]:.2f}", fontsize=8, color=INK)
+        panel.set_title(f"{shown(name)}: {own[-1]:.2f}", fontsize=8, color=INK, **AS_IT_STANDS)
         panel.tick_params(labelsize=7)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
         panel.spines[["top", "right"]].set_visible(False)
@@ -108,50 +96,4 @@ def convergence(losses: Mapping[str, Sequence[float]], *, columns: int = 5) -> F
         panel.set_visible(False)
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("training loss", fontsize=9)
-    return figure
-
-
-def confusion_counts(logits: Tensor, targets: Tensor) -> Tensor:
-    """How often clips of class i were called class j.
-
-    Args:
-        logits: (B, C).
-        targets: (B,) class indices; or (B, C) of 0 and 1, where a clip counts once for each of its labels, in every
-            column whose probability is above one half.
-
-    Returns:
-        (C, C) int64, rows the truth.
-    """
-    classes = logits.shape[1]
-    if targets.ndim == 2:
-        return (targets.long().T @ (logits > 0).long()).to(torch.int64)
-    flat = targets.long() * classes + logits.argmax(dim=1)
-    return torch.bincount(flat, minlength=classes**2).view(classes, classes)
-
-
-def confusion_matrix(counts: Tensor, labels: Sequence[str], *, title: str = "") -> Figure:
-    """Confusion matrix: colour is the share of the true class, numbers are clips.
-
-    Args:
-        counts: (C, C), rows the truth, as `confusion_counts` gives them.
-        labels: C class names.
-
-    Raises:
-        ConfigError: the sizes do not fit.
-    """
-    if tuple(counts.shape) != (len(labels), len(labels)):
-        raise ConfigError(f"got counts of shape {tuple(counts.shape)} for {len(labels)} labels, expected one row each.")
-    size = len(labels)
-    shares = (counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).numpy()
-    side = min(3.2 + 0.34 * size, 4.5 + 0.19 * size) + 1.0
-    figure = Figure(figsize=(side + 1.1, side), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    image = heat_map(axes, shares, labels, labels)
-    if size <= COUNTED_CLASSES:
-        for row, column in np.argwhere(counts.numpy() > 0):
-            write_in_cell(axes, row, column, str(int(counts[row, column])), float(shares[row, column]), font_size(size))
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(title, fontsize=11, color=INK)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
     return figure

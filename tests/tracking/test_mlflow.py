@@ -92,7 +92,7 @@ def test_a_sequence_is_one_parent_with_one_nested_run_per_task(tracked):
 def test_every_task_run_has_the_same_metrics_parameters_and_tags(tracked):
     _, _, tasks, _, _ = tracked
     assert all(set(COLUMNS) <= run.data.metrics.keys() for run in tasks.values())
-    assert {"test/balanced_accuracy", "test/loss", "val/macro_accuracy"} <= tasks["first"].data.metrics.keys()
+    assert {"test/balanced_accuracy", "test/loss", "val/balanced_accuracy"} <= tasks["first"].data.metrics.keys()
     for kind in ("metrics", "params", "tags"):
         assert len({frozenset(getattr(run.data, kind)) for run in tasks.values()}) == 1
     assert {"task", "method", "backbone", "device", "primary_metric", "adapterbank", "strategy"} <= (

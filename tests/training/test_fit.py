@@ -80,7 +80,14 @@ def test_a_history_says_what_was_done(bank, labelled_clips):
     assert (history.task, history.steps, len(history.epochs)) == ("families", 4, 2)
     assert history.options["lr"] == 2e-3
     assert history.options["schedule"] == "cosine"
-    assert set(history.epochs[0]) == {"train/loss", "lr", "val/accuracy", "val/balanced_accuracy", "val/loss"}
+    assert set(history.epochs[0]) == {
+        "train/loss",
+        "lr",
+        "val/accuracy",
+        "val/balanced_accuracy",
+        "val/macro_f1",
+        "val/loss",
+    }
     assert seen == list(enumerate(history.epochs))
     assert history.seconds > 0
     assert history.gpu_seconds == 0.0

@@ -301,7 +301,7 @@ def test_any_tracker_is_told_of_epochs_and_of_the_end(interrupted, small_backbon
         fit_many(bank, own, labelled_clips, labelled_clips[:4], tracker=tracker, on_epoch=stop, **QUICK)
     facts = data_facts(train=labelled_clips, val=labelled_clips[:4])
     opened = ("aat_ms", facts, {"strategy": "fit_many"})
-    record = ["lr", "train/loss", "val/accuracy", "val/loss", "val/balanced_accuracy"]
+    record = ["lr", "train/loss", "val/accuracy", "val/balanced_accuracy", "val/loss", "val/macro_f1"]
     end = ["KeyboardInterrupt"] if interrupted else [(6, True), "closed"]
     assert tracker.calls["a"] == [opened, "open", (0, record), (1, record), *end]
     assert tracker.calls["b"] == [opened, "open", "TrainingDivergedError"]
