@@ -278,6 +278,9 @@ class AdapterBank:
 
         Raises:
             NameTakenError, UnknownNameError, CompositionError, ConfigError, LabelsError: the bank is as it was.
+
+        Warns:
+            UntrainedHeadWarning: without `head_from` the head is new, and knows nothing before it is trained.
         """
         self._tasks.free(name)
         sources = [self._tasks.use(source) for source in ([tasks] if isinstance(tasks, str) else tasks)]

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 from adapterbank.bank import AdapterBank
-from adapterbank.errors import CompositionError, ConfigError, LabelsError, NameTakenError, UnknownNameError
+from adapterbank.errors import (
+    CompositionError,
+    ConfigError,
+    LabelsError,
+    NameTakenError,
+    UnknownNameError,
+    UntrainedHeadWarning,
+)
 from adapterbank.training.fit import fit
+
+pytestmark = pytest.mark.filterwarnings("ignore::adapterbank.errors.UntrainedHeadWarning")
 
 LABELS = ["bass", "brass", "organ"]
 QUICK = {"epochs": 1, "batch_size": 6, "lr": 1e-2, "precision": "fp32", "progress": False}
@@ -118,3 +129,13 @@ def test_clashes_and_differences_are_refused_by_name(bank):
     assert bank.compose("new", ["esc_aat", "mean"], pooling="mean").spec.pooling == "mean"
     with pytest.raises(NameTakenError):
         bank.compose("new", ["esc_aat", "mean"], pooling="mean")
+
+
+def test_a_new_head_is_said_to_be_untrained_and_a_copied_one_is_not(bank):
+    with pytest.warns(
+        UntrainedHeadWarning, match=r"the head of 'new' is new .* fit\(bank, 'new', .*head_from='esc_aat'"
+    ):
+        bank.compose("new", ["esc_aat", "esc_prompt"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bank.compose("copied", ["esc_aat", "esc_prompt"], head_from="esc_aat")

@@ -138,6 +138,7 @@ def test_whatever_an_activation_depends_on_makes_another_name(small_backbone, la
     assert computed(data=list(reversed(labelled_clips))) == 0
 
 
+@pytest.mark.filterwarnings("ignore::adapterbank.errors.UntrainedHeadWarning")
 def test_features_behind_frozen_adapters_have_those_adapters_in_their_name(
     small_backbone, labelled_clips, tmp_path, randomise
 ):

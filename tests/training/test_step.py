@@ -59,6 +59,7 @@ def test_a_step_begins_without_the_gradients_of_the_step_before(trainer):
     assert all(parameter.grad is None for parameter in made.task.parameters())
 
 
+@pytest.mark.filterwarnings("ignore::adapterbank.errors.UntrainedHeadWarning")
 def test_the_optimizer_gets_no_frozen_tensor(small_backbone, labelled_clips):
     bank = AdapterBank(small_backbone)
     bank.add_task("one", "aat_ms", labels=["bass", "brass", "organ"])
