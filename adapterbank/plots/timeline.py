@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adapterbank.errors import ConfigError
 from adapterbank.plots.style import BLUE, DPI, GREEN, INK, MUTED, ORANGE
+from adapterbank.plots.text import AS_IT_STANDS, shown, shown_lines
 
 LANES = 8  # labels of a task that have a lane of their own; the rest is counted
 COLOURS = (BLUE, ORANGE, GREEN)  # of the tasks, in turn
@@ -52,7 +53,7 @@ def timeline(spectrogram: Tensor, seconds: float, events: Mapping[str, Sequence[
     figure = Figure(figsize=(11, sum(heights) + 0.6), dpi=DPI, layout="constrained")
     top, *panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     _draw_spectrogram(top, spectrogram, seconds)
-    top.set_title(_plain(title), fontsize=11, color=INK)
+    top.set_title(shown_lines(title), fontsize=11, color=INK, **AS_IT_STANDS)
     for number, (panel, (task, found)) in enumerate(zip(panels, events.items(), strict=True)):
         _draw_track(panel, task, found, lanes[task], COLOURS[number % len(COLOURS)], seconds)
     bottom = panels[-1] if panels else top
@@ -107,9 +108,9 @@ def _draw_track(
             [(event.onset, event.offset - event.onset) for event in mine], (lane - 0.36, 0.72), facecolors=colour
         )
         bars.set_alpha([0.25 + 0.75 * min(1.0, max(0.0, event.score)) for event in mine])
-    axes.set_yticks(range(len(lanes)), [_plain(label)[:28] for label in lanes], fontsize=8)
+    axes.set_yticks(range(len(lanes)), [shown(label, 28) for label in lanes], fontsize=8, **AS_IT_STANDS)
     axes.set_ylim(max(1, len(lanes)) - 0.5, -0.5)
-    axes.set_ylabel(task, fontsize=9, color=INK, rotation=0, ha="right", va="center")
+    axes.set_ylabel(shown(task), fontsize=9, color=INK, rotation=0, ha="right", va="center", **AS_IT_STANDS)
     axes.grid(axis="x", color="#e4e7eb", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -117,8 +118,3 @@ def _draw_track(
     note = f"and {len(others)} more labels, not drawn" if others else "" if events else "no event"
     if note:
         axes.text(1.0, 1.0, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, color=MUTED)
-
-
-def _plain(text: str) -> str:
-    """As text: to matplotlib a dollar sign begins a formula."""
-    return text.replace("$", r"\$")

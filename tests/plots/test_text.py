@@ -1,6 +1,7 @@
 """Whatever a class or a task is called, figures write it as it stands."""
 
 import io
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -29,6 +30,16 @@ NAMES = [
 ]
 
 
+@dataclass(frozen=True)
+class Span:
+    """An event of a timeline."""
+
+    label: str
+    onset: float = 1.0
+    offset: float = 2.0
+    score: float = 1.0
+
+
 def importance(name: str) -> LayerImportance:
     return LayerImportance(name, "aat_ms", "ablation", (0.1, 0.2), 0.9)
 
@@ -51,6 +62,7 @@ def with_names(names: list[str]) -> list[Figure]:
         plots.layer_importance({name: importance(name) for name in names}, title=names[1]),
         plots.layer_importance(importance(names[2])),
         plots.gate_values(torch.rand(count, 3), names, title=names[1]),
+        plots.timeline(torch.zeros(5, 4), 9.0, {name: [Span(name)] for name in names}, title=names[1]),
     ]
 
 
