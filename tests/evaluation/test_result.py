@@ -15,7 +15,8 @@ import torch
 from rich.console import Console
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
-from adapterbank.evaluation import Evaluation
+from adapterbank.errors import SkippedClipsWarning
+from adapterbank.evaluation import Evaluation, evaluate_task
 from adapterbank.evaluation.interval import bootstrapped_map, wilson
 from adapterbank.task.task import Task, TaskSpec
 
@@ -75,22 +76,16 @@ def test_the_name_of_before_still_reads_the_balanced_accuracy(make_task):
         found["recall"]
 
 
-@pytest.mark.parametrize("multilabel", [False, True])
-def test_clips_that_were_left_out_count_in_nothing(multilabel, make_task):
-    task, logits = make_task(3, multilabel), torch.randn(20, 3)
-    targets = (torch.rand(20, 3) < 0.5).float() if multilabel else torch.randint(3, (20,))
-    left_out = torch.zeros(20, dtype=torch.bool)
-    left_out[[2, 7]] = True
-    broken = logits.clone()
-    broken[left_out] = math.nan
-    found = Evaluation.of(task, broken, targets, left_out)
-    alone = Evaluation.of(task, logits[~left_out], targets[~left_out])
-    assert (found.clips, found.skipped, alone.skipped) == (18, 2, 0)
+def test_clips_that_were_left_out_are_counted_and_count_in_nothing(small_backbone, labelled_clips):
+    task = Task(TaskSpec("x", "head", ("bass", "brass", "organ")), small_backbone)
+    broken = (torch.full((900,), math.nan), "bass")
+    with pytest.warns(SkippedClipsWarning):
+        found = evaluate_task(small_backbone, task, [*labelled_clips, broken], on_error="skip")
+    alone = evaluate_task(small_backbone, task, labelled_clips)
+    assert (found.clips, found.skipped, alone.skipped) == (12, 1, 0)
     assert found == alone
     assert (found.per_class, found.interval) == (alone.per_class, alone.interval)
-    assert torch.equal(found.confusion, alone.confusion)
-    assert len(found.logits) == 20  # rows keep their places
-    assert "18 clips, 2 left out" in repr(found)
+    assert "12 clips, 1 left out" in repr(found)
 
 
 @pytest.mark.parametrize(("right", "clips"), [(0, 12), (7, 12), (12, 12), (930, 1000)])
