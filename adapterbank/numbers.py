@@ -28,10 +28,15 @@ def is_real(value: Any) -> TypeGuard[int | float]:
 def plain(value: Any) -> Any:
     """A number of NumPy or a tensor that holds one number as Python's own `int`, `float` or `bool`; all else as it is.
 
-    What comes out of a table, a grid or a computation is often such a number, and means what Python's own means.
+    What comes out of a table, a grid or a computation is often such a number, and means what Python's own means. In a
+    tuple, a list and the values of a dict they are looked for too.
     """
     if isinstance(value, (bool, int, float, str)) or value is None:
         return value
+    if type(value) in (tuple, list):
+        return type(value)(map(plain, value))
+    if type(value) is dict:
+        return {key: plain(each) for key, each in value.items()}
     try:
         return value.item() if value.ndim == 0 else value
     except AttributeError:

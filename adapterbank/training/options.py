@@ -94,7 +94,7 @@ class Options:
 
     Attributes:
         checkpointing: keep of each block only what enters it, and compute the block again in the backward pass. A step
-            takes about 1.4 times as long and needs a fraction of the memory; gradients are the same.
+            takes about 1.4 times as long, and activations need about half of the memory; gradients are the same.
 
     In which numbers:
 

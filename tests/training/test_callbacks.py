@@ -183,7 +183,15 @@ def by_hand(backbone, task, data, loss, more=lambda task: 0.0):
     return means
 
 
-BY_HAND = {"head_start": False, "schedule": "constant", "warmup": 0.0, "freq_mask": 0, "time_mask": 0, **PLAIN}
+BY_HAND = {
+    "weight_decay": 0.05,
+    "head_start": False,
+    "schedule": "constant",
+    "warmup": 0.0,
+    "freq_mask": 0,
+    "time_mask": 0,
+    **PLAIN,
+}
 
 
 @pytest.mark.parametrize("callback", [Smooth, SmoothInSteps])

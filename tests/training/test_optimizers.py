@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
@@ -94,6 +97,16 @@ def test_an_optimiser_of_ones_own_trains_and_is_recorded(small_backbone, labelle
     assert history.options["optimizer"].endswith("RMSprop")
     assert history.options["lr_groups"] == {"head": 1e-2}
     assert history.steps == 3
+
+
+def test_numbers_of_numpy_inside_pairs_and_dicts_are_numbers():
+    number = np.float32(0.5)
+    options = Options(
+        betas=(number, number), lr_groups={"head": number}, noise=[number, number], class_weights={"a": number}
+    )
+    found = (options.betas, options.lr_groups, options.noise, options.class_weights)
+    assert found == ((0.5, 0.5), {"head": 0.5}, (0.5, 0.5), {"a": 0.5})
+    assert json.loads(json.dumps(options.record()))["lr_groups"] == {"head": 0.5}
 
 
 @pytest.mark.parametrize(
