@@ -74,7 +74,7 @@ def about(
 
 PANELS = {
     "From clips to answers": (training.train, answers.predict, answers.ask, recordings.scan, answers.embed),
-    "How good is it?": (judging.check, judging.evaluate, judging.compare),
+    "How good is it?": (judging.check, judging.evaluate, judging.calibrate, judging.compare),
     "What is in a bank": (
         managing.tasks,
         managing.info,

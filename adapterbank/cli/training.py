@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     Splits = tuple[FolderDataset, FolderDataset, FolderDataset]  # train, validation, test
 
 MODEL, DATA, TRAINING = (partial(typer.Option, rich_help_panel=panel) for panel in ("Model", "Data", "Training"))
-RESAMPLES = 1000  # of the test clips, for an interval
 
 
 def train(
@@ -98,9 +97,8 @@ def train(
     _report(say, opened, name, bank, splits, evaluation, link)
     if as_json:
         sizes = dict(zip(("train", "val", "test"), map(len, splits), strict=True))
-        low, high = _interval(evaluation)
-        found = {"task": name, "method": method, "bank": str(bank), "clips": sizes, "metrics": evaluation.metrics}
-        report.print_json({**found, "interval": [round(low, 4), round(high, 4)], "mlflow": link})
+        found = {**evaluation.to_json(), "method": method, "bank": str(bank), "clips": sizes, "mlflow": link}
+        report.print_json(found)
 
 
 def _silent(*_: Any, **__: Any) -> None:
@@ -227,7 +225,7 @@ def _report(
 ) -> None:
     """The score on clips that the task never saw, and the next command to type."""
     task = bank.task(name)
-    low, high = _interval(evaluation)
+    low, high = evaluation.interval
     score = evaluation.metrics[task.primary_metric]
     say(f"test: {task.primary_metric} {score:.3f} (95% interval {low:.3f} to {high:.3f}, {len(splits[2])} clips).")
     say(f"saved: task {name!r} in {folder}.")
@@ -236,20 +234,3 @@ def _report(
     where = [] if folder == options.DEFAULT_BANK else ["--bank", str(folder)]
     command = shlex.join(["adapterbank", "predict", str(splits[2].files[0]), "--task", name, *where])
     say(f"next: {command}", soft_wrap=True)
-
-
-def _interval(evaluation: Evaluation) -> tuple[float, float]:
-    """95% percentile bootstrap over the test clips of the metric by which this kind of task is compared."""
-    import numpy as np
-    import torch
-
-    from adapterbank.evaluation import accuracy, mean_average_precision
-
-    logits, targets = evaluation.logits, evaluation.targets
-    draws = torch.randint(len(targets), (RESAMPLES, len(targets)), generator=torch.Generator().manual_seed(0))
-    if targets.ndim == 2:
-        values = [float(mean_average_precision(logits[d].sigmoid(), targets[d].long())) for d in draws]
-    else:
-        values = [float(accuracy(logits[d], targets[d])) for d in draws]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return float(low), float(high)

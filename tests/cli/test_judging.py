@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
 import pytest
 
@@ -19,9 +20,14 @@ def test_evaluate_gives_the_metrics_of_the_bank_on_the_part_asked_for(run, bank_
     for split in ("test", "all"):
         (record,) = json.loads(run("evaluate", "-d", recordings, "-t", "notes", "--split", split, "--json").stdout)
         expected = bank.evaluate("notes", parts[split])
-        assert record["clips"] == len(parts[split])
-        assert {key: record[key] for key in expected} == pytest.approx(expected, abs=1e-5)
-    assert "accuracy" in run("evaluate", "-d", recordings, "-t", "notes").stdout
+        assert (record["clips"], record["split"]) == (len(parts[split]), split)
+        assert record["metrics"] == pytest.approx(dict(expected), abs=1e-5)
+        assert record["interval"] == pytest.approx(expected.interval, abs=1e-5)
+    shown = run("evaluate", "-d", recordings, "-t", "notes").stdout
+    assert all(word in shown for word in ("accuracy", "bass", "brass", "organ"))
+    row = run("evaluate", "-d", recordings, "-t", "notes", "--csv").stdout.splitlines()
+    assert row[0].startswith("task,split,clips,accuracy")
+    assert row[1].startswith("notes,test,")
 
 
 def test_data_with_other_classes_is_refused(run, bank_folder, recordings, tmp_path):
@@ -71,3 +77,21 @@ def test_check_lists_what_is_wrong_with_a_folder(run, bank_folder, recordings, t
     expected = probable_mislabels(bank, "notes", load_folder(recordings))
     assert sum("heard as" in row["detail"] for row in doubted) == len(expected) > 0
     assert "nix" in run("check", "nix", code=2).stderr
+
+
+def test_calibrate_stores_with_the_task_what_the_bank_finds(run, bank_folder, recordings):
+    before = AdapterBank.load(bank_folder, device="cpu")
+    expected = before.calibrate("notes", load_folder(recordings))
+    found = json.loads(run("calibrate", "-d", recordings, "-t", "notes", "--split", "all", "--json").stdout)
+    assert "temperature" in run("calibrate", "-d", recordings, "-t", "lora_notes", "--split", "all").stdout
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        few = run("calibrate", "-d", recordings, "-t", "lora_notes")  # six validation clips tell no temperature
+    assert "warning" in few.stderr or "temperature" in few.stdout
+    assert found["temperature"] == pytest.approx(expected.temperature, rel=1e-3)
+    after = AdapterBank.load(bank_folder, device="cpu")
+    assert after.task("notes").calibration.temperature == pytest.approx(expected.temperature, rel=1e-3)
+    assert after.task("tags").calibration is None
+    manifest = (bank_folder / "manifest.json").read_bytes()
+    assert "nix" in run("calibrate", "-d", "nix", "-t", "notes", code=2).stderr
+    assert (bank_folder / "manifest.json").read_bytes() == manifest
