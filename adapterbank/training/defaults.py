@@ -44,8 +44,14 @@ class Resolved(Options):
         return self.batch_size * self.accumulate
 
 
-def resolved(options: Options, task: Task, clips: int) -> Resolved:
+def resolved(options: Options, task: Task, clips: int, room: int | None = None) -> Resolved:
     """The options with which a task is trained on so many clips.
+
+    Where the batch size is left open and the memory has room for fewer clips than the rule says, the clips of a step
+    run in several passes, whose gradients are added up.
+
+    Args:
+        room: clips whose activations fit into memory; None if that is not known.
 
     Warns:
         MethodDefaultsWarning: `lr` was left open, and a part of the method registers none.
@@ -58,8 +64,11 @@ def resolved(options: Options, task: Task, clips: int) -> Resolved:
             MethodDefaultsWarning,
             stacklevel=2,
         )
-    batch_size = options.batch_size or _batch_size(clips)
-    per_epoch = math.ceil(clips / (batch_size * options.accumulate))
+    batch_size, accumulate = options.batch_size or _batch_size(clips), options.accumulate
+    if options.batch_size is None and room is not None:
+        while batch_size > max(1, room):
+            batch_size, accumulate = batch_size // 2, 2 * accumulate
+    per_epoch = math.ceil(clips / (batch_size * accumulate))
     epochs = options.epochs or _epochs(options.steps, per_epoch)
     steps = epochs * per_epoch
     left_open = options.epochs is None and options.steps is None
@@ -69,6 +78,7 @@ def resolved(options: Options, task: Task, clips: int) -> Resolved:
     freq_mask, time_mask = (FREQ_MASK, MAX_TIME_SHARE) if masked else (0, 0.0)
     chosen = {
         "batch_size": batch_size,
+        "accumulate": accumulate,
         "epochs": epochs,
         "patience": patience,
         "lr": own.lr if options.lr is None else options.lr,

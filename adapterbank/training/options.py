@@ -40,7 +40,8 @@ class Options:
         steps: at most so many optimiser steps, even if `epochs` would make more; None for no limit. The last epoch may
             then be a part of one; it is validated and recorded like the others.
         batch_size: clips that run through the model at once. Validation uses it too. None: 8, 16 or 32; the
-            more clips there are, the more.
+            more clips there are, the more. Where that does not fit into the free memory, it is halved as often as it
+            takes and `accumulate` is doubled, so that a step stays what it is.
         accumulate: passes of `batch_size` clips whose gradients are added up for one step, 1. Steps of 32 clips are
             `batch_size=32`, or in half the memory `batch_size=16, accumulate=2`; only a BatchNorm in the adapters sees
             the difference.

@@ -22,12 +22,14 @@ import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
+from adapterbank.audio.mel import SAMPLE_RATE, frame_count
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.evaluation import evaluate_task, score
 from adapterbank.task.task import Task
 from adapterbank.training.averaging import WeightAverage, remake_batch_norms
 from adapterbank.training.cache import KeptClips, Stores
 from adapterbank.training.callbacks import Callback, Callbacks, State
+from adapterbank.training.capacity import clips_that_fit
 from adapterbank.training.defaults import resolved
 from adapterbank.training.estimate import Estimate
 from adapterbank.training.feed import Batch, Feed, TrainingData
@@ -37,6 +39,8 @@ from adapterbank.training.options import Options
 from adapterbank.training.setting import Setting
 from adapterbank.training.start import start_head
 from adapterbank.training.step import OptimizerStep, optimizer_of
+
+LOOKED_AT = 8  # clips whose length is looked at before the batch size is chosen
 
 
 class Trainer:
@@ -67,7 +71,7 @@ class Trainer:
         stores: Stores | None = None,
     ):
         self.task, self.callbacks = task, Callbacks(callbacks)
-        options = resolved(options, task, len(train))
+        options = resolved(options, task, len(train), _room(backbone, task, train, options))
         self.setting = Setting.of(backbone, task, options)
         self.data = TrainingData(self.setting, train, val, stores)
         self.history = History(task.name, options.record(), self.setting.precision)
@@ -88,6 +92,16 @@ class Trainer:
         """Tells the callbacks of an error, unless they know that this training failed."""
         if not self.history.error:
             self.callbacks.on_exception(self.state, error)
+
+
+def _room(backbone: Backbone, task: Task, train: Any, options: Options) -> int | None:
+    """Clips whose activations fit into memory, judged by the longest of the first ones; None if nothing is to choose."""
+    if options.batch_size is not None or task.uses_frozen_features():
+        return None
+    seconds = max(len(train[index][0]) for index in range(min(LOOKED_AT, len(train)))) / SAMPLE_RATE
+    seconds = seconds if options.crop_seconds is None else min(seconds, options.crop_seconds)
+    frames = task.used_frames(frame_count(round(seconds * SAMPLE_RATE)), task.spec.clip_seconds)
+    return clips_that_fit(backbone.geometry, frames, backbone.device)
 
 
 class Epochs:

@@ -6,11 +6,13 @@ import math
 import warnings
 
 import pytest
+import torch
 
 from adapterbank import methods
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import MethodDefaultsWarning
 from adapterbank.methods import Adapters, register, unregister
+from adapterbank.training.capacity import clips_that_fit, free_bytes
 from adapterbank.training.defaults import MOST_PASSES, PASSES, STEPS, resolved, training_defaults
 from adapterbank.training.fit import fit
 from adapterbank.training.options import Options
@@ -65,6 +67,23 @@ def test_a_length_that_was_asked_for_is_kept_and_never_ends_early(small_backbone
     assert (by_epochs.epochs, by_epochs.patience) == (3, 0)
     assert (by_steps.epochs, by_steps.patience) == (math.ceil(50 / math.ceil(60 / by_steps.batch_size)), 0)
     assert resolve(small_backbone, 60, steps=50, patience=7).patience == 7
+
+
+def test_where_memory_is_short_a_step_runs_in_parts_and_stays_what_it_is(small_backbone):
+    task = AdapterBank(small_backbone).add_task("new", "aat_ms", num_classes=3)
+    ample, short = (resolved(Options(), task, 500, room) for room in (None, 5))
+    assert (ample.batch_size, ample.accumulate) == (16, 1)
+    assert (short.batch_size, short.accumulate, short.epochs) == (4, 4, ample.epochs)
+    assert resolved(Options(), task, 500, 0).batch_size == 1
+    assert resolved(Options(batch_size=16), task, 500, 5).batch_size == 16  # what was asked for stays
+
+
+def test_the_room_for_clips_is_what_their_activations_leave(small_backbone):
+    geometry, device = small_backbone.geometry, torch.device("cpu")
+    short, long = (clips_that_fit(geometry, frames, device) for frames in (128, 1024))
+    free = free_bytes(device)
+    assert 0 < free < 2**46
+    assert short / long == pytest.approx(geometry.tokens(1024) / geometry.tokens(128), rel=0.2)
 
 
 def test_accumulated_passes_make_one_step(small_backbone):
