@@ -1,4 +1,4 @@
-"""Are the training defaults worth it? Methods trained by `fit(bank, name, train, val)` with nothing else, on test clips.
+"""Are the training defaults worth it? Methods trained by `fit(bank, name, train, val)` with nothing else.
 
     python recipes/check_defaults.py data_dir=../shared/data
     python recipes/check_defaults.py data_dir=my_folders 'datasets=[birds,engines]' 'methods=[lora]' out=outputs/mine

@@ -95,7 +95,7 @@ class Trainer:
 
 
 def _room(backbone: Backbone, task: Task, train: Any, options: Options) -> int | None:
-    """Clips whose activations fit into memory, judged by the longest of the first ones; None if nothing is to choose."""
+    """Clips whose activations fit into memory, by the longest of the first; None if nothing is to choose."""
     if options.batch_size is not None or task.uses_frozen_features():
         return None
     seconds = max(len(train[index][0]) for index in range(min(LOOKED_AT, len(train)))) / SAMPLE_RATE
