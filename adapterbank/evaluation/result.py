@@ -209,12 +209,16 @@ class Evaluation(dict[str, float]):
         Raises:
             OSError: it cannot be written.
         """
+        write_atomically(Path(path).expanduser(), self.as_csv().encode())
+
+    def as_csv(self) -> str:
+        """What `to_csv` writes."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(ClassScore._fields)
         for row in self.per_class:
             writer.writerow(["" if _known(value) is None else value for value in row])
-        write_atomically(Path(path).expanduser(), text.getvalue().encode())
+        return text.getvalue()
 
     def table(self, classes: int = SHOWN) -> Table:
         """For a terminal: `rich.print(evaluation.table())`. The title has the metrics, and a class has a row.

@@ -5,8 +5,6 @@ Nothing here knows a tracker. Every function returns a plain dict that a tracker
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import platform
@@ -41,40 +39,9 @@ def evaluation_metrics(task: Task, evaluation: Evaluation) -> dict[str, float]:
     """ "test/<metric>" for every metric of the table that the task has, and "test/score", its primary metric, with the
     ends of its 95 % interval and the number of clips."""
     named = {f"test/{name}": value for name, value in evaluation.metrics.items()}
-    score, clips = evaluation.metrics[task.primary_metric], len(evaluation.targets)
-    low, high = (math.nan, math.nan) if task.spec.multilabel else _wilson(score, clips)
-    return {"test/score": score, "test/score_low": low, "test/score_high": high, "test/clips": clips, **named}
-
-
-def _wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """The score interval of a share of `count` (Wilson, 1927); z of a normal distribution, for 95 %."""
-    if not count:
-        return math.nan, math.nan
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
-def class_table(task: Task, evaluation: Evaluation) -> str:
-    """How good the task is at each of its classes, as CSV with a heading; an empty cell where nothing is known.
-
-    Classes differ from task to task. In a table they do not fill the list of metrics that all runs share.
-    """
-    classes = len(task.labels)
-    one_hot = torch.nn.functional.one_hot
-    if task.spec.multilabel:
-        truth, guess = evaluation.targets > 0.5, evaluation.logits > 0
-    else:
-        truth = one_hot(evaluation.targets, classes).bool()
-        guess = one_hot(evaluation.logits.argmax(dim=1), classes).bool()
-    hits, given, there = ((rows).sum(dim=0).double() for rows in (truth & guess, guess, truth))
-    columns = (there.long(), hits / given, hits / there, 2 * hits / (given + there))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("class", "clips", "precision", "recall", "f1"))
-    for label, clips, *numbers in zip(task.labels, *(column.tolist() for column in columns), strict=True):
-        writer.writerow((label, clips, *("" if math.isnan(value) else round(value, 6) for value in numbers)))
-    return text.getvalue()
+    low, high = evaluation.interval
+    shared = {"score": evaluation.metrics[task.primary_metric], "score_low": low, "score_high": high}
+    return {**{f"test/{name}": value for name, value in shared.items()}, "test/clips": evaluation.clips, **named}
 
 
 def versions() -> dict[str, str]:

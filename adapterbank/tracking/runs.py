@@ -23,7 +23,6 @@ from adapterbank.task.task import Task
 from adapterbank.tracking import base
 from adapterbank.tracking.facts import (
     PARTS,
-    class_table,
     epoch_metrics,
     evaluation_metrics,
     task_params,
@@ -230,7 +229,7 @@ class MlflowTaskRun:
 
         found = evaluation_metrics(self.task, evaluation)
         self._log(found, step)
-        self._store.log_bytes(self.run_id, class_table(self.task, evaluation).encode(), "per_class.csv")
+        self._store.log_bytes(self.run_id, evaluation.as_csv().encode(), "per_class.csv")
         counts = plots.confusion_counts(evaluation.logits, evaluation.targets)
         title = f"{self.task.name} · {self.task.method} · test {self.task.primary_metric} {found['test/score']:.3f}"
         figure = plots.confusion_matrix(counts, self.task.labels, title=title)

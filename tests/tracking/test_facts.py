@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import pytest
 import torch
-from sklearn.metrics import precision_recall_fscore_support
 
 from adapterbank.bank import AdapterBank
 from adapterbank.evaluation import Evaluation
-from adapterbank.tracking.facts import class_table, evaluation_metrics, task_params, task_tags, versions
+from adapterbank.tracking.facts import evaluation_metrics, task_params, task_tags, versions
 
 
 def test_all_tasks_have_the_same_settings_and_tags_whatever_their_method(small_backbone):
@@ -57,23 +55,6 @@ def test_the_interval_of_an_accuracy_is_wilsons(small_backbone):
     # From the formula, worked out by hand for 8 of 10: (0.8 + z^2/20 -+ z sqrt(0.016 + z^2/400)) / (1 + z^2/10).
     assert found["test/score_low"] == pytest.approx(0.4902, abs=1e-4)
     assert found["test/score_high"] == pytest.approx(0.9433, abs=1e-4)
-
-
-@pytest.mark.parametrize("multilabel", [False, True])
-def test_the_table_of_classes_is_that_of_scikit_learn(small_backbone, multilabel):
-    labels = ["dove", "wren, house", "owl"]
-    task = AdapterBank(small_backbone).add_task("a", "head", labels=labels, multilabel=multilabel)
-    logits = torch.randn(40, 3)
-    targets = (torch.rand(40, 3) > 0.6).float() if multilabel else torch.randint(0, 2, (40,))  # nothing is an owl
-    guess = (logits > 0).int() if multilabel else logits.argmax(dim=1)
-    rows = list(csv.DictReader(class_table(task, Evaluation({}, logits, targets)).splitlines()))
-    assert [row["class"] for row in rows] == labels
-    options = {"labels": [0, 1, 2], "zero_division": 0}
-    precision, recall, f1, clips = precision_recall_fscore_support(targets, guess, **options)
-    assert [int(row["clips"]) for row in rows] == clips.tolist()
-    for row, *expected in zip(rows, precision, recall, f1, strict=True):
-        found = [float(row[name] or 0) for name in ("precision", "recall", "f1")]
-        assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_many_classes_are_cut_in_a_parameter(small_backbone):

@@ -398,7 +398,7 @@ def test_a_store_elsewhere_is_named_in_the_command_that_opens_it(fresh_store, tm
 
 
 def test_a_run_knows_its_data_classes_and_versions(tracked):
-    client, _, tasks, bank, _ = tracked
+    client, _, tasks, bank, result = tracked
     for name, run in tasks.items():
         assert run.data.params["classes"] == ", ".join(bank.task(name).labels)
         file = client.download_artifacts(run.info.run_id, "classes.json")
@@ -415,6 +415,8 @@ def test_a_run_knows_its_data_classes_and_versions(tracked):
         assert run.data.tags["torch"] == importlib.metadata.version("torch")
         assert any(key.startswith("system/") for key in run.data.metrics)
         assert run.data.metrics["test/clips"] == 6
+        table = Path(client.download_artifacts(run.info.run_id, "per_class.csv")).read_text()
+        assert table == result.evaluations[name].as_csv()
         assert (
             run.data.metrics["test/score_low"] <= run.data.metrics["test/score"] <= run.data.metrics["test/score_high"]
         )
