@@ -1,4 +1,4 @@
-"""`python -m adapterbank.methods` prints the README's table of methods."""
+"""`python -m adapterbank.methods` prints the table of docs/methods.md."""
 
 from adapterbank.methods.table import overview
 

@@ -1,4 +1,4 @@
-"""All methods at a glance: the table that `adapterbank.methods()` shows, and the one of the README."""
+"""All methods at a glance: the table that `adapterbank.methods()` shows, and the one of docs/methods.md."""
 
 from __future__ import annotations
 
@@ -19,6 +19,23 @@ from adapterbank.methods.grammar import build, count, parse
 from adapterbank.methods.registry import ALIASES, Method, registered
 
 SYMBOLS = "AST-base: 12 x 768, without a head. L blocks, D width, M MLP width, N tokens, P patch side."
+
+ARXIV = {  # the papers that methods name, with their numbers at arxiv.org
+    "AAT, 2024": "2401.10544",
+    "BitFit (Ben Zaken et al., 2022)": "2106.10199",
+    "Conformer adapter (Cappellazzo et al., 2024)": "2312.03694",
+    "DoRA (2024)": "2402.09353",
+    "Houlsby et al., 2019": "1902.00751",
+    "LN-tuning (Qi et al., 2022)": "2211.08682",
+    "LoRA (Hu et al., 2022)": "2106.09685",
+    "PETL_AST, 2024": "2312.03694",
+    "Pfeiffer et al., 2021": "2005.00247",
+    "Prefix tuning (Li and Liang, 2021)": "2101.00190",
+    "Soft mixture of adapters (Cappellazzo et al., 2024)": "2402.00828",
+    "VPT-deep (Jia et al., 2022)": "2203.12119",
+    "VPT-shallow (Jia et al., 2022)": "2203.12119",
+    "rsLoRA (2023)": "2312.03732",
+}
 
 
 def overview() -> Overview:
@@ -57,10 +74,16 @@ class Overview(tuple[Method, ...]):
         return rows
 
     def markdown(self) -> str:
-        """The table of the README."""
+        """The table of docs/methods.md; a paper that is at arXiv is a link."""
         lines = ["| `method=` | what is trained | on AST-base | formula | paper |", "|---|---|---:|---|---|"]
         for row in self:
-            cells = (f"`{row.name}`", row.summary, f"{self._count(row.name):,}", f"`{row.parameters}`", row.paper)
+            cells = (
+                f"`{row.name}`",
+                row.summary,
+                f"{self._count(row.name):,}",
+                f"`{row.parameters}`",
+                _linked(row.paper),
+            )
             lines.append(f"| {' | '.join(cells)} |")
         return "\n".join(lines)
 
@@ -79,3 +102,13 @@ class Overview(tuple[Method, ...]):
         with console.capture() as captured:
             console.print(table)
         return captured.get().rstrip()
+
+
+def _linked(papers: str) -> str:
+    """A method's papers, which semicolons part, as links of Markdown. What ARXIV does not have stays as it is."""
+    named = []
+    for paper in papers.split("; "):
+        key = paper.removesuffix(" (baselines)")
+        link = f"[{key}](https://arxiv.org/abs/{ARXIV[key]})" if key in ARXIV else key
+        named.append(link + paper[len(key) :])
+    return "; ".join(named)

@@ -107,7 +107,7 @@ def test_count_takes_options_and_compositions(small_geometry):
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_table_of_the_readme():
+def test_the_command_prints_the_table_of_the_page():
     printed = subprocess.run(
         [sys.executable, "-m", "adapterbank.methods"], capture_output=True, text=True, check=True, timeout=300
     )
