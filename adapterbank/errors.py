@@ -6,6 +6,8 @@ A message says what was got, what was expected, the known names and the next thi
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -118,3 +120,11 @@ class CalibrationWarning(UserWarning):
 
 class UntrainedHeadWarning(UserWarning):
     """A composed task got a new head, which knows nothing before it is trained."""
+
+
+def warn_outside(message: str, kind: type[Warning] = SkippedClipsWarning) -> None:
+    """Warns at the line outside this package that asked for it; torch's decorators between us and it do not count."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("adapterbank.", "torch.")):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, kind, stacklevel=depth)

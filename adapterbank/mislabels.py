@@ -61,13 +61,13 @@ def probable_mislabels(bank: TaskHost, task: str, data: Any, *, batch_size: int 
     """
     owner = bank.task(task)
     found = evaluate_task(bank.backbone, owner, data, batch_size=batch_size)
-    names = owner.labels
+    names, probabilities = owner.labels, owner.probabilities(found.logits)
     if owner.spec.multilabel:
-        doubts = _of_many(found.logits.sigmoid(), found.targets, names)
+        doubts = _of_many(probabilities, found.targets, names)
     else:
         doubts = [
             Mislabel(row, names[given], names[heard], sure, unsure)
-            for row, given, heard, sure, unsure in doubted(found.logits.softmax(dim=1), found.targets)
+            for row, given, heard, sure, unsure in doubted(probabilities, found.targets)
         ]
     return sorted(doubts, key=lambda doubt: doubt.given - doubt.probability)
 

@@ -20,9 +20,7 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,9 +37,9 @@ from adapterbank.errors import (
     AdapterBankError,
     AudioFileError,
     ConfigError,
-    SkippedClipsWarning,
     UnknownNameError,
     WaveformError,
+    warn_outside,
 )
 from adapterbank.numbers import is_whole, plain
 
@@ -363,16 +361,3 @@ def warn_of_skipped(failed: Mapping[int, Exception], total: int, what: str = "cl
     more = f"; and {len(failed) - most} more" if len(failed) > most else ""
     of = f"{len(failed)} of {total} {what}{'s' * (total != 1)}"
     warn_outside(f"{of} {'was' if len(failed) == 1 else 'were'} left out. {reasons}{more}")
-
-
-def warn_outside(message: str) -> None:
-    """A `SkippedClipsWarning` at the line outside this package that asked for the clips."""
-    warnings.warn(message, SkippedClipsWarning, stacklevel=_depth_outside())
-
-
-def _depth_outside() -> int:
-    """How many frames up the caller stands; torch's decorators between us and the caller do not count."""
-    frame, depth = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("adapterbank.", "torch.")):
-        frame, depth = frame.f_back, depth + 1
-    return depth

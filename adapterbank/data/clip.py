@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from adapterbank.audio.suffixes import READABLE_SUFFIXES, UNREADABLE_SUFFIXES
-from adapterbank.errors import ConfigError, DatasetError, SkippedClipsWarning
+from adapterbank.errors import ConfigError, DatasetError, warn_outside
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -80,15 +78,7 @@ class Layout:
         told = f"{root}: {counted(files, root)} {why}."
         if self.on_error == "raise" and not chosen:
             raise DatasetError(f'{told} {advice} Or pass on_error="skip" to read the others without them.')
-        skipped(f"{told} They are left out. {advice}")
-
-
-def skipped(message: str) -> None:
-    """Warns of clips that were left out, at the line outside this package that asked for them."""
-    frame, depth = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("adapterbank."):
-        frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, SkippedClipsWarning, stacklevel=depth)
+        warn_outside(f"{told} They are left out. {advice}")
 
 
 def counted(files: Iterable[Path], root: Path, most: int = 5) -> str:

@@ -14,12 +14,12 @@ from torch.utils.data import Dataset
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.audio.resampling import DEFAULT_KERNEL
 from adapterbank.data.check import DatasetReport, Suspect, check_clips
-from adapterbank.data.clip import Clip, Layout, counted, skipped
+from adapterbank.data.clip import Clip, Layout, counted
 from adapterbank.data.listing import scan
 from adapterbank.data.splits import split_groups
 from adapterbank.data.threads import in_threads
 from adapterbank.data.waveforms import WaveformCache
-from adapterbank.errors import AudioFileError, ConfigError, DatasetError, UnknownNameError
+from adapterbank.errors import AudioFileError, ConfigError, DatasetError, UnknownNameError, warn_outside
 from adapterbank.numbers import is_real, whole
 from adapterbank.text import in_natural_order, nfc
 
@@ -220,7 +220,7 @@ class FolderDataset(Dataset[tuple[Tensor, Target]]):
         if len(failed) == len(self):
             raise DatasetError(f"none of the {len(self)} clips of {self.name} can be read. The first: {reasons}")
         named = counted([file for file, _ in failed], _common(self.files), most=20)
-        skipped(f"{self.name}: {named} of {len(self)} cannot be read and are left out. {reasons}")
+        warn_outside(f"{self.name}: {named} of {len(self)} cannot be read and are left out. {reasons}")
         return self._with(index for index, error in enumerate(errors) if not error)
 
     def _deal(self, fractions: Sequence[float], seed: int) -> tuple[FolderDataset, ...]:

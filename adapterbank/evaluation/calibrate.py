@@ -7,7 +7,6 @@ logits are divided by, mends most of that and never changes which class is the m
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.errors import CalibrationWarning, DatasetError
+from adapterbank.errors import CalibrationWarning, DatasetError, warn_outside
 from adapterbank.evaluation.metrics import classes_of, given
 from adapterbank.evaluation.run import evaluate_task
 from adapterbank.task.calibration import HALF, Calibration
@@ -55,11 +54,10 @@ def fitted(task: Task, logits: Tensor, targets: Tensor) -> Calibration:
     temperature = fit_temperature(logits, targets, multilabel)
     if temperature is None:
         temperature = 1.0
-        warnings.warn(
+        warn_outside(
             f"the {len(logits)} clips tell no temperature for {task.name!r}: on them the task is always right, or its "
             "logits say nothing. It stays 1. Pass more validation clips, none of which it was trained on.",
             CalibrationWarning,
-            stacklevel=4,
         )
     if not multilabel:
         return Calibration(temperature)
@@ -68,11 +66,10 @@ def fitted(task: Task, logits: Tensor, targets: Tensor) -> Calibration:
     kept = [label for label, mine in zip(task.labels, truth.T, strict=True) if mine.all() or not mine.any()]
     if kept:
         names = ", ".join(kept[:8]) + (", …" if len(kept) > 8 else "")
-        warnings.warn(
+        warn_outside(
             f"no clip, or every clip, has {len(kept)} of the {len(task.labels)} labels of {task.name!r}: {names}. "
             "Their thresholds stay 0.5.",
             CalibrationWarning,
-            stacklevel=4,
         )
     return Calibration(temperature, thresholds)
 

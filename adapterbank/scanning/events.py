@@ -5,16 +5,16 @@ Symbols: W windows, C classes of a task.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.errors import ConfigError
 from adapterbank.numbers import is_real
+from adapterbank.task.calibration import HALF, thresholds_of
 
-THRESHOLD = 0.5  # of a multi-label task that has no thresholds of its own
 _SAME = 1e-6  # seconds: times that are equal but for rounding
 
 Threshold = float | Mapping[str, float] | None
@@ -43,30 +43,30 @@ class Track(NamedTuple):
         labels: C, in the order of the probabilities.
         multilabel: several labels, or none, may hold at a time.
         probabilities: (W, C); NaN where a window could not be heard.
-        thresholds: (C,), the task's own; None if it has none.
+        thresholds: C, those of a multi-label task; None: one half for each, as for a task that nobody calibrated.
     """
 
     task: str
     labels: tuple[str, ...]
     multilabel: bool
     probabilities: Tensor
-    thresholds: Tensor | None = None
+    thresholds: Sequence[float] | None = None
 
     def found(self, threshold: Threshold = None) -> Tensor:
         """Which labels hold in which window: (W, C) of bool.
 
-        Of a single-label task it is the likeliest label, if it reaches the threshold; of a multi-label task it is
-        every label that does.
+        Of a single-label task it is the likeliest label, if it exceeds the threshold; of a multi-label task it is
+        every label that does. `predict` uses thresholds in the same way.
 
         Args:
-            threshold: of all labels, or {label: threshold}. None: the task's own; without them 0.5 for a multi-label
-                task, and for a single-label task none, so that its likeliest label always holds.
+            threshold: of all labels, or {label: threshold}. None: of a multi-label task its own; of a single-label
+                task none, so that its likeliest label always holds.
 
         Raises:
             ConfigError: a threshold outside 0 to 1. UnknownNameError: a label that the task does not have.
         """
         scores = self.probabilities
-        above = scores >= self._limits(threshold).to(scores)  # False where a score is NaN
+        above = scores > self._limits(threshold).to(scores)  # False where a score is NaN
         if self.multilabel or not len(scores):
             return above
         top = torch.zeros_like(above)
@@ -74,18 +74,8 @@ class Track(NamedTuple):
 
     def _limits(self, threshold: Threshold) -> Tensor:
         """(C,)"""
-        own = torch.full((len(self.labels),), THRESHOLD if self.multilabel else 0.0)
-        own = own if self.thresholds is None else self.thresholds.clone()
-        if threshold is None:
-            return own
-        given = threshold if isinstance(threshold, Mapping) else dict.fromkeys(self.labels, threshold)
-        for label, limit in given.items():
-            if label not in self.labels:
-                raise UnknownNameError(f"label of {self.task}", label, self.labels)
-            if not is_real(limit) or not 0 <= limit <= 1:
-                raise ConfigError(f"got the threshold {limit!r}, expected a probability from 0 to 1.")
-            own[self.labels.index(label)] = limit
-        return own
+        own = self.thresholds or ((HALF if self.multilabel else 0.0),) * len(self.labels)
+        return torch.tensor(own if threshold is None else thresholds_of(threshold, self.labels, own))
 
 
 def events_of(

@@ -12,11 +12,11 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from adapterbank.audio.clips import check_on_error, warn_outside
+from adapterbank.audio.clips import check_on_error
 from adapterbank.audio.mel import LOUDEST, SAMPLE_RATE
 from adapterbank.audio.stream import Recording, open_recording
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.errors import AudioFileError, WaveformError
+from adapterbank.errors import AudioFileError, WaveformError, warn_outside
 from adapterbank.numbers import whole
 from adapterbank.routing.run import ask_mels, check_asked
 from adapterbank.scanning.events import Track
@@ -128,7 +128,13 @@ class _Answers:
     def tracks(self) -> dict[str, Track]:
         """Of each task."""
         return {
-            task.name: Track(task.name, task.labels, task.spec.multilabel, torch.cat(self.found[task.name]))
+            task.name: Track(
+                task.name,
+                task.labels,
+                task.spec.multilabel,
+                torch.cat(self.found[task.name]),
+                task.thresholds if task.spec.multilabel else None,
+            )
             for task in self.tasks
         }
 

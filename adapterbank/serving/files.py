@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from adapterbank.audio.clips import one_clip, read_clips
-from adapterbank.audio.suffixes import READABLE_SUFFIXES, UNREADABLE_SUFFIXES
+from adapterbank.audio.suffixes import READABLE_SUFFIXES
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.errors import AdapterBankError, AudioFileError, ConfigError, DatasetError, WaveformError
-from adapterbank.numbers import is_whole
+from adapterbank.data.clip import is_audio, is_foreign_audio
+from adapterbank.errors import AdapterBankError, AudioFileError, DatasetError, WaveformError
+from adapterbank.numbers import whole
 from adapterbank.routing.run import ask
 from adapterbank.task.task import Prediction, Task
 
@@ -100,7 +101,7 @@ def _recordings(folder: Path) -> list[Path]:
         for parent, folders, names in os.walk(folder, followlinks=True)
         if not _hidden(Path(parent), folder)
         for name in names
-        if not name.startswith(".") and _is_recording(name)
+        if _is_recording(name)
     )
     if not found:
         raise DatasetError(f"{folder} holds no audio; expected {', '.join(sorted(READABLE_SUFFIXES))} in it or below.")
@@ -124,7 +125,7 @@ def _matching(pattern: str) -> list[Path]:
 
 
 def _is_recording(name: str) -> bool:
-    return Path(name).suffix.lower() in READABLE_SUFFIXES | UNREADABLE_SUFFIXES
+    return is_audio(name) or is_foreign_audio(name)
 
 
 def answer_files(
@@ -174,8 +175,7 @@ def over_files(
         ConfigError: `batch_size` or `threads` below 1.
     """
     for name, value in (("batch_size", batch_size), ("threads", threads)):
-        if not is_whole(value) or value < 1:
-            raise ConfigError(f"got {name}={value!r}, expected a positive integer.")
+        whole(name, value)
     with closing(_read_ahead(files, threads, batch_size)) as read:
         while batch := list(islice(read, batch_size)):
             clips = [clip for _, clip in batch if isinstance(clip, Tensor)]

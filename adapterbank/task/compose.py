@@ -5,13 +5,19 @@ AAT (section 3.3) trains two methods together from the start; here they are put 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from adapterbank import methods
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.errors import CompositionError, ConfigError, LabelsError, UnknownNameError, UntrainedHeadWarning
+from adapterbank.errors import (
+    CompositionError,
+    ConfigError,
+    LabelsError,
+    UnknownNameError,
+    UntrainedHeadWarning,
+    warn_outside,
+)
 from adapterbank.task.task import Task, TaskSpec
 
 HOWS = ("joint",)
@@ -82,11 +88,10 @@ def compose(
     if head is not None:
         composed.head.load_state_dict(head.head.state_dict())
     else:
-        warnings.warn(
+        warn_outside(
             f"the head of {name!r} is new and untrained, so that what it answers means nothing yet: call "
             f"fit(bank, {name!r}, train_data), or compose with head_from={names[0]!r} to copy a trained one.",
             UntrainedHeadWarning,
-            stacklevel=3,
         )
     return composed
 

@@ -8,6 +8,7 @@ from typing import Any
 from adapterbank import methods
 from adapterbank.data import catalog
 from adapterbank.errors import ConfigError
+from adapterbank.numbers import plain
 from adapterbank.task.task import TaskSpec
 
 
@@ -52,7 +53,7 @@ def describe(
         name=name,
         method=method,
         labels=catalog.labels_of(name, labels, num_classes),
-        options={key: _listed(value) for key, value in options.items()},
+        options={key: _for_json(value) for key, value in options.items()},
         multilabel=bool(multilabel),
         head=own["head"] if head is None else head,
         pooling=own["pooling"] if pooling is None else pooling,
@@ -61,6 +62,13 @@ def describe(
     )
 
 
-def _listed(value: Any) -> Any:
-    """Sets and ranges as lists, which a task's file can hold."""
-    return sorted(value) if isinstance(value, (set, frozenset)) else list(value) if isinstance(value, range) else value
+def _for_json(value: Any) -> Any:
+    """An option as what a task's file can hold: sets, ranges and arrays as lists, numbers of NumPy as Python's own."""
+    value = plain(value)
+    if isinstance(value, Mapping):
+        return {key: _for_json(entry) for key, entry in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(_for_json, value))
+    if isinstance(value, (list, range)) or hasattr(value, "tolist"):
+        return [_for_json(entry) for entry in value]
+    return tuple(map(_for_json, value)) if type(value) is tuple else value

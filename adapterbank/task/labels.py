@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adapterbank.errors import LabelsError, UnknownNameError
 from adapterbank.numbers import plain
+from adapterbank.text import nfc
 
 _TOLERANCE = 1e-3  # of the sum of a row of shares, which may be in half precision
 
@@ -109,6 +110,7 @@ class _Classes:
     def __init__(self, names: Sequence[str], task: str, soft: bool):
         self.names, self.task, self.soft = tuple(names), task, soft
         self.index_of = {name: index for index, name in enumerate(self.names)}
+        self.index_in_nfc = {nfc(name): index for index, name in enumerate(self.names)}
 
     def one(self, label: Any) -> int | Tensor:
         """The class of a clip that has one: its index, or a row (C,) of shares."""
@@ -149,6 +151,8 @@ class _Classes:
         if isinstance(label, str):
             if label in self.index_of:
                 return self.index_of[label]
+            if (found := self.index_in_nfc.get(nfc(label))) is not None:
+                return found
         elif isinstance(label, int) and not isinstance(label, bool):
             if self.index_of.get(str(label), label) != label:
                 raise LabelsError(

@@ -7,11 +7,10 @@ rates of the methods stand in their registrations; how they were found is in doc
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 from adapterbank import methods
-from adapterbank.errors import MethodDefaultsWarning
+from adapterbank.errors import MethodDefaultsWarning, warn_outside
 from adapterbank.methods.parts.training import UNKNOWN, TrainingDefaults
 from adapterbank.task.task import Task
 from adapterbank.training.augment import MAX_TIME_SHARE
@@ -58,11 +57,10 @@ def resolved(options: Options, task: Task, clips: int, room: int | None = None) 
     """
     own = training_defaults(task.method)
     if options.lr is None and any(part.training is None for part in methods.parse(task.method)):
-        warnings.warn(
+        warn_outside(
             f"the method {task.method!r} registers no training defaults, so {task.name!r} is trained with "
             f"lr={own.lr:g}. Pass lr=... to fit, or training=TrainingDefaults(lr=...) where the method is registered.",
             MethodDefaultsWarning,
-            stacklevel=2,
         )
     batch_size, accumulate = options.batch_size or _batch_size(clips), options.accumulate
     if options.batch_size is None and room is not None:

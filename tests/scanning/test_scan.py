@@ -17,6 +17,7 @@ from adapterbank.errors import (
     UnknownNameError,
     WaveformError,
 )
+from adapterbank.task.calibration import Calibration
 
 
 def by_hand(bank, wave, task, scan):
@@ -190,3 +191,13 @@ def test_memory_does_not_grow_with_the_recording(small_bank):
     assert len(alive) == 6
     assert long < short + 2**20
     assert long_tensors < short_tensors + 2**21
+
+
+def test_a_calibrated_task_names_in_a_scan_the_labels_that_predict_names(small_bank):
+    task = small_bank.add_task("sounds", "lora", num_classes=3, multilabel=True, clip_seconds=1.0)
+    wave = 0.1 * torch.randn(16_000)
+    probabilities = small_bank.scan(wave, "sounds", progress=False).probabilities("sounds")[0].tolist()
+    task.calibration = Calibration(1.0, tuple(p + d for p, d in zip(probabilities, (0.05, -0.05, -0.05), strict=True)))
+    (said,) = small_bank.predict([wave], "sounds")
+    scanned = [event.label for event in small_bank.scan(wave, "sounds", progress=False).events()]
+    assert set(said.present) == set(scanned) == set(task.labels[1:])

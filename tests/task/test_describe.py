@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
+from adapterbank.bank import AdapterBank
 from adapterbank.data import catalog
 from adapterbank.task.describe import describe
 
@@ -41,3 +44,15 @@ def test_head_and_pooling_are_those_of_the_method_unless_they_are_named(method, 
     assert (spec.head, spec.pooling) == own
     spec = describe("new", method, num_classes=2, head="ln_linear", pooling="mean", options={})
     assert (spec.head, spec.pooling) == ("ln_linear", "mean")
+
+
+def test_options_from_numpy_and_torch_are_stored_as_the_numbers_that_they_are(small_bank, tmp_path):
+    task = small_bank.add_task(
+        "new", "lora", num_classes=2, rank=np.int64(2), alpha=np.float32(4), layers=np.array([1])
+    )
+    same = small_bank.add_task("same", "lora", num_classes=2, rank=2, alpha=4.0, layers=[1])
+    assert task.spec.options == same.spec.options
+    prompt = {"tokens": torch.tensor(3)}
+    assert small_bank.add_task("both", "lora+prompt", num_classes=2, prompt=prompt).spec.to_json()
+    small_bank.save(tmp_path / "bank")
+    assert AdapterBank.load(tmp_path / "bank", small_bank.backbone).task("new").spec == task.spec

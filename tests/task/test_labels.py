@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 import torch
@@ -125,3 +127,13 @@ def test_a_list_of_zeros_and_ones_is_never_read_as_class_indices(small_backbone)
         [0, 1, 1, 0],
         [1, 1, 0, 0],
     ]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_an_accent_may_be_written_in_either_form_of_unicode(form, multilabel, small_backbone):
+    classes = (unicodedata.normalize(form, "café"), "bar")
+    task = Task(TaskSpec("a", "head", classes, multilabel=multilabel), small_backbone)
+    composed, decomposed = (unicodedata.normalize(other, "café") for other in ("NFC", "NFD"))
+    assert composed != decomposed
+    assert torch.equal(task.targets([composed, "bar"]), task.targets([decomposed, "bar"]))
