@@ -46,7 +46,9 @@ class UnknownNameError(AdapterBankError, LookupError):
         near = difflib.get_close_matches(str(name), known, n=1)
         guess = f" Did you mean {near[0]!r}?" if near else ""
         tail = f" {hint}" if hint else ""
-        super().__init__(f"unknown {kind} {name!r}.{guess} Known: {', '.join(known) or 'none yet'}.{tail}")
+        shown = repr(name)  # of a data set that was passed as a task it would fill screens
+        shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
+        super().__init__(f"unknown {kind} {shown}.{guess} Known: {', '.join(known) or 'none yet'}.{tail}")
         self._made_of = (kind, name, known, hint)
 
     def __reduce__(self) -> tuple[Any, ...]:

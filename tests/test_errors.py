@@ -28,3 +28,7 @@ def test_a_script_ends_with_the_message_and_no_traceback():
     assert ended.value.code == "UnknownNameError: unknown task 'birdz'. Did you mean 'birds'? Known: birds."
     with pytest.raises(ZeroDivisionError), exit_on_error():
         _ = 1 / 0
+
+
+def test_what_was_asked_for_is_shown_up_to_a_length():
+    assert len(str(UnknownNameError("task", ["x" * 10_000], ["a"]))) < 300

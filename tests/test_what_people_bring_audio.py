@@ -251,3 +251,8 @@ def test_a_folder_is_resampled_as_it_is_asked_to_be(tmp_path: Path) -> None:
     assert not torch.equal(read_audio(file, resampling="hann"), read_audio(file))
     with pytest.raises(UnknownNameError, match="unknown resampling 'soxr'. Did you mean 'sox'"):
         load_folder(tmp_path, resampling="soxr")
+
+
+def test_a_name_that_no_file_can_have_is_refused_as_one() -> None:
+    with pytest.raises(AudioFileError, match=r"cannot be the name of a file \(File name too long\)"):
+        read_audio("a" * 5_000 + ".wav")

@@ -101,7 +101,11 @@ def open_checked(path: str | PathLike[str]) -> Iterator[soundfile.SoundFile]:
 def existing(path: str | PathLike[str]) -> Path:
     """A file that is there and not empty. Raises AudioFileError."""
     file = Path(path)
-    if not file.is_file():
+    try:
+        there = file.is_file()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds what no name can hold
+        raise AudioFileError(f"{str(file)[:80]!r} cannot be the name of a file ({error.args[-1]}).") from error
+    if not there:
         what = "is a folder" if file.is_dir() else "does not exist"
         raise AudioFileError(f"{file} {what}; expected an audio file. Check the path, relative to {Path.cwd()}.")
     if file.stat().st_size == 0:

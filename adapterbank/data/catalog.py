@@ -215,4 +215,4 @@ def _in_order(labels: Any) -> tuple[str, ...]:
         labels = [name_of[index] for index in range(len(labels))]
     if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
         raise LabelsError(f"got {labels!r} as labels, expected a list of class names.")
-    return tuple(nfc(label) if isinstance(label, str) else label for label in labels)
+    return tuple(nfc(str(label)) if isinstance(label, str) else label for label in labels)  # str: also of NumPy's

@@ -286,8 +286,8 @@ def load_folder(
         path: the folder or the table.
         split, folds: keep only these clips, see `FolderDataset.subset`.
         multilabel: whether labels are sets; None: they are if a clip of the table has several. In a table these are
-            separated by ";" or "|", or by "," if the column is called by a plural such as `labels`, or if each part is
-            a label of other clips.
+            separated by ";" or "|", by "," if the column is called by a plural such as `labels`, or by ",", "+", "&" or
+            "/" if each part is a label of other clips.
         label_separator: what separates several labels of one clip, if it is none of these.
         recursive: True: clips in folders inside a class folder belong to the class, and the folder is their group, such
             as a speaker, which no split divides. False: they are left out, with a warning. None: they are an error.

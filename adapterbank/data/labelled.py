@@ -15,6 +15,7 @@ from adapterbank.errors import DatasetError
 from adapterbank.text import nfc
 
 SEPARATOR = ";"  # between several groups of one clip
+ON_EVIDENCE = (",", "+", "&", "/")  # between labels of one clip, if each part is the label of other clips
 
 
 def clips_of(files: Sequence[tuple[Path, str]], root: Path, layout: Layout) -> tuple[list[Clip], bool]:
@@ -106,9 +107,9 @@ def _without(
 class _Labels:
     """How the labels of one clip stand in a table's cells.
 
-    Several are separated by the separator that the caller names, by ";" or "|" wherever one occurs, or by "," if the
-    column is called by a plural (`labels`: FSD50K, FSDKaggle2019), or if every part of such a cell is a label of other
-    clips as well. A list of Python or JSON, `["dog", "cat"]`, holds several too.
+    Several are separated by the separator that the caller names, by ";" or "|" wherever one occurs, by "," if the
+    column is called by a plural (`labels`: FSD50K, FSDKaggle2019), or by one of `ON_EVIDENCE` if every part of such
+    cells is a label of other clips as well. A list of Python or JSON, `["dog", "cat"]`, holds several too.
 
     Attributes:
         several: whether a clip of the table has several labels.
@@ -152,14 +153,15 @@ class _Labels:
         for separator in (";", "|"):
             if any(separator in cell for cell in self.texts):
                 return separator
-        with_commas = [cell for cell in self.texts if "," in cell]
-        if not with_commas:
-            return None
-        if asked or column.strip().lower() in PLURAL:
+        if (asked or column.strip().lower() in PLURAL) and any("," in cell for cell in self.texts):
             return ","
-        alone = {cell for cell in self.texts if "," not in cell}
-        parts = {part.strip() for cell in with_commas for part in cell.split(",")}
-        return "," if parts <= alone else None
+        return next((separator for separator in ON_EVIDENCE if self._splits_into_labels(separator)), None)
+
+    def _splits_into_labels(self, separator: str) -> bool:
+        """Whether cells hold it, and each part of them is a label of other clips."""
+        joined = [cell for cell in self.texts if separator in cell]
+        alone = {cell for cell in self.texts if separator not in cell}
+        return bool(joined) and {part.strip() for cell in joined for part in cell.split(separator)} <= alone
 
 
 def _listed(cell: Cell) -> tuple[str, ...] | None:

@@ -32,6 +32,7 @@ from adapterbank.audio.clips import about, check_on_error, one_clip, warn_of_ski
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.audio.resampling import resample_clip
 from adapterbank.audio.rows import audio_key, is_array, is_map_style, is_number, items, split_item, unbatched
+from adapterbank.data.clip import SPLITS
 from adapterbank.data.folder import FolderDataset
 from adapterbank.errors import AdapterBankError, DatasetError, LabelsError
 from adapterbank.numbers import plain
@@ -150,7 +151,8 @@ _ACCEPTED = "pairs of a clip and a label, a datasets.Dataset, a DataLoader or {p
 
 def _refuse_splits(data: Mapping[Any, Any]) -> None:
     first = next(iter(data.values()), None)
-    if isinstance(first, Dataset) or hasattr(first, "column_names"):
+    named = all(isinstance(name, str) and name.lower() in SPLITS for name in data) and not isinstance(first, str)
+    if isinstance(first, Dataset) or hasattr(first, "column_names") or named:
         raise DatasetError(
             f"got a dict of data sets ({', '.join(map(str, data))}), expected one of them, such as "
             f"data[{next(iter(data))!r}]."

@@ -115,7 +115,8 @@ def _columns(file: Path) -> dict[str, str]:
 
 
 def _found(header: Sequence[str]) -> dict[str, str]:
-    by_name = {name.strip().lower(): name for name in reversed(header)}  # reversed: of two equal names the first counts
+    # "File Name" and "file-name" are file_name. Reversed: of two equal names the first counts.
+    by_name = {re.sub(r"[\s-]+", "_", name.strip().lower()): name for name in reversed(header)}
     return {
         kind: next(by_name[name] for name in names if name in by_name)
         for kind, names in COLUMNS.items()
@@ -241,7 +242,7 @@ def _json_rows(file: Path, columns: dict[str, str]) -> Iterator[tuple[int, dict[
 
 
 def _cell(value: Any, where: str) -> Cell:
-    if isinstance(value, list):
+    if isinstance(value, list) and not any(isinstance(entry, list) for entry in value):
         return tuple(str(_cell(entry, where)) for entry in value)
     if value is None:
         return ""

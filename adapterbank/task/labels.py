@@ -43,12 +43,15 @@ def relabelled(labels: Sequence[str], new_names: Mapping[str, str]) -> tuple[str
     """
     if not isinstance(new_names, Mapping) or not new_names:
         raise LabelsError(f"got {new_names!r}, expected a dict of new names: {{'old name': 'new name'}}.")
+    today = {nfc(label): label for label in labels}
+    renamed: dict[str, str] = {}
     for old, new in new_names.items():
-        if old not in labels:
+        if not isinstance(old, str) or nfc(old) not in today:
             raise UnknownNameError("label", str(old), labels, "Pass {name of today: new name}.")
         if not isinstance(new, str) or not new:
             raise LabelsError(f"got {new!r} as the new name of {old!r}, expected a non-empty string.")
-    found = tuple(new_names.get(label, label) for label in labels)
+        renamed[old if old in labels else today[nfc(old)]] = nfc(new)
+    found = tuple(renamed.get(label, label) for label in labels)
     for index, label in enumerate(found):
         if label in found[:index]:
             merged = [old for old, new in zip(labels, found, strict=True) if new == label]
@@ -164,7 +167,7 @@ class _Classes:
                 return label
         known = ", ".join(self.names[:12]) + (", …" if len(self.names) > 12 else "")
         raise LabelsError(
-            f"the data has the label {label!r}, which the task {self.task!r} with {len(self.names)} classes "
+            f"the data has the label {_shown(label)}, which the task {self.task!r} with {len(self.names)} classes "
             f"does not have. Known: {known}. Pass labels=... to add_task."
         )
 

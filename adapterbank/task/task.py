@@ -99,6 +99,8 @@ class TaskSpec:
             if part not in parts:
                 raise UnknownNameError(f"part of {self.method}", part, parts)
         check_labels(self.labels)
+        if not isinstance(self.multilabel, bool):
+            raise ConfigError(f"got multilabel={self.multilabel!r}, expected True or False.")
         if self.head not in HEADS:
             raise UnknownNameError("head", self.head, HEADS)
         if self.pooling not in POOLINGS:

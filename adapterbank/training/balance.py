@@ -12,6 +12,7 @@ from adapterbank.data.pairs import Pairs
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.numbers import is_real
 from adapterbank.task.task import Task
+from adapterbank.text import nfc
 
 SAMPLERS = ("shuffled", "balanced")
 ClassWeights = str | Mapping[str, float] | Sequence[float] | None
@@ -69,10 +70,13 @@ def class_weights(task: Task, given: ClassWeights, labels: Sequence[Any] = ()) -
         usable = (counts > 0) & (balanced > 0)
         return torch.where(usable, balanced, torch.ones(()))
     if isinstance(given, Mapping):
-        for name in given:
-            if name not in classes:
+        in_nfc = {nfc(name): index for index, name in enumerate(classes)}
+        weights = torch.ones(len(classes))
+        for name, weight in given.items():
+            if name not in classes and nfc(name) not in in_nfc:
                 raise UnknownNameError(f"class of {task.name!r} in class_weights", name, classes)
-        return torch.tensor([given.get(name, 1.0) for name in classes])
+            weights[classes.index(name) if name in classes else in_nfc[nfc(name)]] = weight
+        return weights
     if len(given) != len(classes):
         raise ConfigError(
             f"got {len(given)} class_weights for the {len(classes)} classes of {task.name!r}, expected one per class "

@@ -206,6 +206,13 @@ class BaseCallback:
         """Nothing."""
 
 
+def listed(callbacks: object) -> Sequence[Callback]:
+    """`callbacks` itself. Raises ConfigError if it is no list, such as one callback alone."""
+    if not isinstance(callbacks, Sequence):
+        raise ConfigError(f"got callbacks={callbacks!r}, expected a list of callbacks: callbacks=[...].")
+    return callbacks
+
+
 class Callbacks:
     """Several callbacks, called as one.
 
@@ -214,9 +221,7 @@ class Callbacks:
     """
 
     def __init__(self, callbacks: Sequence[Callback]):
-        if not isinstance(callbacks, Sequence):
-            raise ConfigError(f"got callbacks={callbacks!r}, expected a list of callbacks.")
-        for each in callbacks:
+        for each in listed(callbacks):
             if not isinstance(each, Callback) or isinstance(each, type):
                 raise ConfigError(
                     f"got the callback {each!r}, expected an object with on_start, on_step, on_epoch, on_end and "

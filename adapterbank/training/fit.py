@@ -12,7 +12,7 @@ from adapterbank.bank import AdapterBank
 from adapterbank.errors import UnknownNameError
 from adapterbank.guesses import hint_of
 from adapterbank.task.task import Task
-from adapterbank.training.callbacks import Callback, EpochHook, OnEpoch
+from adapterbank.training.callbacks import Callback, EpochHook, OnEpoch, listed
 from adapterbank.training.feed import as_dataset
 from adapterbank.training.history import History
 from adapterbank.training.meter import Meter
@@ -53,8 +53,8 @@ def fit(
     """
     chosen = options_of_fit(options)
     owner = bank.task(task)
+    hooks = [*listed(callbacks), *([] if on_epoch is None else [OnEpoch(on_epoch)])]
     data = as_dataset(train, owner)
-    hooks = [*callbacks, *([] if on_epoch is None else [OnEpoch(on_epoch)])]
     running: list[Trainer] = []
     with undone_on_error([owner], running):
         with Meter(bank.backbone.device) as meter, progress_bar(progress) as bar:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,7 +13,7 @@ from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.kernels import training_precision
 from adapterbank.backbone.precision import dtype_of
 from adapterbank.errors import ConfigError, UnknownNameError
-from adapterbank.numbers import plain
+from adapterbank.numbers import is_real, is_whole, plain, whole
 from adapterbank.training.augment import check_masks, check_waveform_changes
 from adapterbank.training.averaging import check_average
 from adapterbank.training.balance import SAMPLERS, ClassWeights, check_class_weights
@@ -206,16 +205,23 @@ class Options:
             raise UnknownNameError("order", self.order, ORDERS)
         for name in ("epochs", "batch_size", "steps", "cache_bytes", "accumulate"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if value is not None and not is_whole(value):
                 raise ConfigError(f"got {name}={value!r}, expected a positive integer.")
-        if self.patience is not None and (not isinstance(self.patience, int) or self.patience < 0):
+        for name, most in (("seed", 2**63 - 1), ("workers", None)):
+            whole(name, getattr(self, name), least=0, most=most)
+        if not isinstance(self.head_start, bool):
+            raise ConfigError(f"got head_start={self.head_start!r}, expected True or False.")
+        if self.patience is not None and not is_whole(self.patience, 0):
             raise ConfigError(f"got patience={self.patience!r}, expected a number of steps, or 0 for never.")
+        if not isinstance(self.milestones, Sequence) or not all(is_whole(plain(epoch), 0) for epoch in self.milestones):
+            raise ConfigError(f"got milestones={self.milestones!r}, expected epochs, counted from 0, such as (5, 10).")
         if self.mask_with not in MASK_VALUES:
             raise UnknownNameError("mask_with", self.mask_with, MASK_VALUES)
         for name in ("lr", "weight_decay", "warmup", "gamma", "clip_grad", "crop_seconds"):
             value = getattr(self, name)
-            number = isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
-            if not number and not (value is None and name in ("lr", "weight_decay", "crop_seconds")):
+            if not (is_real(value) and value >= 0) and not (
+                value is None and name in ("lr", "weight_decay", "crop_seconds")
+            ):
                 raise ConfigError(f"got {name}={value!r}, expected a number from 0 up.")
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"got lr={self.lr!r}, expected a positive number such as 1e-3.")

@@ -235,3 +235,9 @@ def test_what_cannot_be_read_is_left_out_and_written_down(waves):
     assert list(failed) == [1, 2]
     with pytest.raises(OSError, match="disk"):
         list(read_pairs(data))
+
+
+def test_a_dict_of_lists_by_split_is_no_data_set():
+    pairs = [(torch.zeros(16_000), "a"), (torch.zeros(16_000), "b")]
+    with pytest.raises(DatasetError, match=r"got a dict of data sets \(train, test\), expected one of them"):
+        pairs_of({"train": pairs, "test": pairs})

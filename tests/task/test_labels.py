@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from adapterbank.errors import LabelsError
+from adapterbank.errors import ConfigError, LabelsError
 from adapterbank.task.task import Task, TaskSpec
+from adapterbank.training.balance import class_weights
 
 SPEC = {"name": "notes", "method": "aat_ms", "labels": ("a", "b", "c")}
 
@@ -137,3 +138,24 @@ def test_an_accent_may_be_written_in_either_form_of_unicode(form, multilabel, sm
     composed, decomposed = (unicodedata.normalize(other, "café") for other in ("NFC", "NFD"))
     assert composed != decomposed
     assert torch.equal(task.targets([composed, "bar"]), task.targets([decomposed, "bar"]))
+
+
+COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(("known", "given"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_a_class_weight_finds_its_class_in_both_forms_of_unicode(known, given, small_backbone):
+    spec = SPEC | {"labels": ("tea", known)}
+    assert class_weights(Task(TaskSpec(**spec), small_backbone), {given: 3.0}).tolist() == [1, 3]
+
+
+def test_a_message_shows_the_beginning_of_a_long_label(small_backbone):
+    with pytest.raises(LabelsError) as caught:
+        Task(TaskSpec(**SPEC), small_backbone).targets(["x" * 10_000])
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_multilabel_is_true_or_false(value):
+    with pytest.raises(ConfigError, match=r"got multilabel=.*, expected True or False"):
+        TaskSpec(**SPEC, multilabel=value)

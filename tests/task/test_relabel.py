@@ -58,3 +58,11 @@ def test_new_names_survive_saving_also_of_a_task_that_was_not_opened(small_backb
     bank.relabel("pets", {"cat": "lynx"})
     bank.save(tmp_path)
     assert AdapterBank.load(tmp_path, small_backbone).task("pets").labels == ("dog", "lynx")
+
+
+def test_a_new_name_that_only_looks_different_is_refused(small_bank):
+    with pytest.raises(LabelsError, match="would both be called"):
+        small_bank.relabel("tones", {"0": "caf\u00e9", "1": "cafe\u0301"})
+    small_bank.relabel("tones", {"0": "cafe\u0301"})
+    small_bank.relabel("tones", {"caf\u00e9": "hound"})
+    assert "hound" in small_bank.task("tones").labels

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from adapterbank.errors import UnknownNameError
+from adapterbank import fit
+from adapterbank.errors import ConfigError, UnknownNameError
+from adapterbank.training.callbacks import BaseCallback
 from adapterbank.training.fit import options_of_fit
 from adapterbank.training.options import in_precision
 
@@ -51,3 +53,22 @@ def test_numbers_of_numpy_and_torch_are_numbers(name, value):
 def test_words_from_elsewhere_are_told_what_they_are_called_here(word, ours):
     with pytest.raises(UnknownNameError, match=f"unknown option of fit '{word}'.* That is {ours}, an option of fit"):
         options_of_fit({word: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("lr", True), ("epochs", True), ("batch_size", True), ("patience", True), ("warmup", False)),
+        *(("seed", "a"), ("seed", -1), ("seed", 2**70), ("seed", 1.0), ("workers", "2"), ("workers", -1)),
+        *(("milestones", 5), ("milestones", (1, "2")), ("milestones", (-1,)), ("head_start", "no")),
+    ],
+)
+def test_what_is_no_number_or_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=f"got {name}="):
+        options_of_fit({name: value})
+
+
+@pytest.mark.parametrize("callbacks", [5, BaseCallback()])
+def test_callbacks_that_are_no_list_are_refused(callbacks, small_bank, labelled_clips):
+    with pytest.raises(ConfigError, match=r"expected a list of callbacks: callbacks=\[...\]"):
+        fit(small_bank, "tones", labelled_clips, callbacks=callbacks)
