@@ -256,3 +256,37 @@ def test_a_folder_is_resampled_as_it_is_asked_to_be(tmp_path: Path) -> None:
 def test_a_name_that_no_file_can_have_is_refused_as_one() -> None:
     with pytest.raises(AudioFileError, match=r"cannot be the name of a file \(File name too long\)"):
         read_audio("a" * 5_000 + ".wav")
+
+
+@pytest.mark.parametrize(
+    "format", ["WAV", "AIFF", "W64", "NIST", "VOC", "SVX", "PVF", "PAF", "CAF", "AU", "FLAC", "OGG"]
+)
+@pytest.mark.parametrize("before", [b"", id3(300)])
+def test_a_tag_behind_the_sound_is_not_heard(tmp_path: Path, format: str, before: bytes) -> None:
+    file = written(tmp_path / "x", format)
+    expected = reference(file)
+    file.write_bytes(before + file.read_bytes() + b"TAG" + b"title".ljust(125, b" "))
+    assert torch.equal(read_audio(file), expected)
+
+
+@pytest.mark.parametrize("share", [0.55, 0.8])
+def test_a_recorder_that_died_soon_after_a_length_is_refused_too(tmp_path: Path, share: float) -> None:
+    file = written(tmp_path / "x.wav", "WAV", "PCM_16")
+    size = int(share * RATE) * 2
+    file.write_bytes(header_of_a_dead_recorder(file.read_bytes(), size + 36, size))
+    with pytest.raises(AudioFileError, match=f"holds {size} bytes of sound, but {2 * RATE - size} bytes more"):
+        read_audio(file)
+
+
+def test_a_few_stray_bytes_behind_the_sound_cost_nothing(tmp_path: Path) -> None:
+    file = written(tmp_path / "x.wav", "WAV", "PCM_16")
+    expected = reference(file)
+    file.write_bytes(file.read_bytes() + b"\xff\x01written by a plug-in")
+    assert torch.equal(read_audio(file), expected)
+
+
+def test_ogg_streams_one_after_another_are_refused_as_more_than_one(tmp_path: Path) -> None:
+    file = written(tmp_path / "x.ogg", "OGG")
+    file.write_bytes(file.read_bytes() * 2)
+    with pytest.raises(AudioFileError, match="one Ogg stream after another.*ffmpeg"):
+        read_audio(file)

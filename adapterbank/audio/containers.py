@@ -31,6 +31,10 @@ AGAIN = "Copy or download the file again, or re-encode it."
 # a number just below or at 2 GiB; from this number on a length says nothing.
 _OPEN_LENGTH = 0x7FFF_F000
 _ALL_ONES = 0xFFFF_FFFF
+_ID3V1 = 128  # bytes of such a tag
+# Of these libsndfile takes whatever stands behind the sound for sound.
+_TO_THE_END = rb"riff\x2e\x91\xcf\x11|NIST_1A|Creative Voice|FORM....(8SVX|16SV)|2BIT|ALawSound| paf|fap |PVF1|\x64\xa3"
+_STRAY = 4_096  # bytes behind the sound, of no known kind, that some programs leave there
 _SEARCHED = 65_536  # bytes in which a sound file behind something unknown is looked for
 _TAG = re.compile(rb"TAG|ID3|APETAGEX|LYRICSBEGIN|\0{16}")  # what tools append behind a sound file
 # What a sound file starts with, strict enough not to be met by chance.
@@ -48,11 +52,15 @@ class View(io.RawIOBase):
         handle: the file.
         start: its byte that the view counts as 0.
         patches: what is read in place of the file's own bytes, by their position in the view.
+        end: the byte of the file at which the view ends; None for the file's end.
     """
 
-    def __init__(self, handle: BinaryIO, start: int = 0, patches: Mapping[int, bytes] | None = None):
+    def __init__(
+        self, handle: BinaryIO, start: int = 0, patches: Mapping[int, bytes] | None = None, end: int | None = None
+    ):
         super().__init__()
         self._handle, self._start, self._patches = handle, start, dict(patches or {})
+        self._end = handle.seek(0, io.SEEK_END) if end is None else end
         self.seek(0)
 
     def readable(self) -> bool:
@@ -65,13 +73,16 @@ class View(io.RawIOBase):
         return self._handle.tell() - self._start
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._handle.seek(offset + self._start if whence == io.SEEK_SET else offset, whence)
+        if whence != io.SEEK_CUR:
+            offset += self._start if whence == io.SEEK_SET else self._end
+            whence = io.SEEK_SET
+        self._handle.seek(offset, whence)
         return self.tell()
 
     def readinto(self, buffer: object) -> int:
         into = memoryview(buffer).cast("B")  # type: ignore[arg-type]
         first = self.tell()
-        content = bytearray(self._handle.read(len(into)))
+        content = bytearray(self._handle.read(max(0, min(len(into), self._end - self._start - first))))
         for position, patch in self._patches.items():
             for place, byte in enumerate(patch, position - first):
                 if 0 <= place < len(content):
@@ -92,14 +103,15 @@ def checked(file: Path, handle: BinaryIO) -> BinaryIO:
     start = _first_byte(file, handle)
     # soundfile asks for the sample rate of what is named .raw, whatever it holds; a view has no name.
     nameless = file.suffix.lower() == ".raw"
-    source: BinaryIO = View(handle, start) if start or nameless else handle  # type: ignore[assignment]
+    end = _last_byte(handle, start)
+    source: BinaryIO = View(handle, start, end=end) if start or nameless or end else handle  # type: ignore[assignment]
     total = source.seek(0, io.SEEK_END)
     source.seek(0)
     magic = source.read(64)
     check = next((check for kind, check in _CHECKS.items() if re.match(kind, magic, re.DOTALL)), None)
     patches = check(_Opened(file, source, total)) if check else {}
     if patches:
-        source = View(handle, start, patches)  # type: ignore[assignment]
+        source = View(handle, start, patches, end)  # type: ignore[assignment]
     source.seek(0)
     return source
 
@@ -139,6 +151,16 @@ def _first_byte(file: Path, handle: BinaryIO) -> int:
         return start + found.end()
     found = _START.search(head)
     return start + found.start() if found else start
+
+
+def _last_byte(handle: BinaryIO, start: int) -> int | None:
+    """Where the sound file ends, if an ID3v1 tag stands behind one that libsndfile reads to the end; else None."""
+    total = handle.seek(0, io.SEEK_END)
+    handle.seek(start)
+    if total - start < _ID3V1 or not re.match(_TO_THE_END, handle.read(64), re.DOTALL):
+        return None
+    handle.seek(total - _ID3V1)
+    return total - _ID3V1 if handle.read(3) == b"TAG" else None
 
 
 class _Opened(NamedTuple):
@@ -247,12 +269,17 @@ class _Chunks(NamedTuple):
         return True
 
     def _check_rest(self, opened: _Opened, position: int, size: int) -> None:
-        """Raises AudioFileError: behind the sound stands more than it, and it is neither chunks nor tags.
+        """Raises AudioFileError: behind the sound stands much more, and it is neither chunks nor tags.
 
         A recorder that writes a length now and then, and dies, leaves such a file.
         """
         rest = opened.total - position
-        if rest > size > 0 and not self._are_chunks(opened, position) and not _TAG.match(opened.at(position, 32)):
+        if (
+            size > 0
+            and rest > max(_STRAY, size // 10)
+            and not self._are_chunks(opened, position)
+            and not _TAG.match(opened.at(position, 32))
+        ):
             raise AudioFileError(
                 f"{opened.file} says that it holds {size} bytes of sound, but {rest} bytes more stand behind them. "
                 "If its recorder stopped before it could write the length, repair it: "
@@ -333,6 +360,11 @@ def _ogg(opened: _Opened) -> Mapping[int, bytes]:
     while position < total:
         handle.seek(position)
         header = handle.read(27)
+        if ended and header[:4] == b"OggS" and len(header) == 27 and header[5] & 2:
+            raise AudioFileError(
+                f"{file} holds one Ogg stream after another (a second begins at byte {position}), as web radios send "
+                "them; only the first would be heard. Join them into one: `ffmpeg -i clip.ogg joined.flac`."
+            )
         if header[:4] != b"OggS"[: len(header)]:
             if ended:  # tags that some tools append after the stream
                 return {}
