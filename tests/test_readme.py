@@ -57,7 +57,7 @@ def test_the_same_from_a_shell_gives_a_table_and_records_in_the_folder(own_folde
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("adapterbank ")]
     assert commands
     for command in commands:
-        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        result = CliRunner().invoke(app, shlex.split(command, comments=True)[1:])
         assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[1].startswith("clip.wav,")
     assert (own_folder / "mlflow.db").is_file()
