@@ -112,6 +112,10 @@ class SkippedClipsWarning(UserWarning):
     """Clips, or parts of a recording, were left out because `on_error="skip"` asked for it; counted and named."""
 
 
+class UnreadTableWarning(UserWarning):
+    """A table beside class folders lists their clips, but none of its columns is known to say their labels."""
+
+
 class MethodDefaultsWarning(UserWarning):
     """A method was registered without training defaults, and `fit` was called without a learning rate."""
 

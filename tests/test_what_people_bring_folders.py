@@ -18,7 +18,14 @@ import pytest
 import soundfile
 
 from adapterbank.data import load_folder, read_audio, standard_splits
-from adapterbank.errors import AdapterBankError, ConfigError, DatasetError, LabelsError, SkippedClipsWarning
+from adapterbank.errors import (
+    AdapterBankError,
+    ConfigError,
+    DatasetError,
+    LabelsError,
+    SkippedClipsWarning,
+    UnreadTableWarning,
+)
 
 COMPOSED, DECOMPOSED = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
 
@@ -461,3 +468,33 @@ def test_lists_in_lists_are_no_labels(tmp_path: Path) -> None:
     rows = '{"file_name": "a.wav", "label": [["dog"], "cat"]}\n{"file_name": "b.wav", "label": ["cat"]}\n'
     with pytest.raises(DatasetError, match=r"line 1: got \[\['dog'\], 'cat'\] in a cell"):
         load_folder(table(tmp_path, rows, "metadata.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("a.wav,dog\nb.wav,cat\n", "'a.wav', 'dog'"),  # no header
+        ("recording,species\nbatch1/a.wav,dog\nbatch2/b.wav,cat\n", "'recording', 'species'"),
+    ],
+)
+def test_a_table_that_lists_clips_and_is_not_read_is_named_with_its_columns(tmp_path, text: str, columns: str) -> None:
+    tree(tmp_path, "batch1/a.wav", "batch2/b.wav")
+    message = (
+        rf"labels are the names of the folders \(batch1, batch2\).*info.csv is not read.*its columns are {columns}"
+    )
+    with pytest.warns(UnreadTableWarning, match=message):
+        assert load_folder(table(tmp_path, text, "info.csv")).targets == ("batch1", "batch2")
+
+
+def test_a_table_that_is_not_read_is_named_where_nothing_else_says_the_labels(tmp_path: Path) -> None:
+    tree(tmp_path, "audio/a.wav", "audio/b.wav")
+    with pytest.raises(
+        DatasetError, match="one class folder only.*info.csv is not read.*its columns are 'a.wav', 'dog'"
+    ):
+        load_folder(table(tmp_path, "a.wav,dog\nb.wav,cat\n", "info.csv"))
+
+
+def test_a_table_of_other_things_beside_class_folders_is_no_matter(tmp_path: Path) -> None:
+    tree(tmp_path, "dog/a.wav", "cat/b.wav")
+    table(tmp_path, "filename,seconds,class_folder\na.wav,0.1,dog\nb.wav,0.1,cat\n", "durations.csv")
+    assert load_folder(table(tmp_path, "species,latin\ndog,canis\n", "species.csv")).targets == ("cat", "dog")

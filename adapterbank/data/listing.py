@@ -7,6 +7,7 @@ table and the names of files are read here; no audio is opened. `folder.py` make
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +15,15 @@ from pathlib import Path
 from adapterbank.audio.suffixes import CONVERT_HINT
 from adapterbank.data.clip import SPLITS, Clip, Layout, counted, is_audio, is_foreign_audio
 from adapterbank.data.labelled import clips_of
-from adapterbank.data.tables import SUFFIXES, names_clips, tables_in
+from adapterbank.data.tables import SUFFIXES, columns_of, names_clips, tables_in
 from adapterbank.data.trees import folders_of, scan_tree
-from adapterbank.errors import DatasetError
+from adapterbank.errors import DatasetError, UnreadTableWarning, warn_outside
+from adapterbank.text import in_natural_order, nfc
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 BINARY_TABLES = (".parquet", ".arrow", ".feather", ".tfrecord", ".h5", ".hdf5", ".npz", ".pkl")
+READ = 65_536  # bytes of a table, when it is sought whether it lists clips
 LOOKED_AT = 100_000  # files, when the reason is sought why a folder holds no clips
 
 
@@ -53,8 +56,14 @@ def scan(path: Path, layout: Layout) -> tuple[list[Clip], bool]:
         return _filled(clips_of(chosen, path, layout), path)
     if metadata := [file for file in tables if file.stem == "metadata"]:
         return clips_of([(metadata[0], "")], path, layout)  # raises: its error names the columns
-    clips, several = scan_tree(path, layout)
+    try:
+        clips, several = scan_tree(path, layout)
+    except DatasetError as error:
+        if tables:
+            raise DatasetError(f"{error} {_not_read(tables[0])}") from error
+        raise
     if clips:
+        _warn_of_unread(tables, clips)
         return _filled((clips, several), path)
     if tables:  # a table without the columns is the likelier mistake: its error names them
         return clips_of([(tables[0], "")], path, layout)
@@ -102,6 +111,33 @@ def _filled(found: tuple[list[Clip], bool], path: Path) -> tuple[list[Clip], boo
             f"{path}: all {len(found[0])} audio files are empty (0 bytes). Download or unpack the dataset again."
         )
     return found
+
+
+def _not_read(table: Path) -> str:
+    columns = ", ".join(map(repr, columns_of(table))) or "none"
+    return (
+        f"{table.name} is not read, because no column of its first line is known as one of files and one of labels: "
+        f"its columns are {columns}. If it says the labels, call them filename and label, in a first line."
+    )
+
+
+def _warn_of_unread(tables: Sequence[Path], clips: Sequence[Clip]) -> None:
+    """Warns of a table that says something in words of clips in class folders: it may have been meant to label them."""
+    names = {clip.file.name for clip in clips}
+    labels = {label for clip in clips for label in clip.labels}
+    for table in tables:
+        with table.open("rb") as handle:
+            content = handle.read(READ).decode("utf-8", "replace")
+        _, _, below = content.partition("\n")
+        cells = {nfc(cell) for cell in re.split(r"[\s,;|\"'/\\]+", below) if cell}
+        words = {cell for cell in cells - names - labels if not re.fullmatch(r"[-+\d.:e]+", cell)}
+        if words and not names.isdisjoint(cells):
+            folders = ", ".join(in_natural_order(labels)[:5])
+            warn_outside(
+                f"the labels are the names of the folders ({folders}). The table beside them lists clips too, but "
+                f"{_not_read(table)}",
+                UnreadTableWarning,
+            )
 
 
 # -- why nothing was found --------------------------------------------------------------------------------------------

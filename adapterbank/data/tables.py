@@ -77,6 +77,11 @@ def tables_in(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and f.name[0] != "." and f.is_file())
 
 
+def columns_of(file: Path) -> list[str]:
+    """The names of its columns. Raises DatasetError if it is no text."""
+    return _header(file)
+
+
 def names_clips(file: Path) -> bool:
     """Whether the table has a column of files and one of labels. Raises DatasetError if it is no text."""
     found = _found(_header(file))
