@@ -247,14 +247,7 @@ def _checked(clip: Tensor | np.ndarray[Any, Any], sample_rate: Any) -> tuple[Ten
     """Samples in floats, of one or several channels -> (T,) fp32, which the front end can hear; and the rate."""
     rate = plain(sample_rate)
     check_sample_rate(rate)
-    kind = str(clip.dtype).removeprefix("torch.")
-    if not (clip.dtype.kind == "f" if isinstance(clip, np.ndarray) else clip.is_floating_point()):
-        scale = _SCALES.get(kind, "divide by the largest value that the type of the recording can hold")
-        raise WaveformError(f"got samples of type {kind}, expected floating point in [-1, 1]; {scale}.")
-    if isinstance(clip, np.ndarray):
-        # Copied, because torch takes no reversed or byte-swapped array and warns of a read-only one.
-        clip = torch.from_numpy(clip.astype(np.float32))
-    wave = mono(clip.detach().to(torch.float32))
+    wave = mono(floats(clip))
     if not len(wave):
         raise WaveformError("got an empty clip, expected at least one sample.")
     peak = float(_loudest(wave))
@@ -271,6 +264,18 @@ def _checked(clip: Tensor | np.ndarray[Any, Any], sample_rate: Any) -> tuple[Ten
             f"window of {1000 * WINDOW / SAMPLE_RATE:g} ms. Several clips of one length are rows of (B, T)."
         )
     return wave, rate
+
+
+def floats(clip: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    """Samples of any floating-point type as an fp32 tensor of the same shape. Raises WaveformError for integers."""
+    kind = str(clip.dtype).removeprefix("torch.")
+    if not (clip.dtype.kind == "f" if isinstance(clip, np.ndarray) else clip.is_floating_point()):
+        scale = _SCALES.get(kind, "divide by the largest value that the type of the recording can hold")
+        raise WaveformError(f"got samples of type {kind}, expected floating point in [-1, 1]; {scale}.")
+    if isinstance(clip, np.ndarray):
+        # Copied, because torch takes no reversed or byte-swapped array and warns of a read-only one.
+        clip = torch.from_numpy(clip.astype(np.float32))
+    return clip.detach().to(torch.float32)
 
 
 def mono(clip: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from adapterbank.audio.clips import mono, one_clip
+from adapterbank.audio.clips import floats, mono, one_clip
 from adapterbank.audio.containers import AGAIN, checked
 from adapterbank.audio.mel import SAMPLE_RATE, check_sample_rate, resample
 from adapterbank.audio.read import UNKNOWN_FRAMES, Forward, check_header, existing, undecodable
@@ -105,16 +105,10 @@ def _samples(waveform: Any) -> Tensor:
     """(T,), the mean of the channels if there are several; NaN and loud samples are let pass. Raises WaveformError."""
     if not isinstance(waveform, (Tensor, np.ndarray)):
         raise WaveformError(f"got a block of type {type(waveform).__name__}, expected a 1-D float array or tensor.")
-    if not (waveform.dtype.kind == "f" if isinstance(waveform, np.ndarray) else waveform.is_floating_point()):
-        raise WaveformError(
-            f"got samples of type {waveform.dtype}, expected floating point in [-1, 1]; divide int16 by 32768."
-        )
-    if isinstance(waveform, np.ndarray):
-        # Copied, because torch takes no reversed or byte-swapped array and warns of a read-only one.
-        waveform = torch.from_numpy(waveform.astype(np.float32))
+    waveform = floats(waveform)
     if not waveform.numel():
         raise WaveformError("got a recording or block without samples, expected at least one.")
-    return mono(waveform.detach())
+    return mono(waveform)
 
 
 @dataclass(frozen=True)

@@ -180,7 +180,6 @@ def progress(items: Iterable[Answer], total: int, what: str, at_least: int = 32)
     if total < at_least or not is_watched():
         yield from items
         return
-    from rich.console import Console
-    from rich.progress import track
+    from adapterbank.data.threads import shown
 
-    yield from track(items, description=what, total=total, console=Console(stderr=True), transient=True)
+    yield from shown(items, total, what, True)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Sized
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
-from adapterbank.audio.mel import SAMPLE_RATE, log_mel
+from adapterbank.audio.mel import log_mel
+from adapterbank.data.pairs import read_pairs
 from adapterbank.data.threads import shown
-from adapterbank.errors import DatasetError, WaveformError
+from adapterbank.errors import DatasetError
 from adapterbank.numbers import whole
 
 MEL_BINS = 128  # of every published AST
@@ -24,9 +21,7 @@ class MeanStd(NamedTuple):
     std: float
 
 
-def mean_std(
-    dataset: Any, *, mel_bins: int = MEL_BINS, sample_rate: int | None = None, progress: bool = True
-) -> MeanStd:
+def mean_std(dataset: Any, *, mel_bins: int = MEL_BINS, progress: bool = True) -> MeanStd:
     """Mean and standard deviation over all frames and mel bins of a dataset, before any normalisation.
 
         train, val, test = standard_splits(load_folder("clips"))
@@ -37,28 +32,20 @@ def mean_std(
     (Chan, Golub and LeVeque, 1979), so that neither the number of clips nor a mean far from 0 costs digits.
 
     Args:
-        dataset: of (waveform (T,), label), such as `load_folder` gives.
+        dataset: clips with labels in any form that `fit` takes.
         mel_bins: M of the backbone.
-        sample_rate: of the waveforms, in Hz; None: what the dataset says, else 16,000.
         progress: whether to show a progress bar.
 
     Raises:
-        DatasetError: no clip, or all values are the same. WaveformError: a clip that is no waveform.
+        DatasetError: no clip, or all values are the same. WaveformError, AudioFileError, LabelsError: an item that
+            `fit` would refuse.
     """
     whole("mel_bins", mel_bins)
-    rate = getattr(dataset, "sample_rate", SAMPLE_RATE) if sample_rate is None else sample_rate
     count, mean, squares = 0, 0.0, 0.0  # squares: sum of squared differences from the mean
-    total = len(dataset) if hasattr(dataset, "__len__") else 0
-    for number, waveform in enumerate(shown(_waveforms(dataset), total, "mean and deviation", progress)):
-        if waveform.ndim != 1 or not waveform.numel() or not waveform.is_floating_point():
-            raise WaveformError(
-                f"item {number} of the dataset has a waveform of shape {tuple(waveform.shape)} and type "
-                f"{waveform.dtype}, expected (T,) of floating-point samples in [-1, 1]."
-            )
-        mel = log_mel([waveform.float()], mel_bins, rate)[0].double()
+    total = len(dataset) if isinstance(dataset, Sized) else 0
+    for _, waveform, _ in shown(read_pairs(dataset), total, "mean and deviation", progress):
+        mel = log_mel([waveform], mel_bins)[0].double()
         own_mean = float(mel.mean())
-        if not math.isfinite(own_mean):
-            raise WaveformError(f"item {number} of the dataset holds NaN or infinite samples, expected finite ones.")
         own_squares = float((mel - own_mean).square_().sum())
         together = count + mel.numel()
         shift = own_mean - mean
@@ -69,13 +56,5 @@ def mean_std(
         raise DatasetError("got no clips to take mean and deviation of, expected (waveform, label) pairs.")
     std = (squares / count) ** 0.5
     if not std > 0:
-        raise DatasetError(f"all log-mels of {number + 1} clips are {mean:.4f}: is all of it silence?")
+        raise DatasetError(f"all log-mels of all clips are {mean:.4f}: is all of it silence?")
     return MeanStd(mean, std)
-
-
-def _waveforms(dataset: Any) -> Iterator[Tensor]:
-    pairs: Iterable[Any] = dataset
-    if hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__"):
-        pairs = (dataset[index] for index in range(len(dataset)))
-    for waveform, *_ in pairs:
-        yield torch.as_tensor(waveform)

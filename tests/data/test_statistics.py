@@ -42,13 +42,20 @@ def test_any_iterable_of_pairs_will_do_and_the_bank_takes_the_answer(small_bank:
     assert small_bank.task("normalised").spec.normalize == (found.mean, found.std)
 
 
+def test_clips_may_be_files_or_have_rates_as_in_a_training() -> None:
+    dataset = load_folder(demo_tasks()["instruments"]).subset(indices=range(0, 60, 20))
+    found = mean_std(dataset, progress=False)
+    assert mean_std(dict(zip(dataset.files, dataset.targets, strict=True)), progress=False) == found
+    assert mean_std([((wave, 16_000), label) for wave, label in dataset], progress=False) == found
+
+
 def test_what_has_no_mean_is_refused() -> None:
     with pytest.raises(DatasetError, match="no clips"):
         mean_std([], progress=False)
     with pytest.raises(DatasetError, match="silence"):
         mean_std([(torch.zeros(4000), "a")], progress=False)
     for wave in (torch.full((4000,), math.nan), torch.zeros(2, 100), torch.zeros(100, dtype=torch.int16)):
-        with pytest.raises(WaveformError, match="item 1 of the dataset"):
+        with pytest.raises(WaveformError, match="item 1"):
             mean_std([(torch.randn(4000), "a"), (wave, "a")], progress=False)
     with pytest.raises(ConfigError, match="mel_bins"):
         mean_std([(torch.randn(4000), "a")], mel_bins=0, progress=False)
