@@ -117,12 +117,17 @@ def test_ctrl_c_in_a_training_ends_it_and_leaves_the_bank_as_it_was(bank_folder,
         [sys.executable, "-m", "adapterbank", *arguments],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # What a shell starts with "&" ignores Ctrl-C, and so would this process if the tests were started so.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    while "trains" not in (line := process.stdout.readline()):
-        assert line, process.stderr.read()
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        while "trains" not in (line := process.stdout.readline()):
+            assert line, process.stderr.read()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, said
     assert "interrupted" in said
     assert "Traceback" not in said
