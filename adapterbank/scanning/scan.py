@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from adapterbank.audio.clips import check_on_error
-from adapterbank.audio.mel import LOUDEST, SAMPLE_RATE
+from adapterbank.audio.mel import LOUDEST, SAMPLE_RATE, WINDOW
 from adapterbank.audio.stream import Recording, open_recording
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.errors import AudioFileError, WaveformError, warn_outside
@@ -90,6 +90,11 @@ class _Listener:
             if self.strict:
                 raise AudioFileError(f"{error} on_error='skip' answers for what comes before.") from error
             self.broken = error
+        if 0 < self.samples < WINDOW and self.broken is None:  # as a clip of this length is refused
+            raise WaveformError(
+                f"{self.recording.name} holds {1000 * self.seconds:.3g} ms of sound, expected at least one window of "
+                f"{1000 * WINDOW / SAMPLE_RATE:g} ms."
+            )
 
     def _checked(self, block: Tensor) -> Tensor:
         """The block with NaN for every sample that no sound has. Raises WaveformError for one, if strict."""

@@ -89,10 +89,16 @@ def test_the_window_is_that_of_the_tasks_unless_it_is_given(small_bank):
 
 
 def test_a_short_recording_and_silence_have_answers(small_bank):
-    for wave in (torch.zeros(16_000 * 3), 0.1 * torch.randn(3000), torch.zeros(5)):
+    for wave in (torch.zeros(16_000 * 3), 0.1 * torch.randn(3000), torch.zeros(400)):
         scan = small_bank.scan(wave, "notes", window=2.0, progress=False)
         assert scan.probabilities("notes").isfinite().all()
         assert float(scan.ends[-1]) == pytest.approx(scan.seconds, abs=0.01)
+
+
+def test_a_recording_of_less_than_one_frame_is_refused_as_such_a_clip_is(small_bank):
+    for wave in (torch.zeros(399), (torch.zeros(1000), 44_100)):
+        with pytest.raises(WaveformError, match=r"holds 2[24].\d ms of sound, expected at least one window of 25 ms"):
+            small_bank.scan(wave, "notes", window=2.0, progress=False)
 
 
 def test_nan_is_refused_with_its_second_or_left_out_and_counted(small_bank):
