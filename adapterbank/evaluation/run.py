@@ -11,9 +11,9 @@ from torch import Tensor
 from adapterbank.audio.clips import read_clips
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.data.pairs import read_pairs, warn_of_failed
-from adapterbank.errors import ConfigError, DatasetError, LabelsError
+from adapterbank.errors import DatasetError, LabelsError
 from adapterbank.evaluation.result import Evaluation
-from adapterbank.numbers import is_whole
+from adapterbank.numbers import whole
 from adapterbank.routing.run import logits_of
 from adapterbank.task.task import Task
 
@@ -80,8 +80,7 @@ def numbered_batches(
         task: whose labels the items must have, where on_error is "skip".
         on_error, failed: as in `read_pairs`.
     """
-    if not is_whole(size):
-        raise ConfigError(f"got batch_size={size!r}, expected a positive integer.")
+    whole("batch_size", size)
     failed = {} if failed is None else failed
     batch = Numbered([], [], [])
     for number, waveform, label in read_pairs(data, on_error, failed):

@@ -60,11 +60,15 @@ def task_params(task: Task) -> dict[str, Any]:
     spec = task.spec
     return {
         "method": spec.method,
+        "multilabel": spec.multilabel,
         "labels": len(spec.labels),
         "classes": _shortened(", ".join(spec.labels)),
         "head": spec.head,
         "pooling": spec.pooling,
         "clip_seconds": "native" if spec.clip_seconds is None else spec.clip_seconds,
+        "partial_patches": spec.partial_patches,
+        "normalize": "backbone" if isinstance(spec.normalize, str) else str(tuple(spec.normalize)),
+        "train_final_norm": spec.train_final_norm,
         "init_seed": spec.seed,
         "method_options": json.dumps(dict(spec.options), sort_keys=True, default=str),
     }

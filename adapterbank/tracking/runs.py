@@ -230,9 +230,8 @@ class MlflowTaskRun:
         found = evaluation_metrics(self.task, evaluation)
         self._log(found, step)
         self._store.log_bytes(self.run_id, evaluation.as_csv().encode(), "per_class.csv")
-        counts = plots.confusion_counts(evaluation.logits, evaluation.targets)
         title = f"{self.task.name} · {self.task.method} · test {self.task.primary_metric} {found['test/score']:.3f}"
-        figure = plots.confusion_matrix(counts, self.task.labels, title=title)
+        figure = plots.confusion_matrix(evaluation.confusion, self.task.labels, title=title)
         self._store.log_figure(self.run_id, figure, "confusion_matrix.png")
 
     def log_adapter(self) -> None:
