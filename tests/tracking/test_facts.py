@@ -65,3 +65,16 @@ def test_many_classes_are_cut_in_a_parameter(small_backbone):
 def test_versions_are_those_that_are_imported():
     assert versions()["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert versions().keys() >= {"python", "adapterbank", "torchaudio", "mlflow"}
+
+
+def test_params_tell_apart_tasks_that_differ_in_how_they_hear_and_answer(small_bank):
+    ways = (
+        {},
+        {"multilabel": True},
+        {"partial_patches": "cut"},
+        {"normalize": (-4.0, 2.0)},
+        {"train_final_norm": True},
+    )
+    tasks = [small_bank.add_task(f"way{i}", "head", num_classes=2, **way) for i, way in enumerate(ways)]
+    params = [tuple(map(str, task_params(task).items())) for task in tasks]
+    assert len(set(params)) == len(ways)
