@@ -17,7 +17,7 @@ FLOATS = 8  # of 4 bytes, per token, block and unit of width: the most that was 
 SHARE = 0.5  # of the free memory: the rest is for the weights, the optimiser, validation and other programs
 
 _MEMINFO = Path("/proc/meminfo")
-_LIMIT, _USED = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+_GROUP = Path("/sys/fs/cgroup")
 
 
 def clips_that_fit(geometry: Geometry, frames: int, device: torch.device) -> int | None:
@@ -38,5 +38,15 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
     free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit = _LIMIT.read_text().strip() if _LIMIT.is_file() else "max"
-    return free if limit == "max" else min(free, int(limit) - int(_USED.read_text()))
+    group = _group_bytes(_GROUP)
+    return free if group is None else min(free, group)
+
+
+def _group_bytes(group: Path) -> int | None:
+    """What a control group has left of its limit; None if it has none. Files that it may drop do not count as used."""
+    limit = group / "memory.max"
+    if not limit.is_file() or limit.read_text().strip() == "max":
+        return None
+    numbers = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    used = int((group / "memory.current").read_text()) - int(numbers.get("inactive_file", 0))
+    return int(limit.read_text()) - used

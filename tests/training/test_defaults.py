@@ -12,6 +12,7 @@ from adapterbank import methods
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import MethodDefaultsWarning
 from adapterbank.methods import Adapters, register, unregister
+from adapterbank.training import capacity
 from adapterbank.training.capacity import clips_that_fit, free_bytes
 from adapterbank.training.defaults import MOST_PASSES, PASSES, STEPS, resolved, training_defaults
 from adapterbank.training.fit import fit
@@ -84,6 +85,20 @@ def test_the_room_for_clips_is_what_their_activations_leave(small_backbone):
     free = free_bytes(device)
     assert 0 < free < 2**46
     assert short / long == pytest.approx(geometry.tokens(1024) / geometry.tokens(128), rel=0.2)
+
+
+def test_memory_that_only_caches_files_counts_as_free(tmp_path, monkeypatch):
+    files = {
+        "memory.max": "1000000\n",
+        "memory.current": "900000\n",
+        "memory.stat": "anon 300000\ninactive_file 500000\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(capacity, "_GROUP", tmp_path)  # the control group of these tests cannot be chosen
+    assert free_bytes(torch.device("cpu")) == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(torch.device("cpu")) > 600_000
 
 
 def test_accumulated_passes_make_one_step(small_backbone):
