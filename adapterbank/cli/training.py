@@ -62,8 +62,8 @@ def train(
 ) -> None:
     """Trains a new task on a folder of clips and tests it.
 
-    What is not said has good defaults. The clips are split into training, validation and test as the folder says, or by
-    15% and 15%. The bank is made if there is none. Ctrl-C leaves it as it was.
+    What is not said has good defaults. The clips are split into training, validation and test as the folder says, or
+    70%, 15% and 15%. The bank is made if there is none. Ctrl-C leaves it as it was.
     """
     if name in banks.task_names(bank) and not replace:
         raise NameTakenError(f"{bank} has a task {name!r}; pass --replace to train it anew, or choose another name.")
