@@ -119,13 +119,14 @@ def main(cfg: DictConfig) -> None:
         export_backbone(state.ema, state.geometry, out / "ast-mini")
 
     params = {"pool": cfg.pool, "views": store.done, "out": out, **asdict(options)}
-    with Tracker(cfg.experiment).sequence(out.name, params=params, tags={"kind": "pretraining"}) as tracked:
+    tracker = Tracker(cfg.experiment)
+    with tracker.sequence(out.name, params=params, tags={"kind": "pretraining"}) as tracked:
 
         def log(step: int, losses: dict[str, float]) -> None:
             with (out / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **losses}) + "\n")
             metrics = {f"train/{name}": value for name, value in losses.items()}
-            tracked.tracker.log_metrics(tracked.run_id, metrics, step)
+            tracker.log_metrics(tracked.run_id, metrics, step)
 
         distiller.run(checkpoint, save_every=cfg.save_every, on_log=log, on_save=export)
     console.print(f"{distiller.step} steps, {distiller.seconds / 60:.1f} minutes of training: {out / 'ast-mini'}")

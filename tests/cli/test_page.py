@@ -43,7 +43,7 @@ def test_every_command_of_the_page_runs(run, tmp_path):
         quick = ["--steps", "2"] if arguments[0] == "train" else []
         shown = run(*arguments, *quick, code=code).stdout
         first = next((line for line in printed.splitlines() if line.strip()), "")
-        if not re.search(r"\d", first) and not first.startswith(("failed", "written")):
+        if first and not re.search(r"\d", first) and not first.startswith(("failed", "written")):
             assert first.split() == next(line for line in shown.splitlines() if line.strip()).split(), arguments
 
 
