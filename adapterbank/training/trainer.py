@@ -135,6 +135,9 @@ class Epochs:
                 self._close()
             bar.update(row, note=_note(self.state.record, self.task.primary_metric))
             self.callbacks.on_epoch(self.state)
+            if self._is_stale() and not self._is_over():
+                waited = f"ended early: nothing better in {self.history.steps - self._best_step} steps"
+                bar.update(row, total=self.history.steps, note=waited)
             if self._is_over() or self._is_stale():
                 break
         self._take_best()

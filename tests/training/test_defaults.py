@@ -130,3 +130,11 @@ def test_a_training_ends_after_patience_steps_without_anything_better(bank_of_on
 def test_without_validation_nothing_ends_early(bank_of_one, labelled_clips):
     history = fit(bank_of_one, "new", labelled_clips, epochs=6, batch_size=6, lr=1e-9, patience=1, progress=False)
     assert history.steps == 12
+
+
+def test_a_training_that_ends_early_says_so_at_the_end_of_its_bar(bank_of_one, labelled_clips, capsys):
+    options = {"epochs": 30, "batch_size": 6, "lr": 1e-9, "patience": 5, "head_start": False}
+    fit(bank_of_one, "new", labelled_clips, labelled_clips, **options)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "8/8" in shown
+    assert "ended early" in shown
