@@ -13,7 +13,7 @@ import glob
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,6 +27,7 @@ from adapterbank.audio.clips import one_clip, read_clips
 from adapterbank.audio.suffixes import READABLE_SUFFIXES
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.data.clip import is_audio, is_foreign_audio
+from adapterbank.data.threads import threads_that_read
 from adapterbank.errors import AdapterBankError, AudioFileError, DatasetError, WaveformError
 from adapterbank.numbers import whole
 from adapterbank.routing.run import ask
@@ -193,7 +194,7 @@ def _read_ahead(files: Iterable[str | os.PathLike[str]], threads: int, ahead: in
     """Files with their waveforms (T,) at 16 kHz, or the reason why there is none. `ahead` of them are being decoded."""
     waiting: deque[tuple[Path, Future[Tensor | AdapterBankError]]] = deque()
     remaining = iter(files)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="read_audio")
+    pool = threads_that_read(threads)
     try:
         while True:
             for file in islice(remaining, ahead - len(waiting)):

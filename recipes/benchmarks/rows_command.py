@@ -65,11 +65,13 @@ def program(*command: object) -> Callable[[], float]:
     return timed(lambda: subprocess.run(words, check=True, capture_output=True), torch.device("cpu"))
 
 
-def ours(cfg: DictConfig, bench: Bench, files: Sequence[Path], tasks: Sequence[str]) -> Callable[[], float]:
+def ours(
+    cfg: DictConfig, bench: Bench, files: Sequence[Path], tasks: Sequence[str], precision: str = "fp32"
+) -> Callable[[], float]:
     bank = saved_bank(Path(cfg.out), cfg.bank_geometry, TASKS, cfg.classes)
     named = [word for task in tasks for word in ("--task", task)]
-    where = ["--bank", bank, "--device", bench.device, "--batch-size", BATCH, "-o", Path(cfg.out) / "ours.csv"]
-    return program("-m", "adapterbank", "ask", *files, *named, *where)
+    where = ["--bank", bank, "--device", bench.device, "--batch-size", BATCH, "--precision", precision]
+    return program("-m", "adapterbank", "ask", *files, *named, *where, "-o", Path(cfg.out) / "ours.csv")
 
 
 def pipeline(cfg: DictConfig, bench: Bench, files: Sequence[Path]) -> Callable[[], float]:
@@ -88,9 +90,11 @@ def many_files(cfg: DictConfig, bench: Bench) -> Iterator[Claim]:
     """15: all files through four tasks at once. The pipeline runs once and is counted four times."""
     files = recordings(Path(cfg.out) / "recordings", cfg.files)
     tasks = [f"t{number}" for number in range(TASKS)]
-    pairs = alternate(ours(cfg, bench, files, tasks), pipeline(cfg, bench, files), bench.pairs, warm_up=0)
-    what = f"{len(files)} files of {SECONDS} s to CSV, {TASKS} tasks / {TASKS} pipelines"
-    yield bench.beside(what, pairs, 8.0, work=TASKS)
+    for precision in ("fp32", "bf16"):
+        sides = ours(cfg, bench, files, tasks, precision), pipeline(cfg, bench, files)
+        pairs = alternate(*sides, bench.pairs, warm_up=0)
+        what = f"{len(files)} files of {SECONDS} s to CSV, {TASKS} tasks in {precision} / {TASKS} pipelines in fp32"
+        yield bench.beside(what, pairs, 8.0, work=TASKS)
 
 
 ROWS = {14: first_answer, 15: many_files}
