@@ -1,15 +1,18 @@
 """Are the training defaults worth it? Methods trained by `fit(bank, name, train, val)` with nothing else.
 
     python recipes/check_defaults.py data_dir=../shared/data
+    python recipes/check_defaults.py data_dir=../shared/data all_folds=true    # every fold is the test fold once
     python recipes/check_defaults.py data_dir=my_folders 'datasets=[birds,engines]' 'methods=[lora]' out=outputs/mine
 
 Each method is set against the better of two baselines that train nothing inside the backbone: the method `linear`, and
 a logistic regression of scikit-learn on the same frozen features. The gain has a 95 % interval from a paired bootstrap
-over test clips. Every finished training is a line of `out/runs.jsonl`, where a second start goes on.
+over test clips, those of all folds that were tested. Every finished training is a line of `out/runs.jsonl`, where a second start goes on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +67,21 @@ def right(scores: Tensor, test: FolderDataset) -> list[float]:
     return [float(ranking(t[None], s[None])) for t, s in zip(truth.numpy(), scores.numpy(), strict=True)]
 
 
-def row(cfg: DictConfig, log: ResultLog, data: str) -> str:
+def folds_of(cfg: DictConfig, dataset: FolderDataset) -> list[str | None]:
+    """The folds that are tested: all, or the one that `standard_splits` takes."""
+    return [*dataset.fold_names] if cfg.all_folds and dataset.fold_names else [None]
+
+
+def row(cfg: DictConfig, log: ResultLog, data: str, folds: Sequence[str | None]) -> str:
     """A line of the table: every method's score, and what the first of them gains over the better baseline."""
-    rows = {name: log.find(data=data, name=name)[0]["right"] for name in (*cfg.methods, PROBE)}
+    found = {name: [log.find(data=data, name=name, fold=fold)[0] for fold in folds] for name in (*cfg.methods, PROBE)}
+    rows = {name: [hit for result in results for hit in result["right"]] for name, results in found.items()}
     cells = [f"{100 * np.mean(hits):.1f}" for hits in rows.values()]
     best = max(("linear", PROBE), key=lambda name: np.mean(rows[name]))
     mean, low, high = (100 * value for value in paired_interval(rows[cfg.methods[0]], rows[best]))
     verdict = "better" if low > 0 else "worse" if high < 0 else "as good"
-    counts = log.find(data=data, name=cfg.methods[0])[0]["clips"]
+    of_a_fold = found[cfg.methods[0]][0]["clips"]
+    counts = of_a_fold if len(folds) == 1 else f"{of_a_fold}, {len(folds)} folds"
     return f"| {data} | {counts} | {' | '.join(cells)} | {mean:+.1f} ({low:+.1f} to {high:+.1f}) | {verdict} |"
 
 
@@ -85,16 +95,19 @@ def main(cfg: DictConfig) -> None:
     heading = ["data", "train / val / test", *cfg.methods, PROBE, f"{cfg.methods[0]} − better baseline (95 %)", ""]
     lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
     for data in cfg.datasets:
-        splits = standard_splits(load_folder(Path(cfg.data_dir) / data))
-        for name in (*cfg.methods, PROBE):
-            if log.find(data=data, name=name):
+        dataset = load_folder(Path(cfg.data_dir) / data)
+        folds = folds_of(cfg, dataset)
+        for fold, name in product(folds, (*cfg.methods, PROBE)):
+            if log.find(data=data, name=name, fold=fold):
                 continue
+            splits = standard_splits(dataset, fold)
             scores, of = probed(cfg, splits) if name == PROBE else trained(cfg, splits, name)
             clips = " / ".join(str(len(part)) for part in splits)
             hits = right(scores, splits[2])
-            log.add({"data": data, "name": name, "clips": clips, "right": hits, **of})
-            console.print(f"{name} on {data}: {100 * np.mean(hits):.1f} {of or ''}")
-        lines.append(row(cfg, log, data))
+            log.add({"data": data, "name": name, "fold": fold, "clips": clips, "right": hits, **of})
+            where = data if fold is None else f"{data}, fold {fold}"
+            console.print(f"{name} on {where}: {100 * np.mean(hits):.1f} {of or ''}")
+        lines.append(row(cfg, log, data, folds))
         (Path(cfg.out) / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
