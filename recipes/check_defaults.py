@@ -6,7 +6,8 @@
 
 Each method is set against the better of two baselines that train nothing inside the backbone: the method `linear`, and
 a logistic regression of scikit-learn on the same frozen features. The gain has a 95 % interval from a paired bootstrap
-over test clips, those of all folds that were tested. Every finished training is a line of `out/runs.jsonl`, where a second start goes on.
+over test clips, those of all folds that were tested. Every finished training is a line of `out/runs.jsonl`, where a
+second start goes on.
 """
 
 from __future__ import annotations
