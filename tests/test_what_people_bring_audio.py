@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -290,3 +291,115 @@ def test_ogg_streams_one_after_another_are_refused_as_more_than_one(tmp_path: Pa
     file.write_bytes(file.read_bytes() * 2)
     with pytest.raises(AudioFileError, match="one Ogg stream after another.*ffmpeg"):
         read_audio(file)
+
+
+# -- what stands around the sound, in every container ---------------------------------------------------------------
+
+
+TONE = (0.3 * np.sin(np.arange(RATE) * 2 * np.pi * 440 / RATE)).astype("float32")
+EVERY = ["WAV", "WAVEX", "AIFF", "FLAC", "OGG", "MP3", "RF64", "W64", "CAF", "AU", "NIST", "VOC", "SVX", "AVR", "WVE"]
+
+
+def of_kind(file: Path, format: str, samples: np.ndarray = NOISE) -> bytes:
+    rate = 8_000 if format == "WVE" else RATE
+    return written(file, format, rate=rate, samples=samples, subtype="ALAW" if format == "WVE" else None).read_bytes()
+
+
+@pytest.mark.parametrize("between", [b"", b"TAG" + bytes(125)])
+@pytest.mark.parametrize("format", EVERY)
+def test_sound_files_joined_byte_by_byte_are_refused(tmp_path, format, between) -> None:
+    """`cat a.flac b.flac > c.flac`: a decoder hears the first only, or the second's header as sound."""
+    first, second = of_kind(tmp_path / "a", format), of_kind(tmp_path / "b", format, TONE)
+    (tmp_path / "both").write_bytes(first + between + second)
+    with pytest.raises(AudioFileError, match=r"one \S+( SPHERE)? stream after another|bytes more stand behind them"):
+        read_audio(tmp_path / "both")
+
+
+APE_AND_ID3V1 = ape(300) + b"TAG" + b"x" * 125
+
+
+@pytest.mark.parametrize("behind", [bytes(200_000), APE_AND_ID3V1, id3(400), bytes(3) + b"TAG" + bytes(125)])
+@pytest.mark.parametrize("format", [kind for kind in EVERY if kind != "MP3"])
+def test_zeros_and_tags_behind_the_sound_are_not_heard(tmp_path: Path, format: str, behind: bytes) -> None:
+    content = of_kind(tmp_path / "plain", format)
+    expected = read_audio(tmp_path / "plain")
+    (tmp_path / "more").write_bytes(content + behind)
+    torch.testing.assert_close(read_audio(tmp_path / "more"), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_a_damaged_page_of_an_ogg_is_no_shorter_clip(tmp_path: Path, subtype: str) -> None:
+    content = bytearray(written(tmp_path / "x.ogg", "OGG", subtype).read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / "x.ogg").write_bytes(content)
+    with pytest.raises(AudioFileError, match="is damaged: the Ogg page at byte .* fails its checksum"):
+        read_audio(tmp_path / "x.ogg")
+
+
+@pytest.mark.parametrize(("format", "field"), [("AU", 8), ("NIST", None)])
+def test_a_header_that_counts_half_of_the_sound_is_refused(tmp_path: Path, format: str, field: int | None) -> None:
+    content = of_kind(tmp_path / "x", format)
+    if field is None:
+        content = content.replace(b"sample_count -i 16000", b"sample_count -i 08000")
+    else:
+        content = content[:field] + struct.pack(">I", RATE) + content[field + 4 :]
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(AudioFileError, match="says that it holds 16000 bytes of sound, but 16000 bytes more"):
+        read_audio(tmp_path / "x")
+
+
+def streamed_flac(file: Path) -> bytes:
+    """With 0 as the number of its samples, as an encoder leaves it that writes to a pipe."""
+    content = bytearray(of_kind(file, "FLAC"))
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    return bytes(content)
+
+
+def test_a_flac_without_a_length_is_read_to_its_end_and_refused_when_cut(tmp_path: Path) -> None:
+    content = streamed_flac(tmp_path / "x.flac")
+    expected = read_audio(tmp_path / "x.flac")
+    (tmp_path / "x.flac").write_bytes(content)
+    torch.testing.assert_close(read_audio(tmp_path / "x.flac"), expected, rtol=0, atol=0)
+    (tmp_path / "x.flac").write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioFileError, match="cannot be decoded"):
+        read_audio(tmp_path / "x.flac")
+
+
+def test_the_recording_of_an_mp3_stream_begins_with_its_first_whole_frame(tmp_path: Path) -> None:
+    content = written(tmp_path / "x.mp3", "MP3", samples=np.tile(NOISE, 4)).read_bytes()
+    (tmp_path / "x.mp3").write_bytes(content[2_000:])
+    assert 2 * RATE < len(read_audio(tmp_path / "x.mp3")) < 4 * RATE
+
+
+def test_two_chunks_of_sound_in_one_wav_are_named(tmp_path: Path) -> None:
+    content = of_kind(tmp_path / "x.wav", "WAV")
+    (tmp_path / "x.wav").write_bytes(content + b"data" + struct.pack("<I", 32_000) + content[-32_000:])
+    with pytest.raises(AudioFileError, match="two chunks of sound, one of 32000 bytes and one of 32000"):
+        read_audio(tmp_path / "x.wav")
+
+
+NO_SOUND = {
+    b"<!DOCTYPE html>\n<html><body>404</body></html>": "a web page",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n": "git lfs pull",
+    b'{"error": "rate limit exceeded"}': "JSON",
+    b"\0\0\0\x20ftypM4A " + bytes(600): r"MP4 \(M4A.*ffmpeg",
+    b"\x1aE\xdf\xa3" + bytes(600): "WebM.*ffmpeg",
+    b"#!AMR\n" + bytes(600): "AMR.*ffmpeg",
+    b"\x1f\x8b\x08" + bytes(600): "archive.*Unpack",
+    b"PK\x03\x04" + bytes(600): "ZIP.*Unpack",
+    b"\x93NUMPY\x01\0" + bytes(600): "np.load",
+    b"MThd\0\0\0\x06" + bytes(600): "MIDI",
+    b"UklGRiR9AABXQVZF" * 50: "Base64",
+    bytes(40_000): "it is zeros",
+    b"the sound of a dog\n" * 40: "it is text",
+}
+
+
+@pytest.mark.parametrize("content", NO_SOUND, ids=list(NO_SOUND.values()))
+@pytest.mark.parametrize("name", ["x.wav", "x.mp3"])
+def test_what_is_no_sound_is_named_by_its_first_bytes(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AudioFileError, match=NO_SOUND[content]) as error:
+        read_audio(tmp_path / name)
+    assert not re.search("object at 0x|BufferedReader", str(error.value))

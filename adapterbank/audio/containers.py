@@ -10,9 +10,11 @@ where the sound file begins.
 | WAV, RF64, BW64, AIFF, 8SVX, W64, CAF | in the size of the chunk that holds the sound |
 | AU, AVR, NIST SPHERE, MPC 2000, SDS, WVE | in a header of fixed form |
 | VOC | in each of its blocks |
-| Ogg | in its pages, the last of which is marked |
+| Ogg | in its pages, the last of which is marked; each has a checksum |
 | FLAC, MP3, HTK | libsndfile finds a cut one: decoding fails, or gives fewer samples than promised |
 | IRCAM, PAF, PVF, MP3 without a Xing header | nowhere: a cut one cannot be told from a shorter one |
+Several sound files one behind the other, as `cat` joins them, are refused: a decoder hears the first of them only, or
+takes the header of the second for sound.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from __future__ import annotations
 import io
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from adapterbank.audio.coded import first_frame, flac, mp3, ogg
+from adapterbank.audio.opened import AGAIN, SEARCHED, START, Check, Found, Opened, View, tag_size
 from adapterbank.errors import AudioFileError
 
-AGAIN = "Copy or download the file again, or re-encode it."
 # A program that writes to a pipe cannot go back and fill in the length. It leaves 0 there, all ones, or (sox, arecord)
 # a number just below or at 2 GiB; from this number on a length says nothing.
 _OPEN_LENGTH = 0x7FFF_F000
@@ -35,60 +38,6 @@ _ID3V1 = 128  # bytes of such a tag
 # Of these libsndfile takes whatever stands behind the sound for sound.
 _TO_THE_END = rb"riff\x2e\x91\xcf\x11|NIST_1A|Creative Voice|FORM....(8SVX|16SV)|2BIT|ALawSound| paf|fap |PVF1|\x64\xa3"
 _STRAY = 4_096  # bytes behind the sound, of no known kind, that some programs leave there
-_SEARCHED = 65_536  # bytes in which a sound file behind something unknown is looked for
-_TAG = re.compile(rb"TAG|ID3|APETAGEX|LYRICSBEGIN|\0{16}")  # what tools append behind a sound file
-# What a sound file starts with, strict enough not to be met by chance.
-_START = re.compile(
-    rb"(RIFF|RF64|BW64)....WAVE|FORM....(AIF[FC]|8SVX|16SV)|fLaC\0\0\0\x22|OggS\0|caff\0\x01\0\0|riff\x2e\x91\xcf\x11"
-    rb"|\.snd\0\0..|NIST_1A\n|Creative Voice File\x1a",
-    re.DOTALL,
-)
-
-
-class View(io.RawIOBase):
-    """A file from one of its bytes on, with some bytes replaced, as a file of its own. Nothing is copied.
-
-    Args:
-        handle: the file.
-        start: its byte that the view counts as 0.
-        patches: what is read in place of the file's own bytes, by their position in the view.
-        end: the byte of the file at which the view ends; None for the file's end.
-    """
-
-    def __init__(
-        self, handle: BinaryIO, start: int = 0, patches: Mapping[int, bytes] | None = None, end: int | None = None
-    ):
-        super().__init__()
-        self._handle, self._start, self._patches = handle, start, dict(patches or {})
-        self._end = handle.seek(0, io.SEEK_END) if end is None else end
-        self.seek(0)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._handle.tell() - self._start
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence != io.SEEK_CUR:
-            offset += self._start if whence == io.SEEK_SET else self._end
-            whence = io.SEEK_SET
-        self._handle.seek(offset, whence)
-        return self.tell()
-
-    def readinto(self, buffer: object) -> int:
-        into = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        first = self.tell()
-        content = bytearray(self._handle.read(max(0, min(len(into), self._end - self._start - first))))
-        for position, patch in self._patches.items():
-            for place, byte in enumerate(patch, position - first):
-                if 0 <= place < len(content):
-                    content[place] = byte
-        into[: len(content)] = content
-        return len(content)
 
 
 def checked(file: Path, handle: BinaryIO) -> BinaryIO:
@@ -109,9 +58,9 @@ def checked(file: Path, handle: BinaryIO) -> BinaryIO:
     source.seek(0)
     magic = source.read(64)
     check = next((check for kind, check in _CHECKS.items() if re.match(kind, magic, re.DOTALL)), None)
-    patches = check(_Opened(file, source, total)) if check else {}
-    if patches:
-        source = View(handle, start, patches, end)  # type: ignore[assignment]
+    found = check(Opened(file, source, total)) if check else Found()
+    if found.patches or (found.end is not None and found.end < total):
+        source = View(handle, start, found.patches, end if found.end is None else start + found.end)  # type: ignore[assignment]
     source.seek(0)
     return source
 
@@ -126,31 +75,27 @@ def _first_byte(file: Path, handle: BinaryIO) -> int:
     start = 0
     while True:
         handle.seek(start)
-        head = handle.read(32)
-        if re.match(rb"ID3[\x02-\x04].", head, re.DOTALL) and all(byte < 128 for byte in head[6:10]):
-            size = 0
-            for byte in head[6:10]:  # seven bits of each byte count
-                size = size << 7 | byte
-            end = start + 10 + size + (10 if head[5] & 0x10 else 0)  # the flag: a footer repeats the header
-        elif head.startswith(b"APETAGEX"):
-            end = start + 32 + struct.unpack("<I", head[12:16])[0]
-        else:
+        size = tag_size(handle.read(32))
+        if not size:
             break
+        end = start + size
         if end >= total:
             raise AudioFileError(
                 f"{file} is cut: the tag before its sound ends at byte {end}, the file at byte {total}. {AGAIN}"
             )
         start = end
     handle.seek(start)
-    head = handle.read(_SEARCHED)
+    head = handle.read(SEARCHED)
     if any(re.match(kind, head, re.DOTALL) for kind in _CHECKS):
         return start
     # A frame of an MP3 starts with so many ones that only blanks before it can be told from its sound.
     found = re.match(rb"[\0\r\n ]*(?=\xff[\xe2-\xff])", head)
     if found is not None:
         return start + found.end()
-    found = _START.search(head)
-    return start + found.start() if found else start
+    if found := START.search(head):
+        return start + found.start()
+    # The recording of a stream begins in the middle of a frame.
+    return start + (first_frame(head, within=len(head)) or 0)
 
 
 def _last_byte(handle: BinaryIO, start: int) -> int | None:
@@ -163,36 +108,6 @@ def _last_byte(handle: BinaryIO, start: int) -> int | None:
     return total - _ID3V1 if handle.read(3) == b"TAG" else None
 
 
-class _Opened(NamedTuple):
-    """What a check reads: the file (for messages), its bytes, and how many there are."""
-
-    file: Path
-    handle: BinaryIO
-    total: int
-
-    def at(self, position: int, count: int) -> bytes:
-        self.handle.seek(position)
-        return self.handle.read(count)
-
-    def number(self, form: str, position: int) -> int:
-        """A number of the header, written as `struct` names it. Raises AudioFileError: the file ends before it."""
-        content = self.at(position, struct.calcsize(form))
-        if len(content) < struct.calcsize(form):
-            raise AudioFileError(f"{self.file} is cut: it ends before its sound begins. {AGAIN}")
-        return int(struct.unpack(form, content)[0])
-
-    def claim(self, start: int, size: int) -> None:
-        """Raises AudioFileError unless `size` bytes are there, from `start` on."""
-        if size > self.total - start:
-            raise AudioFileError(
-                f"{self.file} is cut: its header claims {size} bytes of sound, {max(0, self.total - start)} are there. "
-                f"{AGAIN}"
-            )
-
-
-Check = Callable[[_Opened], Mapping[int, bytes]]
-
-
 class _Chunks(NamedTuple):
     """A container that is a list of chunks, each of which says its name and its size.
 
@@ -203,6 +118,7 @@ class _Chunks(NamedTuple):
         size: how a size is written, as `struct` names it.
         align: chunks start at multiples of it.
         whole: whether a size counts the chunk's own header too.
+        to_the_end: whether libsndfile takes whatever stands behind the sound for sound.
     """
 
     sound: bytes
@@ -211,12 +127,13 @@ class _Chunks(NamedTuple):
     size: str = "<I"
     align: int = 2
     whole: bool = False
+    to_the_end: bool = False
 
     @property
     def header(self) -> int:
         return self.name + struct.calcsize(self.size)
 
-    def at(self, opened: _Opened, position: int) -> tuple[bytes, int, int] | None:
+    def at(self, opened: Opened, position: int) -> tuple[bytes, int, int] | None:
         """Name, first byte and size of a chunk's content; None at the end of the file."""
         head = opened.at(position, self.header)
         if len(head) < self.header:
@@ -228,7 +145,7 @@ class _Chunks(NamedTuple):
         """Where the chunk behind one begins."""
         return start + size + (-size % self.align)
 
-    def check(self, opened: _Opened) -> Mapping[int, bytes]:
+    def check(self, opened: Opened) -> Found:
         """Walks to the sound. Raises AudioFileError: it is cut, or not there."""
         position, long_size = self.first, None
         while (chunk := self.at(opened, position)) is not None:
@@ -242,24 +159,33 @@ class _Chunks(NamedTuple):
             position = self.after(start, size)
         raise AudioFileError(f"{opened.file} is cut: it ends before its sound begins. {AGAIN}")
 
-    def _sound(self, opened: _Opened, start: int, size: int, long_size: int | None) -> Mapping[int, bytes]:
+    def _sound(self, opened: Opened, start: int, size: int, long_size: int | None) -> Found:
         there = opened.total - start
         if size == _ALL_ONES and long_size is not None:
             size = opened.number("<Q", long_size)
             if size == 0 and there and not self._are_chunks(opened, start):
-                return {long_size: struct.pack("<Q", there)}
+                return Found({long_size: struct.pack("<Q", there)})
         elif size <= 0 and there and not self._are_chunks(opened, start):
             # Left open, or the recorder died before it could fill the length in. The rest is sound, as no chunk is it.
             length = there + self.header if self.whole else there
             most = _ALL_ONES if self.size.endswith("I") else length
-            return {start - self.header + self.name: struct.pack(self.size, min(length, most))}
+            return Found({start - self.header + self.name: struct.pack(self.size, min(length, most))})
         if size == -1 or size >= _OPEN_LENGTH > there:
-            return {}
+            return Found()
         opened.claim(start, size)
-        self._check_rest(opened, self.after(start, size), size)
-        return {}
+        end = self.after(start, size)
+        opened.alone(end)
+        if (behind := self.at(opened, end)) is not None and behind[0] == opened.at(start - self.header, self.name):
+            raise AudioFileError(
+                f"{opened.file} holds two chunks of sound, one of {size} bytes and one of {behind[2]}; expected one. "
+                "Write the file again: `ffmpeg -i clip.wav whole.wav`."
+            )
+        chunks = self._are_chunks(opened, end)
+        if not chunks:
+            opened.no_more(end, size)
+        return Found(end=end if self.to_the_end and not (chunks and behind) else None)
 
-    def _are_chunks(self, opened: _Opened, position: int) -> bool:
+    def _are_chunks(self, opened: Opened, position: int) -> bool:
         """Whether chunks with readable names, or nothing, stand from `position` to the end."""
         while (chunk := self.at(opened, position)) is not None:
             name, start, size = chunk
@@ -268,118 +194,62 @@ class _Chunks(NamedTuple):
             position = self.after(start, size)
         return True
 
-    def _check_rest(self, opened: _Opened, position: int, size: int) -> None:
-        """Raises AudioFileError: behind the sound stands much more, and it is neither chunks nor tags.
 
-        A recorder that writes a length now and then, and dies, leaves such a file.
-        """
-        rest = opened.total - position
-        if (
-            size > 0
-            and rest > max(_STRAY, size // 10)
-            and not self._are_chunks(opened, position)
-            and not _TAG.match(opened.at(position, 32))
-        ):
-            raise AudioFileError(
-                f"{opened.file} says that it holds {size} bytes of sound, but {rest} bytes more stand behind them. "
-                "If its recorder stopped before it could write the length, repair it: "
-                "`ffmpeg -ignore_length 1 -i clip.wav repaired.wav`."
-            )
-
-
-def _au(opened: _Opened) -> Mapping[int, bytes]:
+def _au(opened: Opened) -> Found:
     order = ">" if opened.at(0, 4) == b".snd" else "<"
     start, size = opened.number(f"{order}I", 4), opened.number(f"{order}I", 8)
     if size == 0 and opened.total > start:
-        return {8: struct.pack(f"{order}I", _ALL_ONES)}  # to the end
-    if size != _ALL_ONES:
-        opened.claim(start, size)
-    return {}
+        return Found({8: struct.pack(f"{order}I", _ALL_ONES)})  # to the end
+    return Found() if size == _ALL_ONES else opened.sound(start, size)
 
 
-def _avr(opened: _Opened) -> Mapping[int, bytes]:
+def _avr(opened: Opened) -> Found:
     channels = 2 if opened.number(">H", 12) else 1
-    opened.claim(128, opened.number(">I", 26) * channels * (opened.number(">H", 14) // 8))
-    return {}
+    return opened.sound(128, opened.number(">I", 26) * channels * (opened.number(">H", 14) // 8))
 
 
-def _mpc2000(opened: _Opened) -> Mapping[int, bytes]:
-    opened.claim(42, opened.number("<I", 30) * 2 * (opened.number("<B", 21) + 1))
-    return {}
+def _mpc2000(opened: Opened) -> Found:
+    return opened.sound(42, opened.number("<I", 30) * 2 * (opened.number("<B", 21) + 1))
 
 
-def _wve(opened: _Opened) -> Mapping[int, bytes]:
-    opened.claim(32, opened.number(">I", 18))
-    return {}
+def _wve(opened: Opened) -> Found:
+    return opened.sound(32, opened.number(">I", 18))
 
 
-def _nist(opened: _Opened) -> Mapping[int, bytes]:
+def _nist(opened: Opened) -> Found:
     found = re.match(rb"NIST_1A\n\s*(\d+)\n", opened.at(0, 64))
     start = int(found[1]) if found else 1024
-    header = opened.at(0, min(start, _SEARCHED))
+    header = opened.at(0, min(start, SEARCHED))
     fields = dict(re.findall(rb"^(sample_count|channel_count|sample_n_bytes) -\w+ (\d+)", header, re.MULTILINE))
-    if b"sample_count" in fields:
-        frame = int(fields.get(b"channel_count", 1)) * int(fields.get(b"sample_n_bytes", 2))
-        opened.claim(start, int(fields[b"sample_count"]) * frame)
-    return {}
+    if b"sample_count" not in fields:
+        return Found()
+    frame = int(fields.get(b"channel_count", 1)) * int(fields.get(b"sample_n_bytes", 2))
+    return opened.sound(start, int(fields[b"sample_count"]) * frame)
 
 
-def _sds(opened: _Opened) -> Mapping[int, bytes]:
+def _sds(opened: Opened) -> Found:
     """Packets of 120 bytes of sound, in 127; a sample takes 2, 3 or 4 bytes of seven bits each."""
     bits = opened.number("<B", 6)
     per_packet = 120 // max(2, -(-bits // 7))
     low, middle, high = (opened.number("<B", place) for place in (10, 11, 12))
     packets = -(-(low | middle << 7 | high << 14) // per_packet)
-    opened.claim(21, packets * 127)
-    return {}
+    return opened.sound(21, packets * 127)
 
 
-def _voc(opened: _Opened) -> Mapping[int, bytes]:
+def _voc(opened: Opened) -> Found:
     """Walks blocks: a kind, and a size of three bytes. Kind 0 ends the file, and some writers leave it out."""
     position = opened.number("<H", 20)
     while position < opened.total:
         head = opened.at(position, 4)
         if head[:1] == b"\0":
-            break
+            opened.alone(position + 1)
+            return Found(end=position + 1)
         size = int.from_bytes(head[1:], "little")
         if len(head) < 4:
             size = _ALL_ONES
         opened.claim(position + 4, size)
         position += 4 + size
-    return {}
-
-
-def _ogg(opened: _Opened) -> Mapping[int, bytes]:
-    """Walks pages.
-
-    Raises:
-        AudioFileError: one is damaged, the last is incomplete, or it is not marked as the end of its stream.
-    """
-    file, handle, total = opened
-    position, ended = 0, False
-    while position < total:
-        handle.seek(position)
-        header = handle.read(27)
-        if ended and header[:4] == b"OggS" and len(header) == 27 and header[5] & 2:
-            raise AudioFileError(
-                f"{file} holds one Ogg stream after another (a second begins at byte {position}), as web radios send "
-                "them; only the first would be heard. Join them into one: `ffmpeg -i clip.ogg joined.flac`."
-            )
-        if header[:4] != b"OggS"[: len(header)]:
-            if ended:  # tags that some tools append after the stream
-                return {}
-            raise AudioFileError(f"{file} is damaged: no Ogg page at byte {position} of {total}. {AGAIN}")
-        segments = handle.read(header[26]) if len(header) == 27 else b""
-        end = position + 27 + sum(segments) + len(segments)
-        if len(header) < 27 or len(segments) < header[26] or end > total:
-            raise AudioFileError(
-                f"{file} is cut: the Ogg page at byte {position} is incomplete at byte {total}. {AGAIN}"
-            )
-        ended = bool(header[5] & 4)
-        position = end
-    if not ended:
-        raise AudioFileError(f"{file} is cut: its last Ogg page, at the end of {total} bytes, ends no stream. {AGAIN}")
-    return {}
+    return Found()
 
 
 # What a file starts with, and who knows its length.
@@ -387,9 +257,11 @@ _CHECKS: Mapping[bytes, Check] = {
     rb"(RIFF|RF64|BW64)....WAVE": _Chunks(b"data").check,
     rb"RIFX....WAVE": _Chunks(b"data", size=">I").check,
     rb"FORM....AIF[FC]": _Chunks(b"SSND", size=">I").check,
-    rb"FORM....(8SVX|16SV)": _Chunks(b"BODY", size=">I").check,
+    rb"FORM....(8SVX|16SV)": _Chunks(b"BODY", size=">I", to_the_end=True).check,
     rb"caff": _Chunks(b"data", first=8, size=">q", align=1).check,
-    rb"riff\x2e\x91\xcf\x11": _Chunks(b"data", first=40, name=16, size="<q", align=8, whole=True).check,
+    rb"riff\x2e\x91\xcf\x11": _Chunks(
+        b"data", first=40, name=16, size="<q", align=8, whole=True, to_the_end=True
+    ).check,
     rb"\.snd|dns\.": _au,
     rb"2BIT": _avr,
     rb"\x01\x04.{17}[\0-\x64]\0[\0\x01]": _mpc2000,
@@ -397,6 +269,7 @@ _CHECKS: Mapping[bytes, Check] = {
     rb"ALawSoundFile\*\*\0": _wve,
     rb"NIST_1A\n": _nist,
     rb"Creative Voice File\x1a": _voc,
-    rb"OggS": _ogg,
-    rb"fLaC": lambda opened: {},
+    rb"OggS": ogg,
+    rb"fLaC": flac,
+    rb"\xff[\xe2-\xff]": mp3,
 }

@@ -15,8 +15,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from adapterbank.audio.containers import AGAIN, checked
+from adapterbank.audio.containers import checked
+from adapterbank.audio.kinds import what_it_is
 from adapterbank.audio.mel import HIGHEST_RATE, LOUDEST, LOWEST_RATE, SAMPLE_RATE, check_sample_rate
+from adapterbank.audio.opened import AGAIN
 from adapterbank.audio.resampling import DEFAULT_KERNEL, check_kernel, resample_clip
 from adapterbank.audio.suffixes import CONVERT_HINT, READABLE_SUFFIXES, UNREADABLE_SUFFIXES
 from adapterbank.errors import AudioFileError
@@ -91,8 +93,6 @@ def open_checked(path: str | PathLike[str]) -> Iterator[soundfile.SoundFile]:
     try:
         with file.open("rb") as handle, Forward(checked(file, handle)) as sound:
             check_header(file, sound)
-            if sound.frames >= UNKNOWN_FRAMES:
-                raise AudioFileError(f"{file} does not state its length (it was streamed). Re-encode it to a file.")
             yield sound
     except soundfile.SoundFileError as error:
         raise undecodable(file, error) from error
@@ -115,9 +115,12 @@ def existing(path: str | PathLike[str]) -> Path:
 
 def undecodable(file: Path, error: Exception) -> AudioFileError:
     """What to say of a file that libsndfile refuses."""
+    told = str(getattr(error, "error_string", error))
+    kind, advice = what_it_is(file) or ("", CONVERT_HINT if file.suffix.lower() in UNREADABLE_SUFFIXES else AGAIN)
+    looks = f"by its first bytes it is {kind}; " if kind else ""
     return AudioFileError(
-        f"{file} cannot be decoded ({error}); expected WAV, FLAC, Ogg, MP3 or another format that libsndfile "
-        f"reads. {CONVERT_HINT if file.suffix.lower() in UNREADABLE_SUFFIXES else AGAIN}"
+        f"{file} cannot be decoded ({looks}{told.rstrip('.')}); expected WAV, FLAC, Ogg, MP3 or another format that "
+        f"libsndfile reads. {advice}"
     )
 
 
@@ -140,6 +143,8 @@ def mono_blocks(file: Path, sound: soundfile.SoundFile, frames: int | None = Non
     while found < promised:
         block = sound.read(min(frames, promised - found), dtype="float32", always_2d=True)
         if not len(block):
+            if found and promised >= UNKNOWN_FRAMES:  # it was streamed: the end is where the last packet ends
+                return
             raise AudioFileError(f"{file} is cut: it decodes to {found} samples, its header says {promised}. {AGAIN}")
         _check_samples(file, block, found / sound.samplerate, sound.samplerate)
         found += len(block)

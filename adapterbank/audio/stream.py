@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from adapterbank.audio.clips import floats, mono, one_clip
-from adapterbank.audio.containers import AGAIN, checked
+from adapterbank.audio.containers import checked
 from adapterbank.audio.mel import SAMPLE_RATE, check_sample_rate, resample
+from adapterbank.audio.opened import AGAIN
 from adapterbank.audio.read import UNKNOWN_FRAMES, Forward, check_header, existing, undecodable
 from adapterbank.audio.rows import RATE_KEYS, audio_key, is_array, is_number
 from adapterbank.errors import AudioFileError, WaveformError
