@@ -34,6 +34,8 @@ _NAMES = {
     b".snd": "AU",
     b"NIST": "NIST SPHERE",
     b"Crea": "VOC",
+    b"2BIT": "AVR",
+    b"ALaw": "WVE",
 }
 
 
