@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import array
+import io
+from collections import deque
+
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -116,3 +121,105 @@ def test_labels_in_no_order_are_refused(small_bank):
         small_bank.add_task("x", "head", labels={"a", "b"})
     assert small_bank.add_task("y", "head", labels={0: "a", 1: "b"}).labels == ("a", "b")
     assert small_bank.add_task("z", "head", labels=(name for name in "ab")).labels == ("a", "b")
+
+
+# -- other forms of a clip, a batch and a label ----------------------------------------------------------------------
+
+
+SAMPLES = WAVES[0].tolist()
+FORMS = {
+    "a list of floats": lambda file: SAMPLES,
+    "a tuple of NumPy's floats": lambda file: tuple(WAVES[0].numpy()),
+    "array.array": lambda file: array.array("f", SAMPLES),
+    "an array of objects": lambda file: np.array(SAMPLES, dtype=object),
+    "a list with its rate": lambda file: (SAMPLES, 16_000),
+    "a list of one list": lambda file: [SAMPLES],
+    "pandas.Series": lambda file: pd.Series(SAMPLES),
+    "bytes in reverse order": lambda file: WAVES[0].numpy().astype(">f4"),
+    "a view from back to front": lambda file: WAVES[0].numpy()[::-1][::-1],
+    "a parameter": lambda file: torch.nn.Parameter(WAVES[0].clone()),
+    "a file URL": lambda file: file.as_uri(),
+    "an open SoundFile": soundfile.SoundFile,
+    "file_name of Hugging Face": lambda file: {"file_name": str(file), "label": 1},
+    "a rate called fs": lambda file: {"samples": WAVES[0], "fs": 16_000},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_a_clip_is_the_same_clip(form, bank, file):
+    torch.testing.assert_close(bank.embed(FORMS[form](file)), bank.embed(WAVES[:1]), rtol=0, atol=1e-5)
+
+
+def test_a_rate_by_any_of_its_names_is_no_other_rate(bank):
+    expected = bank.embed(WAVES[:1], sample_rate=8_000)
+    for key in ("sampling_rate", "sample_rate", "sr", "rate", "samplerate", "fs"):
+        torch.testing.assert_close(bank.embed({"array": WAVES[0], key: 8_000}), expected, rtol=0, atol=0)
+
+
+def test_a_batch_of_a_data_loader_is_its_clips(bank):
+    rows = [{"audio": {"array": wave, "sampling_rate": 16_000}, "label": 1} for wave in WAVES]
+    nested = torch.nested.nested_tensor(list(WAVES), layout=torch.jagged)
+    batches = [
+        next(iter(DataLoader(TensorDataset(WAVES, torch.arange(4) % 2), batch_size=4))),
+        (WAVES, NAMES),
+        next(iter(DataLoader(rows, batch_size=4))),
+        nested,
+    ]
+    for batch in batches:
+        torch.testing.assert_close(bank.embed(batch), bank.embed(WAVES), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("clip", "message"),
+    [
+        (WAVES[0].to_sparse(), "layout torch.sparse_coo"),
+        (torch.empty(8000, device="meta"), "on meta"),
+        (np.ma.masked_greater(WAVES[0].numpy(), 0.1), "masked"),
+        ([1, 2, 3] * 3000, "samples of type int64, expected floating point"),
+        (WAVES[0].to(torch.complex64), "samples of type complex64"),
+        (WAVES[0] > 0, "samples of type bool"),
+        (torch.stack([WAVES[0]] * 2, dim=1), r"\(T, channels\), as soundfile gives it"),
+        ("http://example.com/dog.wav", "an address on the network.*Download it first"),
+        ("s3://bucket/dog.wav", "an address on the network"),
+        ("recordings/*.wav", "looks like a pattern: pass sorted"),
+    ],
+)
+def test_what_holds_no_samples_is_refused_with_what_to_do(clip, message, bank):
+    with pytest.raises(AdapterBankError, match=message):
+        bank.predict(clip, "new")
+
+
+def test_a_path_that_is_nearly_right_names_the_file(bank, file):
+    for given, meant in [
+        (f" {file}\n", "without the blanks or quotes around it: '.*one.wav'"),
+        (f'"{file}"', "without the blanks or quotes"),
+        (file.with_name("ONE.WAV"), "Did you mean 'one.wav' there"),
+        (file.with_name("onee.wav"), "Did you mean 'one.wav' there"),
+        (file.parent, "is a folder.*glob"),
+    ]:
+        with pytest.raises(AdapterBankError, match=meant):
+            bank.predict(given, "new")
+
+
+def test_a_stream_at_its_end_says_so(bank, file):
+    content = io.BytesIO(file.read_bytes())
+    assert len(bank.predict(content, "new")) == 1
+    with pytest.raises(AdapterBankError, match=r"nothing left to read.*seek\(0\)"):
+        bank.predict(content, "new")
+
+
+def test_labels_in_any_collection_mean_the_same(small_bank):
+    small_bank.add_task("several", "head", labels=["a", "b", "c"], multilabel=True)
+    row = torch.tensor([1.0, 0, 1])
+    for labels in ({"a": 1, "c": 2}.keys(), deque(["a", "c"]), pd.Series(["a", "c"]), range(0, 3, 2), row.to_sparse()):
+        result = small_bank.evaluate("several", [(WAVES[0], labels)])
+        expected = small_bank.evaluate("several", [(WAVES[0], row)]).metrics
+        assert result.metrics == pytest.approx(expected, nan_ok=True)
+    with pytest.raises(LabelsError, match="item 0"):  # its names stand in another order than the classes
+        small_bank.evaluate("several", [(WAVES[0], pd.Series([1, 1, 0], index=["c", "a", "b"]))])
+
+
+def test_a_label_with_an_axis_of_one_is_its_index(bank):
+    plain = bank.evaluate("new", [(wave, index % 2) for index, wave in enumerate(WAVES)])
+    found = bank.evaluate("new", [(wave, torch.tensor([index % 2])) for index, wave in enumerate(WAVES)])
+    assert found.metrics == plain.metrics

@@ -3,15 +3,16 @@
 One clip is any of
 
     "dog.wav", Path("dog.wav")                 a file
-    a 1-D array or tensor of floats            samples in [-1, 1] at the call's `sample_rate`
+    a 1-D array or tensor of floats            samples in [-1, 1] at the call's `sample_rate`; also a list of floats or
+                                               a pandas.Series
     (waveform, 44100), (waveform, 44100, ...)  what torchaudio.load, soundfile.read and torchaudio's data sets give
     {"array": ..., "sampling_rate": 44100}     audio of Hugging Face; also {"path": ..., "bytes": ...}, and a whole row
                                                of a data set, {"audio": ..., "label": ...}
     bytes, open("dog.wav", "rb")               the content of a file
     an AudioDecoder                            audio of a `datasets.Dataset` from version 4 on
 
-Several clips are an array (B, T), a list or generator of clips, a data set or a DataLoader, whose labels are not looked
-at. A clip that brings its own sample rate has that one, whatever the call says.
+Several clips are an array (B, T), a list or generator of clips, a data set, a DataLoader or one of its batches, whose
+labels are not looked at. A clip that brings its own sample rate has that one, whatever the call says.
 
 Symbols: B clips, T samples.
 """
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from adapterbank.audio.mel import LOUDEST, SAMPLE_RATE, WINDOW, check_sample_rate, resample
 from adapterbank.audio.read import read_audio
-from adapterbank.audio.rows import RATE_KEYS, audio_key, is_array, is_number, is_one_clip, rows
+from adapterbank.audio.rows import RATE_KEYS, audio_key, is_array, is_number, is_one_clip, is_samples, rows
 from adapterbank.errors import (
     AdapterBankError,
     AudioFileError,
@@ -132,12 +133,14 @@ def _plain_tensors(x: Any, sample_rate: Any) -> Clips | None:
     if not is_whole(sample_rate):
         return None
     if isinstance(x, Tensor):
-        if x.ndim != 2 or not x.is_floating_point() or not len(x):
+        if not _is_dense(x) or x.ndim != 2 or not x.is_floating_point() or not len(x):
             return None
         together = x.detach().to(torch.float32)
         waves, loudest, shortest = list(together), [_loudest(together)] if x.shape[1] else [], x.shape[1]
     elif isinstance(x, (list, tuple)) and x:
-        if not all(isinstance(clip, Tensor) and clip.ndim == 1 and clip.is_floating_point() for clip in x):
+        if not all(
+            isinstance(clip, Tensor) and _is_dense(clip) and clip.ndim == 1 and clip.is_floating_point() for clip in x
+        ):
             return None
         waves = [clip.detach().to(torch.float32) for clip in x]
         shortest = min(map(len, waves))
@@ -159,6 +162,8 @@ def one_clip(given: Any, sample_rate: Any = SAMPLE_RATE) -> tuple[Tensor, int]:
     Raises:
         WaveformError, AudioFileError, ConfigError: as `as_waveforms`.
     """
+    if is_samples(given):
+        return _checked(_array(given), sample_rate)
     if isinstance(given, (Tensor, np.ndarray)):
         return _checked(given, sample_rate)
     if isinstance(given, (str, os.PathLike)):
@@ -176,6 +181,13 @@ def one_clip(given: Any, sample_rate: Any = SAMPLE_RATE) -> tuple[Tensor, int]:
         return _of_decoder(given)
     if callable(getattr(given, "read", None)):
         content = given.read()
+        if isinstance(content, np.ndarray) and hasattr(given, "samplerate"):  # an open soundfile.SoundFile
+            return _checked(content, given.samplerate)
+        if isinstance(content, (bytes, str)) and not content:
+            raise AudioFileError(
+                f"got a {type(given).__name__} that has nothing left to read, expected the content of an audio file. "
+                "If it was read or written before, wind it back: file.seek(0)."
+            )
         if isinstance(content, bytes):
             return _checked(_decoded(content), SAMPLE_RATE)
     raise WaveformError(f"got {type(given).__name__} as a clip, expected {_ACCEPTED}.")
@@ -188,6 +200,7 @@ def _with_rate(given: Sequence[Any]) -> tuple[Tensor, int]:
     wave, rate = given[0], plain(given[1])
     if is_number(wave) and is_array(rate):
         wave, rate = rate, plain(wave)
+    wave = _array(wave) if is_samples(wave) else wave
     if is_array(wave) and is_number(rate):
         try:
             check_sample_rate(rate)
@@ -261,7 +274,8 @@ def _checked(clip: Tensor | np.ndarray[Any, Any], sample_rate: Any) -> tuple[Ten
     if len(wave) * SAMPLE_RATE < WINDOW * rate:
         raise WaveformError(
             f"got a clip of {len(wave)} samples at {rate} Hz, {1000 * len(wave) / rate:.3g} ms; expected at least one "
-            f"window of {1000 * WINDOW / SAMPLE_RATE:g} ms. Several clips of one length are rows of (B, T)."
+            f"window of {1000 * WINDOW / SAMPLE_RATE:g} ms. Several clips of one length are rows of (B, T), and "
+            "(T, channels), as soundfile gives it, is passed as (waveform, sample_rate)."
         )
     return wave, rate
 
@@ -269,6 +283,15 @@ def _checked(clip: Tensor | np.ndarray[Any, Any], sample_rate: Any) -> tuple[Ten
 def floats(clip: Tensor | np.ndarray[Any, Any]) -> Tensor:
     """Samples of any floating-point type as an fp32 tensor of the same shape. Raises WaveformError for integers."""
     kind = str(clip.dtype).removeprefix("torch.")
+    if isinstance(clip, Tensor) and not _is_dense(clip):
+        raise WaveformError(
+            f"got a tensor of layout {clip.layout} on {clip.device}, expected one that holds its samples one after "
+            "another; clip.to_dense() makes one of a sparse tensor."
+        )
+    if isinstance(clip, np.ma.MaskedArray) and np.ma.getmaskarray(clip).any():
+        raise WaveformError(
+            "got an array some of whose samples are masked, expected all of them; clip.filled(0) makes them silent."
+        )
     if not (clip.dtype.kind == "f" if isinstance(clip, np.ndarray) else clip.is_floating_point()):
         scale = _SCALES.get(kind, "divide by the largest value that the type of the recording can hold")
         raise WaveformError(f"got samples of type {kind}, expected floating point in [-1, 1]; {scale}.")
@@ -294,6 +317,17 @@ def mono(clip: Tensor) -> Tensor:
         f"got one clip of shape {tuple(clip.shape)}, expected (T,), or (channels, T) with at most {CHANNELS} channels. "
         "Average the channels first, or pass several clips as (B, T)."
     )
+
+
+def _array(samples: Any) -> np.ndarray[Any, Any]:
+    """Plain numbers as an array; whole ones stay whole, so that they are refused as samples that were not divided."""
+    found = np.asarray(samples)
+    return found.astype(np.float32) if found.dtype == object else found
+
+
+def _is_dense(clip: Tensor) -> bool:
+    """Whether a tensor holds its values one by one: not sparse, nested or quantized, and not without any."""
+    return clip.layout is torch.strided and not (clip.is_meta or clip.is_nested)
 
 
 def _loudest(wave: Tensor) -> Tensor:

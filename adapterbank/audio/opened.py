@@ -41,7 +41,7 @@ _NAMES = {
 
 def tag_size(head: bytes) -> int:
     """Bytes of the ID3v2, APE or ID3v1 tag that begins with `head`, of 32 bytes or more; 0 for anything else."""
-    if re.match(rb"ID3[\x02-\x04].", head, re.DOTALL) and all(byte < 128 for byte in head[6:10]):
+    if re.match(rb"ID3[\x02-\x04].{6}", head, re.DOTALL) and all(byte < 128 for byte in head[6:10]):
         size = 0
         for byte in head[6:10]:  # seven bits of each byte count
             size = size << 7 | byte

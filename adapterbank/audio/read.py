@@ -5,10 +5,16 @@ What stands around the sound, tags and lengths, is checked by `containers.py` be
 
 from __future__ import annotations
 
+import difflib
+import itertools
+import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 import soundfile
@@ -30,6 +36,7 @@ __all__ = [
     "UNKNOWN_FRAMES",
     "UNREADABLE_SUFFIXES",
     "Forward",
+    "as_path",
     "check_header",
     "existing",
     "mono_blocks",
@@ -61,7 +68,7 @@ def read_audio(path: str | PathLike[str], sample_rate: int = SAMPLE_RATE, resamp
     """
     check_sample_rate(sample_rate)
     check_kernel(resampling)
-    file = Path(path)
+    file = as_path(path)
     with open_checked(file) as sound:
         rate = int(sound.samplerate)
         waveform = torch.from_numpy(np.concatenate(list(mono_blocks(file, sound))))
@@ -100,17 +107,61 @@ def open_checked(path: str | PathLike[str]) -> Iterator[soundfile.SoundFile]:
 
 def existing(path: str | PathLike[str]) -> Path:
     """A file that is there and not empty. Raises AudioFileError."""
-    file = Path(path)
+    file = as_path(path)
     try:
         there = file.is_file()
     except (OSError, ValueError) as error:  # a name that is too long, or holds what no name can hold
         raise AudioFileError(f"{str(file)[:80]!r} cannot be the name of a file ({error.args[-1]}).") from error
     if not there:
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise AudioFileError(f"{file} {what}; expected an audio file. Check the path, relative to {Path.cwd()}.")
+        raise _absent(file)
     if file.stat().st_size == 0:
         raise AudioFileError(f"{file} is empty (0 bytes); expected audio. {AGAIN}")
     return file
+
+
+def as_path(path: str | PathLike[str]) -> Path:
+    """The path of a file that may be given as a `file://` URL, or from a home folder on. Raises AudioFileError."""
+    text = os.fspath(path)
+    if isinstance(path, str) and (found := re.match(r"([A-Za-z][\w+.-]+)://", text)):
+        if found[1].lower() != "file":
+            raise AudioFileError(
+                f"{text} is an address on the network; expected a file on this machine. Download it first."
+            )
+        return Path(url2pathname(urlsplit(text).path))
+    if text.startswith("~") and not Path(text).exists():
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:  # a user that there is not
+            return Path(text)
+    return Path(text)
+
+
+def _absent(file: Path) -> AudioFileError:
+    """What to say of a path at which no file is, and which one may be meant."""
+    if file.is_dir():
+        return AudioFileError(
+            f"{file} is a folder; expected an audio file. Its files are sorted(Path({str(file)!r}).glob('*.wav')), and "
+            "load_folder reads a folder with labels."
+        )
+    text = str(file)
+    if re.search(r"[*?]", text):
+        told = f"It looks like a pattern: pass sorted(glob.glob({text!r}))."
+    elif (bare := text.strip().strip("\"'")) != text and Path(bare).is_file():
+        told = f"There is one without the blanks or quotes around it: {bare!r}."
+    else:
+        near = difflib.get_close_matches(file.name.lower(), names := _names_in(file.parent), n=1)
+        told = f"Did you mean {names[near[0]]!r} there? " if near else ""
+        told += f"Check the path, relative to {Path.cwd()}."
+    return AudioFileError(f"{text} does not exist; expected an audio file. {told}")
+
+
+def _names_in(folder: Path, most: int = 1000) -> dict[str, str]:
+    """{name in small letters: name} of the first files of a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name.lower(): entry.name for entry in itertools.islice(entries, most)}
+    except OSError:
+        return {}
 
 
 def undecodable(file: Path, error: Exception) -> AudioFileError:

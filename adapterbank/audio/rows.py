@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
@@ -23,8 +24,11 @@ from adapterbank.errors import DatasetError
 from adapterbank.numbers import plain
 
 # Where audio is found in a dict, in this order: a row that has both the sound and its file gives the sound.
-AUDIO_KEYS = ("audio", "array", "raw", "waveform", "wave", "wav", "speech", "sound", "file", "path", "filename")
-RATE_KEYS = ("sampling_rate", "sample_rate", "sr")
+AUDIO_KEYS = (
+    *("audio", "array", "raw", "waveform", "wave", "wav", "speech", "sound", "samples", "file", "path", "filename"),
+    *("file_name", "file_path", "filepath", "audio_path", "audio_file", "audio_filepath", "fname", "slice_file_name"),
+)
+RATE_KEYS = ("sampling_rate", "sample_rate", "sr", "rate", "samplerate", "fs", "sampleRate", "samplingRate")
 # An item (waveform, 15872, "dog") may hold a length as well as a rate: only these are read as rates there.
 COMMON_RATES = frozenset(
     {4000, 6000, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 88200, 96000, 176400, 192000}
@@ -38,10 +42,16 @@ def rows(x: Any) -> tuple[bool, Iterable[Reader]]:
     Returns:
         Whether there may be several; the functions, in order.
     """
+    if isinstance(x, Tensor) and x.is_nested:
+        return True, _entries(x.unbind())
+    if is_samples(x):
+        return False, (lambda: x,)
     if is_array(x) and x.ndim != 1:
         return True, _entries(x if x.ndim else [x])
     if isinstance(x, np.ndarray) and x.dtype.kind in "OU":  # a column of a table: of paths or of arrays
         return True, _entries(x)
+    if _is_batch(x):
+        return True, _entries(x[0] if isinstance(x, (list, tuple)) else unbatched(x))
     if isinstance(x, Mapping) and isinstance(column := x.get(audio_key(x)), (list, tuple)) and not _numbers(column):
         return True, _entries(column)  # what a slice of a `datasets.Dataset` is: a dict of columns
     if is_one_clip(x):
@@ -56,6 +66,31 @@ def rows(x: Any) -> tuple[bool, Iterable[Reader]]:
     if isinstance(x, Iterable):
         return True, _entries(x)
     return False, (lambda: x,)
+
+
+def is_samples(x: Any) -> bool:
+    """Whether these are the samples of one clip as plain numbers, in a list, an `array.array` or a pandas.Series."""
+    if type(x).__module__.partition(".")[0] == "pandas":
+        return getattr(x, "ndim", 0) == 1 and getattr(x.dtype, "kind", "O") in "fiu"
+    if isinstance(x, np.ndarray):
+        return x.ndim == 1 and x.dtype == object and len(x) > 2 and all(map(is_number, x[:3]))
+    return isinstance(x, (list, tuple, array.array)) and len(x) > 2 and all(map(is_number, x[:3]))
+
+
+def _is_batch(x: Any) -> bool:
+    """Whether a DataLoader made it of its items: (waves (B, T), labels (B,)), or a dict of audio with many rates."""
+    if isinstance(x, Mapping):
+        audio = x.get("audio")
+        return isinstance(audio, Mapping) and any(_several(audio.get(key)) for key in RATE_KEYS)
+    if not isinstance(x, (list, tuple)) or len(x) != 2 or not is_array(x[0]) or x[0].ndim < 2 or len(x[0]) < 2:
+        return False
+    whole = is_array(x[1]) and x[1].ndim == 1 and "int" in str(x[1].dtype)
+    named = isinstance(x[1], (list, tuple)) and all(isinstance(label, str) or is_number(label) for label in x[1])
+    return (whole or named) and len(x[1]) == len(x[0])
+
+
+def _several(rates: Any) -> bool:
+    return isinstance(rates, (list, tuple)) or (is_array(rates) and rates.ndim == 1)
 
 
 def _entries(clips: Iterable[Any]) -> Iterator[Reader]:

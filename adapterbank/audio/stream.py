@@ -26,7 +26,7 @@ from adapterbank.audio.clips import floats, mono, one_clip
 from adapterbank.audio.containers import checked
 from adapterbank.audio.mel import SAMPLE_RATE, check_sample_rate, resample
 from adapterbank.audio.opened import AGAIN
-from adapterbank.audio.read import UNKNOWN_FRAMES, Forward, check_header, existing, undecodable
+from adapterbank.audio.read import UNKNOWN_FRAMES, Forward, as_path, check_header, existing, undecodable
 from adapterbank.audio.rows import RATE_KEYS, audio_key, is_array, is_number
 from adapterbank.errors import AudioFileError, WaveformError
 from adapterbank.numbers import plain
@@ -79,7 +79,7 @@ def open_recording(source: Any, sample_rate: int = SAMPLE_RATE) -> Recording:
         ConfigError: the sample rate is none.
     """
     if isinstance(source, (str, PathLike)):
-        return _open_file(Path(source).expanduser())
+        return _open_file(as_path(source))
     if isinstance(source, Mapping) and source.get("bytes") is None and (key := audio_key(source)) is not None:
         rate = next((source[name] for name in RATE_KEYS if source.get(name) is not None), sample_rate)
         value = source[key]

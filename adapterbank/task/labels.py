@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,9 @@ class _Classes:
 
     def one(self, label: Any) -> int | Tensor:
         """The class of a clip that has one: its index, or a row (C,) of shares."""
-        label = plain(label)
+        label = _listed(label)
+        if _is_array(label) and label.shape == (1,) and len(self.names) > 1 and "int" in str(label.dtype):
+            label = plain(label[0])  # what a collate function that adds an axis gives
         if not (_is_array(label) or (isinstance(label, (list, tuple)) and all(map(_is_number, label)))):
             return self.index(label)
         row = self._numbers(label)
@@ -130,7 +132,7 @@ class _Classes:
 
     def row(self, labels: Any) -> Tensor:
         """The classes of a clip that has any number, as a row (C,)."""
-        labels = plain(labels)
+        labels = _listed(labels)
         if _is_array(labels):
             return self._numbers(labels)
         if isinstance(labels, (str, int)):
@@ -184,7 +186,7 @@ class _Classes:
 
     def _numbers(self, values: Any) -> Tensor:
         """A row of one number per class, each in [0, 1]."""
-        numbers = values.detach().cpu().tolist() if isinstance(values, Tensor) else values
+        numbers = values.detach().cpu().to_dense().tolist() if isinstance(values, Tensor) else values
         try:
             row = torch.from_numpy(np.array(numbers, dtype=np.float32))
         except (TypeError, ValueError) as error:
@@ -205,6 +207,18 @@ class _Classes:
         return row
 
 
+def _listed(label: Any) -> Any:
+    """A label or several in the form of a list, tuple, set, array or tensor, whatever collection of Python they are."""
+    label = plain(label)
+    if type(label).__module__.partition(".")[0] == "pandas" and hasattr(label, "to_numpy"):
+        if not _is_number(label.index[0] if len(label) and hasattr(label, "index") else 0):
+            return label  # its numbers have names, perhaps in another order than the classes
+        label = label.to_numpy()
+        return label if label.dtype.kind in "biuf" else label.tolist()
+    known = (str, bytes, Mapping, list, tuple, set, frozenset, Tensor, np.ndarray)
+    return list(label) if isinstance(label, Collection) and not isinstance(label, known) else label
+
+
 def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray))
 
@@ -214,5 +228,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(values: Any) -> str:
+    values = values.to_dense() if isinstance(values, Tensor) else values
     text = repr(values.tolist() if _is_array(values) else values)
     return text if len(text) < 80 else f"{text[:77]}..."
