@@ -116,6 +116,10 @@ class UnreadTableWarning(UserWarning):
     """A table beside class folders lists their clips, but none of its columns is known to say their labels."""
 
 
+class LookAlikeClassesWarning(UserWarning):
+    """Classes of a dataset whose names differ by capitals, blanks or hyphens only, and may be meant as one."""
+
+
 class MethodDefaultsWarning(UserWarning):
     """A method was registered without training defaults, and `fit` was called without a learning rate."""
 

@@ -17,6 +17,27 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+# Characters of no width, and marks of the direction of writing. Those that join letters (U+200C, U+200D) are spelling.
+_INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+
+
+def visible(text: str) -> str:
+    """What a reader sees of a name: in NFC, without characters of no width, and with plain single blanks between words.
+
+    Web pages and spreadsheets leave zero-width and no-break spaces in names, with which "dog" would be two classes.
+    """
+    return " ".join(_INVISIBLE.sub("", nfc(text)).split())
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Groups of names that differ only by capitals, by blanks, underscores and hyphens, or by the form of a letter."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        key = re.sub(r"[\s_-]+", " ", unicodedata.normalize("NFKC", name)).strip().casefold()
+        groups.setdefault(key, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def in_natural_order(names: Iterable[str]) -> list[str]:
     """Sorted as a person counts: "2" before "10", and "fold2" before "fold10".
 

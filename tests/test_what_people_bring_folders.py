@@ -5,6 +5,7 @@ One row of the table per test: what was tried, and what is right.
 
 from __future__ import annotations
 
+import gzip
 import json
 import unicodedata
 import warnings
@@ -23,6 +24,7 @@ from adapterbank.errors import (
     ConfigError,
     DatasetError,
     LabelsError,
+    LookAlikeClassesWarning,
     SkippedClipsWarning,
     UnreadTableWarning,
 )
@@ -498,3 +500,147 @@ def test_a_table_of_other_things_beside_class_folders_is_no_matter(tmp_path: Pat
     tree(tmp_path, "dog/a.wav", "cat/b.wav")
     table(tmp_path, "filename,seconds,class_folder\na.wav,0.1,dog\nb.wav,0.1,cat\n", "durations.csv")
     assert load_folder(table(tmp_path, "species,latin\ndog,canis\n", "species.csv")).targets == ("cat", "dog")
+
+
+# --- names that look alike, files that are not called audio, links ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["dog ", " dog", "dog\u200b", "do\ufeffg", "dog\u00a0", "\u200edog", "dog\u2060", "d\u00adog"]
+)
+def test_characters_that_nobody_sees_make_no_class(tmp_path: Path, name: str) -> None:
+    tree(tmp_path / "a", "dog/1.wav", f"{name}/2.wav", "cat/3.wav")
+    assert load_folder(tmp_path / "a").labels == ("cat", "dog")
+    tree(tmp_path / "b", "1.wav", "2.wav", "3.wav")
+    table(tmp_path / "b", f"filename,label\n1.wav,dog\n2.wav,{name}\n3.wav,cat\n")
+    assert load_folder(tmp_path / "b").labels == ("cat", "dog")
+
+
+def test_letters_joined_by_characters_of_no_width_stay_as_they_are_spelled(tmp_path: Path) -> None:
+    persian = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+    tree(tmp_path, f"{persian}/1.wav", "cat/2.wav")
+    assert persian in load_folder(tmp_path).labels
+
+
+@pytest.mark.parametrize("names", [("Dog", "dog"), ("guitar_solo", "guitar solo"), ("a-b", "A_B"), ("dog", "\uff44og")])
+def test_classes_that_look_alike_stay_apart_with_a_warning_that_names_them(tmp_path: Path, names) -> None:
+    tree(tmp_path, f"{names[0]}/1.wav", f"{names[1]}/2.wav", "cat/3.wav")
+    with pytest.warns(LookAlikeClassesWarning, match=f"{names[0]}.*and.*|.*and.*{names[0]}"):
+        assert len(load_folder(tmp_path).labels) == 3
+
+
+@pytest.mark.parametrize("name", ["2", "2.wav.bak", "2.wav_", "2.sound", "2.wav.1", "2.wav.gz", "2.flac.zip"])
+def test_audio_under_another_name_is_not_dropped_silently(tmp_path: Path, name: str) -> None:
+    tree(tmp_path, "dog/1.wav", "cat/1.wav", "dog/notes.txt")
+    content = (tmp_path / "dog" / "1.wav").read_bytes()
+    (tmp_path / "dog" / name).write_bytes(gzip.compress(content) if name.endswith((".gz", ".zip")) else content)
+    with pytest.raises(DatasetError, match=rf"1 file \(dog/{name}\) begin as audio does, .*Give them the ending"):
+        load_folder(tmp_path)
+    with pytest.warns(SkippedClipsWarning, match=f"1 file .dog/{name}."):
+        assert len(load_folder(tmp_path, on_error="skip")) == 2
+
+
+def test_folders_of_files_without_an_ending_say_what_they_are(tmp_path: Path) -> None:
+    for name in ("dog", "cat"):
+        clip(tmp_path / name / "1", format="WAV")
+    with pytest.raises(DatasetError, match=r"2 files \(cat/1, dog/1\) begin as audio does"):
+        load_folder(tmp_path)
+
+
+def test_a_link_to_a_folder_is_followed_once_and_never_upwards(tmp_path: Path) -> None:
+    root, elsewhere = tree(tmp_path / "root", "dog/1.wav", "cat/2.wav"), tree(tmp_path / "else", "3.wav")
+    (root / "dog" / "alice").symlink_to(elsewhere)
+    (root / "dog" / "up").symlink_to("..")
+    (root / "dog" / "itself").symlink_to(".")
+    with pytest.raises(DatasetError, match="1 file .dog/alice/3.wav. lie in folders inside a class folder"):
+        load_folder(root)
+    dataset = load_folder(root, recursive=True)
+    assert [file.name for file in dataset.files] == ["2.wav", "1.wav", "3.wav"]
+
+
+# --- more of what stands in tables -------------------------------------------------------------------------------------
+
+
+def test_a_quote_that_is_not_closed_is_no_label(tmp_path: Path) -> None:
+    tree(tmp_path, "1.wav", "2.wav", "3.wav")
+    table(tmp_path, 'filename,label\n1.wav,"dog\n2.wav,cat\n3.wav,cat\n')
+    with pytest.raises(DatasetError, match="goes over several lines.*double quote before it is not closed"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "cell", ["\"{'dog', 'cat'}\"", "\"('dog', 'cat')\"", "['dog' 'cat']", '"[dog, cat]"', "\"['dog'\n 'cat']\""]
+)
+def test_collections_are_recognised_as_numpy_pandas_and_people_write_them(tmp_path: Path, cell: str) -> None:
+    tree(tmp_path, "1.wav", "2.wav")
+    table(tmp_path, f"filename,label\n1.wav,{cell}\n2.wav,cat\n".replace("\n 'cat'", " 'cat'"))
+    dataset = load_folder(tmp_path)
+    assert dataset.multilabel
+    assert [set(labels) for labels in dataset.targets] == [{"dog", "cat"}, {"cat"}]
+
+
+@pytest.mark.parametrize("label", ["[noise]", "(dog)", "{x}", "[1] first"])
+def test_brackets_around_one_name_are_part_of_it(tmp_path: Path, label: str) -> None:
+    tree(tmp_path, "1.wav", "2.wav")
+    table(tmp_path, f"filename,label\n1.wav,{label}\n2.wav,cat\n")
+    assert label in load_folder(tmp_path).labels
+
+
+@pytest.mark.parametrize("folder", ["/home/somebody/set/", "C:\\\\Users\\\\me\\\\set\\\\", "D:/set/"])
+def test_paths_of_another_machine_are_found_by_their_end(tmp_path: Path, folder: str) -> None:
+    tree(tmp_path, "a/1.wav", "b/1.wav")
+    folder = folder.replace("\\\\", "\\")
+    slash = "\\" if "\\" in folder else "/"
+    table(tmp_path, f"filename,label\n{folder}a{slash}1.wav,dog\n{folder}b{slash}1.wav,cat\n")
+    dataset = load_folder(tmp_path)
+    assert [file.relative_to(tmp_path).as_posix() for file in dataset.files] == ["a/1.wav", "b/1.wav"]
+
+
+def test_numbers_that_pandas_wrote_as_floats_are_whole(tmp_path: Path) -> None:
+    tree(tmp_path, "1.wav", "2.wav")
+    table(tmp_path, "filename,label,fold\n1.wav,0.0,1.0\n2.wav,1.0,2.0\n")
+    dataset = load_folder(tmp_path, folds=[1, 2])
+    assert (dataset.labels, dataset.fold_names) == (("0", "1"), ("1", "2"))
+
+
+def test_a_missing_label_of_pandas_is_no_class(tmp_path: Path) -> None:
+    tree(tmp_path, "1.wav", "2.wav")
+    for missing in ("NaN", "<NA>"):
+        table(tmp_path, f"filename,label\n1.wav,dog\n2.wav,{missing}\n")
+        with pytest.raises(DatasetError, match=f"line 3: the label '{missing}', which is what pandas writes"):
+            load_folder(tmp_path)
+
+
+def test_lines_of_comment_are_no_clips(tmp_path: Path) -> None:
+    tree(tmp_path, "1.wav", "2.wav")
+    table(tmp_path, "# made by a tool\n\nfilename,label\n1.wav,dog\n# the second day\n2.wav,cat\n")
+    assert load_folder(tmp_path).labels == ("cat", "dog")
+
+
+def test_a_table_of_parts_of_files_says_what_it_seems_to_be(tmp_path: Path) -> None:
+    tree(tmp_path, "1.wav")
+    table(tmp_path, "filename,onset,offset,label\n1.wav,0,1,dog\n1.wav,1,2,cat\n")
+    with pytest.raises(DatasetError, match="columns onset, offset seem to say parts of the file"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("wav.scp", "of Kaldi.*utt2spk"),
+        ("labels.txt", "does not look into.*rename it to end in .csv"),
+        ("1.TextGrid", "labels of parts of a recording are none of a clip"),
+        ("labels.yaml", "does not look into"),
+    ],
+)
+def test_what_else_may_say_labels_is_named(tmp_path: Path, name: str, message: str) -> None:
+    table(tree(tmp_path, "1.wav", "2.wav"), "1.wav dog\n2.wav cat\n", name)
+    with pytest.raises(DatasetError, match=message):
+        load_folder(tmp_path)
+
+
+def test_json_lines_may_be_called_ndjson(tmp_path: Path) -> None:
+    tree(tmp_path, "1.wav", "2.wav")
+    rows = [{"file_name": "1.wav", "label_name": "dog"}, {"file_name": "2.wav", "label_name": "cat"}]
+    table(tmp_path, "\n".join(map(json.dumps, rows)), "metadata.ndjson")
+    assert load_folder(tmp_path).labels == ("cat", "dog")

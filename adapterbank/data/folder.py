@@ -19,9 +19,16 @@ from adapterbank.data.listing import scan
 from adapterbank.data.splits import split_groups
 from adapterbank.data.threads import in_threads
 from adapterbank.data.waveforms import WaveformCache
-from adapterbank.errors import AudioFileError, ConfigError, DatasetError, UnknownNameError, warn_outside
+from adapterbank.errors import (
+    AudioFileError,
+    ConfigError,
+    DatasetError,
+    LookAlikeClassesWarning,
+    UnknownNameError,
+    warn_outside,
+)
 from adapterbank.numbers import is_real, whole
-from adapterbank.text import in_natural_order, nfc
+from adapterbank.text import alike, in_natural_order, nfc
 
 Target: TypeAlias = str | tuple[str, ...]  # one label, or for multi-label tasks all labels of the clip
 
@@ -300,6 +307,7 @@ def load_folder(
 
     Warns:
         SkippedClipsWarning: clips were left out.
+        LookAlikeClassesWarning: names of classes differ by capitals, blanks or hyphens only.
     Raises:
         DatasetError: the folder is absent, incomplete, names no clips or no labels, or clips in it would be left out.
         AudioFileError: a file is no audio; raised when its item is asked for, because only then it is opened.
@@ -309,11 +317,22 @@ def load_folder(
     place = Path(path).expanduser()
     clips, several = scan(place, layout)
     labels = in_natural_order({label for clip in clips for label in clip.labels})
+    _warn_of_alike(labels, place)
     name = place.stem if place.is_file() else place.resolve().name
     dataset = FolderDataset(name, clips, labels, several, WaveformCache(cache_bytes, sample_rate, resampling))
     if split is not None or folds is not None:
         dataset = dataset.subset(split=split, folds=folds)
     return dataset.readable(progress=progress) if on_error == "skip" else dataset
+
+
+def _warn_of_alike(labels: Iterable[str], place: Path) -> None:
+    if groups := alike(labels):
+        named = "; ".join(" and ".join(map(repr, group)) for group in groups[:5]) + ("; ..." if len(groups) > 5 else "")
+        warn_outside(
+            f"{place}: these classes differ by capitals, blanks, hyphens or the form of a letter only: {named}. Each "
+            "is a class of its own. If they are one, give them one name.",
+            LookAlikeClassesWarning,
+        )
 
 
 def demo_tasks() -> dict[str, Path]:

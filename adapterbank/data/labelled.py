@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,15 @@ from adapterbank.audio.suffixes import READABLE_SUFFIXES
 from adapterbank.data.clip import SPLITS, Clip, Layout, counted, is_audio
 from adapterbank.data.tables import PLURAL, Cell, Table, read_table
 from adapterbank.errors import DatasetError
-from adapterbank.text import nfc
+from adapterbank.text import nfc, visible
 
 SEPARATOR = ";"  # between several groups of one clip
 ON_EVIDENCE = (",", "+", "&", "/")  # between labels of one clip, if each part is the label of other clips
+
+_ENDS = {  # names of columns, without signs, that say where a part of a file begins or ends
+    *("start", "end", "begin", "stop", "onset", "offset", "starttime", "endtime", "begintime", "startseconds"),
+    *("endseconds", "begintimes", "endtimes", "xmin", "xmax", "duration"),
+}
 
 
 def clips_of(files: Sequence[tuple[Path, str]], root: Path, layout: Layout) -> tuple[list[Clip], bool]:
@@ -49,7 +55,7 @@ def clips_of(files: Sequence[tuple[Path, str]], root: Path, layout: Layout) -> t
             if clip.file in first_line:
                 raise DatasetError(
                     f"{where}: {row['file']} is already listed in {first_line[clip.file]}; expected one line per "
-                    "clip, several labels of one clip separated by ';'."
+                    f"clip, several labels of one clip separated by ';'.{_of_parts(table)}"
                 )
             first_line[clip.file] = f"line {line}" if len(tables) == 1 else where
             clips.append(clip)
@@ -73,6 +79,14 @@ def _clip(table: Table, row: dict[str, Cell], labels: tuple[str, ...], finder: _
         fold=str(fold),
         groups=tuple(part.strip() for part in groups if part.strip()) or (str(file),),
     )
+
+
+def _of_parts(table: Table) -> str:
+    """What to say of a table that seems to label parts of files."""
+    ends = [name for name in table.header if re.sub(r"[^a-z]", "", name.lower()) in _ENDS]
+    if len(ends) < 2:
+        return ""
+    return f" Its columns {', '.join(ends[:2])} seem to say parts of the file: cut these into files of their own first."
 
 
 def _split_name(cell: str, where: str) -> str:
@@ -133,7 +147,9 @@ class _Labels:
         elif len(labels) > 1:
             if not isinstance(cell, str):
                 raise DatasetError(f"{where}: {len(labels)} labels ({', '.join(labels)}), but multilabel=False.")
-            labels = (cell,)
+            labels = (visible(cell),)
+        if "NaN" in labels or "<NA>" in labels:
+            raise DatasetError(f"{where}: the label {labels[0]!r}, which is what pandas writes where there is none.")
         if not all(labels) or (not labels and not self.empty_is_none):
             raise DatasetError(
                 f"{where}: no label. Every clip needs one (or multilabel=True, where a clip may have none)."
@@ -143,9 +159,9 @@ class _Labels:
     def _parts(self, cell: Cell) -> list[str]:
         listed = cell if isinstance(cell, tuple) else _listed(cell)
         if listed is not None:
-            return [part.strip() for part in listed]
+            return list(map(visible, listed))
         assert isinstance(cell, str)
-        return [part.strip() for part in cell.split(self.separator)] if self.separator else [cell]
+        return list(map(visible, cell.split(self.separator))) if self.separator else [visible(cell)]
 
     def _by_evidence(self, column: str, asked: bool) -> str | None:
         if not self.allowed:
@@ -165,15 +181,22 @@ class _Labels:
 
 
 def _listed(cell: Cell) -> tuple[str, ...] | None:
-    """The entries of a cell that is written as a list: `['dog', 'cat']`; None if it is not."""
-    if not isinstance(cell, str) or not (cell.startswith("[") and cell.endswith("]")):
+    """The entries of a cell that is written as a list, tuple or set; None if it is not.
+
+    `['dog', 'cat']` is how Python and JSON write a list, `['dog' 'cat']` how NumPy does, and `[dog, cat]` people.
+    """
+    if not isinstance(cell, str) or (cell[:1], cell[-1:]) not in {("[", "]"), ("(", ")"), ("{", "}")}:
         return None
+    text = re.sub(r"""(?<=['"])\s+(?=['"])""", ", ", cell)
     try:
-        entries = ast.literal_eval(cell)
+        entries = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
+        bare = cell.startswith("[") and "," in cell and re.fullmatch(r"[^\[\]{}'\"]+", cell[1:-1])
+        return tuple(cell[1:-1].split(",")) if bare else None
+    several = isinstance(entries, (list, tuple, set))
+    if not several or not all(isinstance(entry, (str, int)) for entry in entries):
         return None
-    whole = isinstance(entries, list) and all(isinstance(entry, (str, int)) for entry in entries)
-    return tuple(nfc(str(entry)) for entry in entries) if whole else None
+    return tuple(str(entry) for entry in (sorted(entries, key=str) if isinstance(entries, set) else entries))
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -195,7 +218,7 @@ class _Finder:
 
     def find(self, name: str, fold: str, where: str) -> Path:
         """The file, or where it should be. Raises DatasetError if several files fit."""
-        relative = Path(name.replace("\\", "/"))
+        relative = self._relative(name.replace("\\", "/"))
         near = (self.root, self.beside, *self.audio, *(folder / f"fold{fold}" for folder in self.audio if fold))
         for folder in near:
             if (folder / relative).is_file():
@@ -205,6 +228,19 @@ class _Finder:
                 return _only(found, where, name)
         found = {file for folder in self._folders_around() for file in self._by_name(folder, relative)}
         return _only(found, where, name) if found else self.root / relative
+
+    def _relative(self, name: str) -> Path:
+        """A path below the dataset's folder: of one that is absolute on another machine, the longest end that is there.
+
+        A file that is where the table says stays there.
+        """
+        drive = re.match(r"[A-Za-z]:/", name)
+        if not (drive or name.startswith("/")) or (not drive and Path(name).is_file()):
+            return Path(name)
+        parts = Path(name[3:] if drive else name[1:]).parts
+        ends = [Path(*parts[first:]) for first in range(len(parts))]
+        places = (self.root, self.beside, *self.audio)
+        return next((end for end in ends if any((place / end).is_file() for place in places)), Path(name))
 
     def _by_name(self, folder: Path, relative: Path) -> set[Path]:
         listed = self._listing(self._inside(folder, relative.parent))

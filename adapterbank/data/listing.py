@@ -16,14 +16,16 @@ from adapterbank.audio.suffixes import CONVERT_HINT
 from adapterbank.data.clip import SPLITS, Clip, Layout, counted, is_audio, is_foreign_audio
 from adapterbank.data.labelled import clips_of
 from adapterbank.data.tables import SUFFIXES, columns_of, names_clips, tables_in
-from adapterbank.data.trees import folders_of, scan_tree
+from adapterbank.data.trees import MISNAMED, RENAME, folders_of, is_misnamed, scan_tree
 from adapterbank.errors import DatasetError, UnreadTableWarning, warn_outside
 from adapterbank.text import in_natural_order, nfc
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 BINARY_TABLES = (".parquet", ".arrow", ".feather", ".tfrecord", ".h5", ".hdf5", ".npz", ".pkl")
+KALDI = ("wav.scp", "utt2spk", "text", "segments")
 READ = 65_536  # bytes of a table, when it is sought whether it lists clips
+MOST_OPENED = 1_000  # of them, to see whether they begin as audio does
 LOOKED_AT = 100_000  # files, when the reason is sought why a folder holds no clips
 
 
@@ -164,8 +166,11 @@ def _reason(path: Path, files: Sequence[Path]) -> str:
     if audio := [file for file in files if is_audio(file.name)]:
         return (
             f"{counted(audio, path)} lie there, but nothing says their classes: put them into one folder per class, or "
-            f"write a metadata.csv with the columns filename,label. {_other_tables(path, files)}".rstrip()
+            f"write a metadata.csv with the columns filename,label. "
+            f"{_other_tables(path, files) or _texts(path, files)}".rstrip()
         )
+    if misnamed := [file for file in files[:MOST_OPENED] if is_misnamed(file)]:
+        return f"{counted(misnamed, path)} {MISNAMED}. {RENAME}"
     if archives := ending(*ARCHIVES):
         return f"It holds {counted(archives, path)}: unpack that first, and pass the folder that comes out."
     if told := _other_tables(path, files):
@@ -183,12 +188,28 @@ def _other_tables(path: Path, files: Sequence[Path]) -> str:
         return f"It holds {counted(sheets, path)}, a spreadsheet: save it as CSV in UTF-8."
     if json := [file for file in files if file.suffix.lower() == ".json"]:
         return f"It holds {counted(json, path)}, which load_folder does not read: write one object per line (.jsonl)."
+    if kaldi := [file for file in files if file.name in KALDI]:
+        return (
+            f"It holds {counted(kaldi, path)} of Kaldi, which load_folder does not read: write the paths of wav.scp "
+            "and the labels, such as those of utt2spk, into a metadata.csv with the columns filename,label."
+        )
     if binary := [file for file in files if file.suffix.lower() in BINARY_TABLES]:
         return (
             f"It holds {counted(binary, path)}, which load_folder does not read: write its audio into files, or "
             "read it with the library that made it, and pass (waveform, label) pairs."
         )
     return ""
+
+
+def _texts(path: Path, files: Sequence[Path]) -> str:
+    """Texts beside clips, which may say what is in them."""
+    texts = [file for file in files if file.suffix.lower() in (".txt", ".lab", ".textgrid", ".yaml", ".yml")]
+    if not texts:
+        return ""
+    return (
+        f"It holds {counted(texts, path)}, which load_folder does not look into. If one of them is a table of clips "
+        "and labels, rename it to end in .csv or .tsv; labels of parts of a recording are none of a clip."
+    )
 
 
 def _kinds(files: Sequence[Path]) -> Counter[str]:

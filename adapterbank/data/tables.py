@@ -20,7 +20,7 @@ from adapterbank.text import nfc
 
 Cell: TypeAlias = str | tuple[str, ...]  # several where a row of JSON holds a list
 
-SUFFIXES = (".csv", ".tsv", ".jsonl")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 DELIMITERS = (",", ";", "\t", "|")
 
 # Column names of the packs, ESC-50, UrbanSound8K, FSD50K, Common Voice, Hugging Face and the usual home-made tables;
@@ -41,7 +41,21 @@ COLUMNS = {
         "audio",
         "wav",
     ),
-    "label": ("label", "labels", "category", "class", "class_name", "categories", "classes", "tags", "target"),
+    "label": (
+        "label",
+        "labels",
+        "category",
+        "class",
+        "class_name",
+        "categories",
+        "classes",
+        "tags",
+        "target",
+        "class_label",
+        "label_name",
+        "class_id",
+        "classid",
+    ),
     "split": ("split", "subset"),
     "fold": ("fold",),
     # src_file, fsid: the recording that ESC-50, UrbanSound8K cut
@@ -65,11 +79,13 @@ class Table:
     Attributes:
         columns: what it tells (file, label, and perhaps split, fold, group), and the column that tells it.
         rows: (line number, cell of each kind, "" where the table has no such column).
+        header: all its columns.
     """
 
     file: Path
     columns: dict[str, str]
     rows: list[tuple[int, dict[str, Cell]]]
+    header: list[str]
 
 
 def tables_in(folder: Path) -> list[Path]:
@@ -98,11 +114,22 @@ def read_table(file: Path) -> Table:
     rows = list(_json_rows(file, columns) if _is_json(file) else _csv_rows(file, columns))
     if not rows:
         raise DatasetError(f"{file} lists no clips; expected one line per audio file below the header.")
-    return Table(file, columns, rows)
+    return Table(file, columns, _whole_numbers(rows), _header(file))
+
+
+def _whole_numbers(rows: list[tuple[int, dict[str, Cell]]]) -> list[tuple[int, dict[str, Cell]]]:
+    """Folds and labels that pandas wrote as 3.0, because rows of the column were empty, as 3."""
+    for kind in ("fold", "label"):
+        cells = [cell for _, row in rows if isinstance(cell := row[kind], str) and cell]
+        if cells and all(re.fullmatch(r"-?\d+(\.0+)?", cell, flags=re.ASCII) for cell in cells):
+            for _, row in rows:
+                if isinstance(cell := row[kind], str):
+                    row[kind] = cell.partition(".")[0]
+    return rows
 
 
 def _is_json(file: Path) -> bool:
-    return file.suffix.lower() == ".jsonl"
+    return file.suffix.lower() in (".jsonl", ".ndjson")
 
 
 def _columns(file: Path) -> dict[str, str]:
@@ -164,7 +191,7 @@ def _no_text(file: Path, error: Exception) -> DatasetError:
 
 
 def _dialect(file: Path) -> tuple[int, str]:
-    """How many lines stand before the header, and what separates cells.
+    """How many lines stand before the header, empty or with a "#" at their beginning, and what separates cells.
 
     The separator is the one with which the header has columns that we know. Excel may write it into a line of its own,
     `sep=;`.
@@ -175,7 +202,7 @@ def _dialect(file: Path) -> tuple[int, str]:
             text = line.strip("\r\n\ufeff")
             if told := re.fullmatch(r'"?sep=(.)"?', text):
                 return skipped + 1, told[1]
-            if text.strip():
+            if text.strip() and not text.startswith("#"):
                 break
             skipped += 1
         else:
@@ -210,13 +237,21 @@ def _csv_rows(file: Path, columns: dict[str, str]) -> Iterator[tuple[int, dict[s
             for number, row in enumerate(reader):
                 if number <= skipped or not any(cell.strip() for cell in row):
                     continue
+                if len(row) == 1 and row[0].lstrip().startswith("#"):  # a comment: a clip has two cells or more
+                    continue
                 if len(row) != len(header):
                     raise DatasetError(
                         f"{file}, line {reader.line_num}: {len(row)} cells, expected {len(header)} "
                         f"({', '.join(header)}). Put cells that contain {_NAMED.get(delimiter, repr(delimiter))} "
                         "between double quotes."
                     )
-                yield reader.line_num, {kind: _text(row[places[kind]]) if kind in places else "" for kind in COLUMNS}
+                cells: dict[str, Cell] = {kind: _text(row[places[kind]]) if kind in places else "" for kind in COLUMNS}
+                if any("\n" in cell for cell in cells.values()):
+                    raise DatasetError(
+                        f"{file}: a cell that ends in line {reader.line_num} goes over several lines, "
+                        f"{row[-1][:40]!r}; expected one line per clip. A double quote before it is not closed."
+                    )
+                yield reader.line_num, cells
         except (UnicodeDecodeError, csv.Error) as error:
             raise _no_text(file, error) from error
 

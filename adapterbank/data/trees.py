@@ -13,15 +13,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adapterbank.audio.kinds import holds_sound
 from adapterbank.audio.suffixes import CONVERT_HINT
 from adapterbank.data.clip import SPLITS, Clip, Layout, counted, is_audio, is_foreign_audio
 from adapterbank.data.labelled import clips_of
 from adapterbank.data.tables import names_clips, tables_in
 from adapterbank.errors import DatasetError
-from adapterbank.text import nfc
+from adapterbank.text import nfc, visible
 
 # Folders that nobody means as classes: noise of Speech Commands, and what zip, NAS systems and Python leave behind.
 NO_CLASSES = frozenset({"_background_noise_", "__macosx", "@eadir", "__pycache__"})
+
+MISNAMED = "begin as audio does, or hold audio in an archive, but their names do not end as those of audio do"
+RENAME = "Give them the ending of their format, such as .wav, or unpack them."
+PACKED = frozenset((".gz", ".bz2", ".xz", ".zst", ".zip"))
+# What lies beside clips and need not be opened to know that it is none.
+NO_SOUND = frozenset(
+    ".txt .json .csv .tsv .xml .yaml .yml .md .lab .textgrid .png .jpg .jpeg .npy .npz .pt .pkl .mid .midi .py".split()
+)
 
 
 @dataclass(frozen=True)
@@ -31,19 +40,21 @@ class Content:
     Attributes:
         direct: clips in the folder itself. nested: clips in folders inside it, at any depth.
         foreign: audio, at any depth, that libsndfile does not decode.
+        misnamed: files, at any depth, that begin as audio does and do not end so by their names, or that are packed.
     """
 
     folder: Path
     direct: tuple[Path, ...]
     nested: tuple[Path, ...]
     foreign: tuple[Path, ...]
+    misnamed: tuple[Path, ...]
 
     @property
     def clips(self) -> tuple[Path, ...]:
         return self.direct + self.nested
 
     def __bool__(self) -> bool:
-        return bool(self.clips or self.foreign)
+        return bool(self.clips or self.foreign or self.misnamed)
 
 
 def scan_tree(root: Path, layout: Layout) -> tuple[list[Clip], bool]:
@@ -145,12 +156,19 @@ def _classes(parent: Path, root: Path, layout: Layout) -> list[Clip]:
     )
     foreign = [file for content in contents for file in content.foreign]
     layout.leave_out(parent, foreign, "are audio that libsndfile does not decode", CONVERT_HINT)
+    misnamed = [file for content in contents for file in content.misnamed]
+    layout.leave_out(parent, misnamed, MISNAMED, RENAME)
     groups = _groups(contents) if deep else {}
     return [
-        Clip(file, (nfc(content.folder.name),), split="", fold="", groups=(groups.get(file) or _own(file, root),))
+        Clip(file, (_label(content.folder),), split="", fold="", groups=(groups.get(file) or _own(file, root),))
         for content in contents
         for file in sorted(content.clips if deep else content.direct)
     ]
+
+
+def _label(folder: Path) -> str:
+    """What a reader sees of the folder's name; all of it, if a reader sees nothing."""
+    return visible(folder.name) or nfc(folder.name)
 
 
 def _own(file: Path, root: Path) -> str:
@@ -177,6 +195,11 @@ def _refuse_empty(contents: Sequence[Content], parent: Path) -> None:
         raise DatasetError(
             f"{parent} has class folders without a clip that can be read: {names}. They hold "
             f"{counted(foreign, parent)}, which libsndfile does not decode. {CONVERT_HINT}"
+        )
+    if misnamed := [file for content in empty for file in content.misnamed]:
+        raise DatasetError(
+            f"{parent} has class folders without a clip that can be read: {names}. {counted(misnamed, parent)} "
+            f"{MISNAMED}. {RENAME}"
         )
     raise DatasetError(
         f"{parent} has class folders without a clip: {names}. Put audio files (.wav, .flac, .ogg, .mp3, ...) directly "
@@ -225,15 +248,36 @@ def content_of(folder: Path) -> Content:
     direct: list[Path] = []
     nested: list[Path] = []
     foreign: list[Path] = []
-    for place, inside, names in os.walk(folder):
+    misnamed: list[Path] = []
+    seen = {os.path.realpath(folder)}
+    for place, inside, names in os.walk(folder, followlinks=True):
         inside[:] = sorted(name for name in inside if name[0] != "." and name.lower() not in NO_CLASSES)
+        inside[:] = [name for name in inside if _is_new(os.path.join(place, name), seen)]
         here = direct if place == str(folder) else nested
         for name in sorted(names):
             if is_audio(name):
                 here.append(Path(place, name))
             elif is_foreign_audio(name):
                 foreign.append(Path(place, name))
-    return Content(folder, tuple(direct), tuple(nested), tuple(foreign))
+            elif is_misnamed(Path(place, name)):
+                misnamed.append(Path(place, name))
+    return Content(folder, tuple(direct), tuple(nested), tuple(foreign), tuple(misnamed))
+
+
+def _is_new(folder: str, seen: set[str]) -> bool:
+    """Whether a folder, or what a link to one leads to, neither was walked before nor holds the link itself."""
+    place = os.path.realpath(folder)
+    if place in seen or any(other.startswith(os.path.join(place, "")) for other in seen):
+        return False
+    seen.add(place)
+    return True
+
+
+def is_misnamed(file: Path) -> bool:
+    """Whether a file that is no audio by its name begins as audio does, or is audio in an archive (`1.wav.gz`)."""
+    if file.name[0] == "." or file.suffix.lower() in NO_SOUND:
+        return False
+    return is_audio(file.stem) if file.suffix.lower() in PACKED else holds_sound(file)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
