@@ -1,14 +1,16 @@
-"""Compares methods on one folder of clips: learning rate by validation, then several seeds, whole clips at test.
+"""Compares methods on one folder of clips: each trained by `fit` with nothing else, several seeds, whole clips at test.
 
     python recipes/compare_methods.py data=../shared/data/esc50
     python recipes/compare_methods.py data=my/clips methods=[head,prompt,aat_ms] fit.epochs=20 out=outputs/mine
     python recipes/compare_methods.py --config-name all_methods data=../shared/data/esc50      # every method, costs
     python recipes/compare_methods.py data=my/clips methods=[aat_m,slim] '+variants.slim={method:aat_m,top_layers:4}'
     python recipes/compare_methods.py --config-name layers_and_gates data=../shared/data/fsd_instruments
+    python recipes/compare_methods.py data=my/clips '+lrs.aat_ms=[1e-3,3e-3]'           # the better of two rates
 
-Each method's learning rate is the best of its list on the validation fold (first seed); test numbers are means over
-the seeds at that rate. All epochs are trained, the last one is measured. The gain over `baseline` has a 95 % interval
-from a paired bootstrap over test clips. Every finished trial is a line of `out/runs.jsonl`: a second start goes on
+Rate, length and batch size are the library's own (docs/defaults.md) unless the configuration says otherwise. Where it
+lists several rates for a method, the best on the validation fold (first seed) is used. Test numbers are means over the
+seeds; of each training the best epoch by validation is measured. The gain over `baseline` has a 95 % interval from a
+paired bootstrap over test clips. Every finished trial is a line of `out/runs.jsonl`: a second start goes on
 there, an interrupted comparison loses one trial at most, and two processes may share the work (methods=[head] here,
 methods=[aat_ms] there). `out/table.md` is the table, `out/convergence.png` the training losses.
 """
@@ -21,7 +23,6 @@ from statistics import mean, stdev
 from typing import Any
 
 import hydra
-import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -43,15 +44,16 @@ def entry(cfg: DictConfig, name: str) -> dict[str, Any]:
     return {"method": name, **options.get(name, {})}
 
 
-def rates_of(cfg: DictConfig, name: str) -> list[float]:
+def rates_of(cfg: DictConfig, name: str) -> list[float | None]:
+    """The learning rates that are tried; None is that of `fit`."""
     found = cfg.lrs.get(name, cfg.lrs.get(entry(cfg, name)["method"], cfg.lrs.default))
     return list(found) if OmegaConf.is_list(found) else [found]
 
 
-def best_lr(log: ResultLog, cfg: DictConfig, name: str) -> float:
+def best_rate(log: ResultLog, cfg: DictConfig, name: str) -> float | None:
     """By validation with the first seed; a tie goes to the smaller rate."""
-    first = {trial["lr"]: trial["val"] for trial in log.find(name=name, seed=cfg.seeds[0], entry=entry(cfg, name))}
-    return max(sorted(rates_of(cfg, name)), key=lambda lr: first[lr])
+    first = {trial["asked_lr"]: trial for trial in log.find(name=name, seed=cfg.seeds[0], entry=entry(cfg, name))}
+    return max(rates_of(cfg, name), key=lambda lr: (first[lr]["val"], -first[lr]["lr"]))
 
 
 def complete(log: ResultLog, cfg: DictConfig) -> dict[str, list[Trial]]:
@@ -59,9 +61,9 @@ def complete(log: ResultLog, cfg: DictConfig) -> dict[str, list[Trial]]:
     named = {name: entry(cfg, name) for name in [*cfg.methods, *(trial["name"] for trial in log.find())]}
     tried = {
         name: of for name, of in named.items()
-        if all(log.find(name=name, lr=lr, seed=cfg.seeds[0], entry=of) for lr in rates_of(cfg, name))
+        if all(log.find(name=name, asked_lr=lr, seed=cfg.seeds[0], entry=of) for lr in rates_of(cfg, name))
     }  # fmt: skip
-    chosen = {name: log.find(name=name, lr=best_lr(log, cfg, name), entry=of) for name, of in tried.items()}
+    chosen = {name: log.find(name=name, asked_lr=best_rate(log, cfg, name), entry=of) for name, of in tried.items()}
     return {name: trials for name, trials in chosen.items() if {trial["seed"] for trial in trials} >= set(cfg.seeds)}
 
 
@@ -96,7 +98,8 @@ def costs_of(cfg: DictConfig, done: dict[str, list[Trial]], protocol: dict[str, 
 @exit_on_error()
 def main(cfg: DictConfig) -> None:
     splits = standard_splits(load_folder(cfg.data), test_fold=cfg.test_fold, val_fold=cfg.val_fold)
-    fit_options: Any = OmegaConf.to_container(cfg.fit, resolve=True)
+    fit: Any = OmegaConf.to_container(cfg.fit, resolve=True)
+    fit_options = {name: value for name, value in fit.items() if value is not None}
     protocol = {
         "backbone": AdapterBank.from_pretrained(cfg.backbone).backbone.fingerprint[:12],
         "data": Path(cfg.data).name,
@@ -109,21 +112,22 @@ def main(cfg: DictConfig) -> None:
     log = ResultLog(Path(cfg.out) / "runs.jsonl", protocol)
     shared = {"fit_options": fit_options, "test_precision": cfg.test_precision, "pooling": cfg.pooling}
 
-    def try_once(name: str, lr: float, seed: int) -> None:
+    def try_once(name: str, lr: float | None, seed: int) -> None:
         of = entry(cfg, name)
-        if log.find(name=name, lr=lr, seed=seed, entry=of):
+        if log.find(name=name, asked_lr=lr, seed=seed, entry=of):
             return
         options = {key: value for key, value in of.items() if key not in ("method", "top_layers")}
         how = {"lr": lr, "seed": seed, "top_layers": of.get("top_layers"), "options": options}
         result = train_and_test(cfg.backbone, splits, of["method"], **how, **shared)
         log.add({"name": name, "entry": of, **result})
-        console.print(f"{name} lr {lr:g} seed {seed}: validation {result['val']:.4f}, {result['seconds']:.0f} s")
+        of_rate = f"{name} lr {result['lr']:g} seed {seed}"
+        console.print(f"{of_rate}: validation {result['val']:.4f}, {result['seconds']:.0f} s")
 
     for name in cfg.methods:
         for lr in rates_of(cfg, name):
             try_once(name, lr, cfg.seeds[0])
         for seed in cfg.seeds:
-            try_once(name, best_lr(log, cfg, name), seed)
+            try_once(name, best_rate(log, cfg, name), seed)
     report(cfg, log, {})
     if cfg.costs is not None:
         report(cfg, log, costs_of(cfg, complete(log, cfg), protocol))
@@ -139,7 +143,9 @@ def report(cfg: DictConfig, log: ResultLog, costs: dict[str, Cost]) -> None:
     lines += [row(name, trials, done.get(cfg.baseline), costs.get(name)) for name, trials in done.items()]
     markdown = "\n".join(lines) + "\n"
     (out / "table.md").write_text(f"{markdown}\nProtocol: {json.dumps(log.protocol)}\n", encoding="utf-8")
-    losses = {name: np.mean([trial["losses"] for trial in trials], axis=0).tolist() for name, trials in done.items()}
+    # A training may end early: the mean over seeds goes as far as the shortest.
+    each = {name: zip(*(trial["losses"] for trial in trials), strict=False) for name, trials in done.items()}
+    losses = {name: [mean(epoch) for epoch in epochs] for name, epochs in each.items()}
     plots.convergence(losses).savefig(out / "convergence.png")
     console.print(markdown, markup=False, soft_wrap=True)
 

@@ -5,10 +5,11 @@
     python recipes/evaluate_backbone.py methods=[] probes=[backbone] teachers=null      # its probe alone
     python recipes/evaluate_backbone.py data=my/folders packs=[birds,engines] teachers=null methods=[head,aat_ms]
 
-Probes: logistic regression on pooled features (teachers: mean-pooled embeddings) over all folds. Methods: the
-mini-protocol of `conf/evaluate_backbone.yaml`. Accuracy, or mAP where labels are sets. Every result is a line of a
-file in `out`: a second start goes on there, and processes may share the work (methods=[head] here; probes=[]
-methods=[full] there). Another backbone may join the same table: backbone=<folder> name=mine.
+Probes: logistic regression on pooled features (teachers: mean-pooled embeddings) over all folds. Methods: trained by
+`fit(bank, name, train, val)` with its own defaults (docs/defaults.md) unless `lr` or `fit` say otherwise. Accuracy, or
+mAP where labels are sets. Every result is a line of a file in `out`: a second start goes on there, and processes may
+share the work (methods=[head] here; probes=[] methods=[full] there). Another backbone may join the same table:
+backbone=<folder> name=mine.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def extractor(cfg: DictConfig, name: str) -> Extract:
     if name == "mean log-mel":
         return lambda waves: torch.stack([mel.mean(0) for mel in mels_of(bank.backbone, waves)])
     body = random_backbone(bank.backbone) if name == "random" else bank.backbone
-    return partial(AdapterBank(body).to(base_dtype=dtype_of(cfg.precision, STORED)).embed, pooling=cfg.pooling)
+    pooling = cfg.pooling or bank.backbone.pooling
+    return partial(AdapterBank(body).to(base_dtype=dtype_of(cfg.precision, STORED)).embed, pooling=pooling)
 
 
 def run_probes(cfg: DictConfig, log: ResultLog, datasets: Mapping[str, FolderDataset], mark: Mapping[str, Any]) -> None:
@@ -86,10 +88,9 @@ def run_probes(cfg: DictConfig, log: ResultLog, datasets: Mapping[str, FolderDat
 
 
 def run_methods(cfg: DictConfig, log: ResultLog, splits: Mapping[str, Splits], mark: Mapping[str, Any]) -> None:
-    fit = plain(cfg.fit)
-    clips = cfg.fit.epochs * sum(len(train) for train, _, _ in splits.values())
+    fit = {name: value for name, value in plain(cfg.fit).items() if value is not None}
     count = len(cfg.methods) * len(cfg.seeds)
-    console.print(f"budget: {count} trainings on each of {len(splits)} packs, {count * clips:,} crops in all")
+    console.print(f"budget: {count} trainings on each of {len(splits)} packs")
     for pack, parts in splits.items():
         for method, seed in ((method, seed) for method in cfg.methods for seed in cfg.seeds):
             if log.find(pack=pack, method=method, seed=seed, of=dict(mark)):

@@ -29,22 +29,22 @@ def train_and_test(
     splits: Splits,
     method: str,
     *,
-    lr: float,
     seed: int,
-    fit_options: Mapping[str, Any],
+    lr: float | None = None,
+    fit_options: Mapping[str, Any] | None = None,
     test_precision: str = "bf16",
-    pooling: str | None = "cls_dist",
+    pooling: str | None = None,
     top_layers: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Trial:
     """Trains a new task on a frozen backbone, and then evaluates it on whole clips of the validation and the test part.
 
-    The last epoch is the one that is evaluated. Validation chooses no epoch, so that its score may still choose among
-    trials.
+    It is trained by `fit(bank, name, train, val)`, which chooses the best epoch by validation.
 
     Args:
         backbone: as `AdapterBank.from_pretrained` takes it.
         splits: train, validation and test.
+        lr, fit_options: of `fit`; what is None or left out is its default.
         test_precision: "fp32", "bf16" or "int8", of the frozen linears at test; everything trained is fp32.
         pooling: as `add_task` takes it.
         top_layers: train adapters in this number of blocks only: those whose adapters have the largest gradients on
@@ -52,8 +52,9 @@ def train_and_test(
         options: of the method, as `add_task` takes them.
 
     Returns:
-        The scores, the losses of the epochs, and for single labels `hits`: a "1" for each test clip whose label was
-        predicted, a "0" for each other one.
+        The scores, the learning rate that was asked for ("asked_lr") and the one that was used ("lr"), the losses of
+        the epochs, and for single labels `hits`: a "1" for each test clip whose label was predicted, a "0" for each
+        other one.
 
     Raises:
         UnknownNameError: `test_precision` is none of the three. ConfigError: `top_layers` and `options` both choose
@@ -70,7 +71,7 @@ def train_and_test(
             raise ConfigError(f"got layers={task['layers']!r} and top_layers={top_layers}; leave out one of them.")
         task["layers"] = _layers_of_largest_gradients(bank, name, method, task, train, top_layers)
     bank.add_task(name, method, **task)
-    history = fit(bank, name, train, lr=lr, seed=seed, **fit_options)
+    history = fit(bank, name, train, val, lr=lr, seed=seed, **(fit_options or {}))
     owner = bank.task(name)
     metric = owner.primary_metric
     bank.to(base_dtype=dtype)
@@ -78,7 +79,8 @@ def train_and_test(
     hits = {} if owner.spec.multilabel else {"hits": _hits(tested.logits, tested.targets)}
     return {
         "method": method,
-        "lr": lr,
+        "asked_lr": lr,
+        "lr": history.options["lr"],
         "seed": seed,
         "metric": metric,
         "val": bank.evaluate(name, val)[metric],

@@ -12,5 +12,5 @@ from adapterbank.methods.registry import register
 
 @register("head", paper="AAT, 2024 (baselines)", parameters="0", training=HEAD)
 def head(geometry: Geometry, base: ASTWeights, generator: torch.Generator) -> Adapters:
-    """Nothing but the head, LayerNorm and Linear on (cls + dist) / 2."""
+    """Nothing but the head, LayerNorm and Linear on the pooled tokens."""
     return Adapters()

@@ -2,9 +2,12 @@
 
 import pytest
 
+from adapterbank.bank import AdapterBank
 from adapterbank.data import demo_tasks, load_folder, standard_splits
 from adapterbank.errors import ConfigError, StorageError, UnknownNameError
 from adapterbank.experiments.protocol import ResultLog, gain, train_and_test
+from adapterbank.training.defaults import training_defaults
+from adapterbank.training.fit import fit
 
 
 @pytest.fixture
@@ -25,6 +28,19 @@ def test_a_trial_is_the_same_twice_and_holds_what_a_table_needs(splits, hf_folde
     assert 0 <= first["test"] <= 1
     with pytest.raises(UnknownNameError, match="fp7"):
         train_and_test(backbone, splits, "head", lr=1e-2, seed=0, fit_options=options, test_precision="fp7")
+
+
+def test_with_nothing_said_a_trial_is_what_fit_gives_with_nothing_said(splits, hf_folder, hf_model):
+    backbone = str(hf_folder(hf_model(frequency_stride=16, time_stride=16)))
+    short = {"steps": 2, "progress": False}  # so that the test is fast
+    found = train_and_test(backbone, splits, "lora", seed=0, fit_options=short)
+    train, val, _ = splits
+    bank = AdapterBank.from_pretrained(backbone)
+    bank.add_task("instruments-lora", "lora", labels=train.labels)
+    history = fit(bank, "instruments-lora", train, val, **short)
+    assert (found["asked_lr"], found["lr"]) == (None, training_defaults("lora").lr)
+    assert found["losses"] == [round(epoch["train/loss"], 4) for epoch in history.epochs]
+    assert found["val"] == bank.evaluate("instruments-lora", val)["accuracy"]
 
 
 def test_top_layers_are_chosen_before_training_and_only_they_are_trained(splits, hf_folder, hf_model):
