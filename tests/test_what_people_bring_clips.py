@@ -7,7 +7,6 @@ import io
 from collections import deque
 
 import numpy as np
-import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -16,6 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from adapterbank.audio.clips import LONGEST_SECONDS, windows
 from adapterbank.errors import AdapterBankError, LabelsError, SkippedClipsWarning, WaveformError
 from adapterbank.training.fit import fit
+
+pd = pytest.importorskip("pandas")  # MLflow brings it
 
 QUICK = {"epochs": 1, "progress": False, "batch_size": 4}
 WAVES = torch.randn(4, 8000, generator=torch.Generator().manual_seed(3)) / 10

@@ -558,7 +558,7 @@ def test_a_link_to_a_folder_is_followed_once_and_never_upwards(tmp_path: Path) -
     assert [file.name for file in dataset.files] == ["2.wav", "1.wav", "3.wav"]
 
 
-# --- more of what stands in tables -------------------------------------------------------------------------------------
+# --- more of what stands in tables -----------------------------------------------------------------------------------
 
 
 def test_a_quote_that_is_not_closed_is_no_label(tmp_path: Path) -> None:
