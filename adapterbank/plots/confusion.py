@@ -9,6 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from adapterbank.errors import ConfigError
@@ -37,20 +38,23 @@ def confusion_counts(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.bincount(flat, minlength=classes**2).view(classes, classes)
 
 
-def confusion_matrix(counts: Tensor, labels: Sequence[str], *, title: str = "") -> Figure:
+def confusion_matrix(counts: Tensor | ArrayLike, labels: Sequence[str], *, title: str = "") -> Figure:
     """Confusion matrix: colour is the share of the true class, numbers are clips.
 
     Of more than 60 classes the axes have their numbers; the 25 worst confusions are marked and listed by name.
 
     Args:
-        counts: (C, C), rows the truth, as `confusion_counts` gives them.
+        counts: (C, C), rows the truth, as `confusion_counts` or scikit-learn's `confusion_matrix` gives them.
         labels: C class names.
 
     Raises:
-        ConfigError: the sizes do not fit.
+        ConfigError: the sizes do not fit, or a count is negative.
     """
+    counts = torch.as_tensor(counts)
     if tuple(counts.shape) != (len(labels), len(labels)):
         raise ConfigError(f"got counts of shape {tuple(counts.shape)} for {len(labels)} labels, expected one row each.")
+    if bool((counts < 0).any()):
+        raise ConfigError("got negative counts, expected how many clips of each class were taken for which.")
     size = len(labels)
     shares = (counts / counts.sum(dim=1, keepdim=True).clamp_min(1)).numpy()
     named = size <= NAMED

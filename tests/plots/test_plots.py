@@ -237,3 +237,15 @@ def test_gates_of_tokens_have_a_mark_at_each_frequency_row():
     axes, _ = plots.gate_values(torch.rand(2 + 3 * 5, 2), rows=3).axes
     assert axes.get_xticks().tolist() == [1.5, 6.5, 11.5]
     assert "token" in axes.get_xlabel()
+
+
+def test_counts_of_a_confusion_matrix_may_be_an_array_or_lists_and_are_never_negative():
+    tensor = torch.tensor([[3, 1], [0, 2]])
+    pictures = []
+    for counts in (tensor, tensor.numpy(), tensor.tolist()):
+        image = io.BytesIO()
+        plots.confusion_matrix(counts, ["a", "b"]).savefig(image, format="raw")
+        pictures.append(image.getvalue())
+    assert pictures[0] == pictures[1] == pictures[2]
+    with pytest.raises(ConfigError, match="negative counts"):
+        plots.confusion_matrix(-tensor, ["a", "b"])
