@@ -173,3 +173,50 @@ def test_a_mistyped_path_suggests_what_lies_beside(hf_model, hf_folder, tmp_path
     (tmp_path / "audioset_10_10.pth").write_bytes(b"")
     with pytest.raises(BackboneError, match="Did you mean '.*audioset_10_10.pth'"):
         load_backbone(tmp_path / "audioset_1010.pth")
+
+
+def changed(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ({"id2label": ["a", "b", "c"]}, ("a", "b", "c")),
+        ({"id2label": {"0": None, "1": "b"}}, ("0", "b", "2")),
+        ({"id2label": {"0": "", "1": "b", "2": "c"}}, ("0", "b", "c")),
+        ({"id2label": None, "label2id": {"a": 2, "b": 1, "c": 0}}, ("c", "b", "a")),
+        ({"id2label": {}, "label2id": {"a": "0"}}, ("a", "1", "2")),
+    ],
+)
+def test_names_of_classes_are_read_in_every_form_and_by_their_index(changes, labels, hf_model, hf_folder):
+    folder = changed(hf_folder(hf_model(num_labels=3)), **changes)
+    assert load_backbone(folder).classifier.labels == labels
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("dog", "has id2label 'dog', expected"),
+        ({"dog": 0}, "has id2label .*dog.*, expected"),
+        ({str(index): f"class {index}" for index in range(5)}, "names class 3 .*its classifier has 3 classes"),
+        ({"-1": "dog"}, "names class -1"),
+    ],
+)
+def test_names_of_other_classes_than_the_classifier_has_are_refused(names, message, hf_model, hf_folder):
+    folder = changed(hf_folder(hf_model(num_labels=3)), id2label=names)
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(folder)
+
+
+def test_weights_in_integers_are_refused_and_those_in_half_precision_read(hf_model, hf_folder):
+    folder = hf_folder(hf_model())
+    tensors = load_file(folder / "model.safetensors")
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / "model.safetensors")
+        assert load_backbone(folder).geometry.layers > 0
+    save_file({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(BackboneError, match="in int8, expected floating point: it was quantized"):
+        load_backbone(folder)

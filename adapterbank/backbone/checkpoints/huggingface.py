@@ -126,6 +126,12 @@ def _canonical(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, T
     head: dict[str, Tensor] = {}
     unknown = []
     for original, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise BackboneError(
+                f"{folder} has {original} in {str(tensor.dtype).removeprefix('torch.')}, expected floating point: it "
+                "was quantized, and its scales are not read. Take the weights from before that; with "
+                "from_pretrained(..., base_dtype=torch.int8) they are as small."
+            )
         if (name := canonical(original)) is not None:
             body[name] = tensor.to(torch.float32)
         elif (name := original.removeprefix(PREFIX)) in CLASSIFIER:
@@ -158,6 +164,27 @@ def extractor_config(geometry: Geometry, mean: float, std: float) -> dict[str, A
     }
 
 
+def _names(config: Mapping[str, Any], classes: int, folder: Path) -> dict[int, Any]:
+    """The names that id2label, or else label2id, gives to classes. Raises BackboneError: it is none, or of others."""
+    given = config.get("id2label")
+    if not given and isinstance(config.get("label2id"), dict):
+        given = {index: name for name, index in config["label2id"].items()}
+    if isinstance(given, list):
+        given = dict(enumerate(given))
+    try:
+        names = {int(index): name for index, name in dict(given or {}).items()}
+    except (TypeError, ValueError) as error:
+        raise BackboneError(
+            f"{folder / 'config.json'} has id2label {str(given)[:60]!r}, expected {{'0': 'name', '1': ...}}."
+        ) from error
+    if others := [index for index in names if not 0 <= index < classes]:
+        raise BackboneError(
+            f"{folder / 'config.json'} names class {others[0]} ({names[others[0]]!r}), but its classifier has "
+            f"{classes} classes. Correct id2label there, or fetch the files that belong together."
+        )
+    return names
+
+
 def classifier_of(
     head: Mapping[str, Tensor], config: Mapping[str, Any], geometry: Geometry, folder: Path
 ) -> Classifier | None:
@@ -187,8 +214,8 @@ def classifier_of(
             raise BackboneError(f"{folder}: {name} of the classifier has shape {got}, expected {shape}.")
         if not torch.isfinite(head[name]).all():
             raise BackboneError(f"{folder}: {name} of the classifier holds NaN or Inf. Fetch the file again.")
-    names = config.get("id2label") or {}
-    labels = tuple(str(names.get(str(i), i)) for i in range(classes))
+    names = _names(config, classes, folder)
+    labels = tuple(str(names.get(i) or i) for i in range(classes))
     if len(set(labels)) != classes:
         labels = tuple(f"{i}:{label}" for i, label in enumerate(labels))
     problem = config.get("problem_type")
