@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -35,10 +36,12 @@ from adapterbank.files import sha256, write_atomically
 from adapterbank.routing.below import first_block, tokens_below
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.task.task import Task, seeded
+from adapterbank.training.sample import spread
 
 FORMAT = 2  # increase it when the front end or the AST computes other values, if only in their last bits
 MEMORY_BYTES = 4 * 2**30
 FOLDER_BYTES = 64 * 2**30
+EXAMPLES = 4  # clips of a data set whose waveforms stay at hand
 ENTRY = 4  # bytes of a number: the residual stream is fp32 whatever the frozen linears are
 
 
@@ -146,11 +149,17 @@ class KeptClips(Dataset[tuple[Tensor, Any]]):
         labels: one per clip.
         data: the dataset of waveforms that it stands for.
         store: where the tensors are.
+
+    Attributes:
+        examples: waveforms of a few clips, from which costs are estimated without reading any a second time.
+        read_seconds: how long a clip took to be read and named, on average.
     """
 
     def __init__(self, names: Sequence[str], labels: Sequence[Any], data: Any, store: Store):
         self.names, self.labels, self.data, self.store = names, labels, data, store
         self.tensors: list[Tensor] = []
+        self.examples: list[Tensor] = []
+        self.read_seconds = 0.0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -236,11 +245,17 @@ class ActivationCache:
         store = self._store(training)
         key = (id(data), id(store), self.task.spec.clip_seconds, self.task.spec.partial_patches)
         if key not in self.stores.surveys:
-            names, labels = [], []
+            names: list[str] = []
+            labels: list[Any] = []
+            examples: list[Tensor] = []
+            wanted, start = spread(len(data), EXAMPLES), time.perf_counter()
             for waveforms, batch_labels in self._read(data, range(len(data)), self.workers):
+                examples += [wave for number, wave in enumerate(waveforms, len(names)) if number in wanted]
                 names += [self._name(waveform) for waveform in waveforms]
                 labels += batch_labels
-            self.stores.surveys[key] = KeptClips(names, labels, data, store)
+            found = self.stores.surveys[key] = KeptClips(names, labels, data, store)
+            found.examples = as_waveforms(examples)
+            found.read_seconds = (time.perf_counter() - start) / max(1, len(names))
         return self.stores.surveys[key]
 
     def check(self, *parts: KeptClips) -> None:
@@ -283,7 +298,7 @@ class ActivationCache:
                     f"the data of {self.task.name!r} gives another waveform each time a clip is read. What is kept "
                     "would freeze the first: take the random part out of the dataset, or pass cache=None."
                 )
-            values = [value.float().cpu() for value in self._compute(waveforms, training)]
+            values = [value.float().cpu() for value in self.compute(waveforms, training)]
             # Copies: a row of a batch would hold all of it in memory, and safetensors refuses shared storage.
             copies = [value.clone(memory_format=torch.contiguous_format) for value in values]
             kept.store.put(dict(zip(wanted, copies, strict=True)))
@@ -291,7 +306,8 @@ class ActivationCache:
             missing = missing[len(waveforms) :]
         kept.tensors = [kept.store.get(name) for name in kept.names]
 
-    def _compute(self, waveforms: list[Tensor], training: bool) -> list[Tensor]:
+    def compute(self, waveforms: list[Tensor], training: bool) -> list[Tensor]:
+        """What is kept of B waveforms (T,) at 16 kHz: tokens (N, D), or a feature (D,), of each."""
         with torch.no_grad():
             mels = mels_of(self.backbone, waveforms)
         with self._mode(training):
@@ -360,16 +376,6 @@ class ActivationCache:
             "mean_std": list(task.mean_std),
             **kept,
         }
-
-
-def reads_alike(data: Any, clips: int = 3) -> bool:
-    """Whether the first clips are the same when they are read again.
-
-    A dataset that augments its clips by itself gives others, and what was kept of them would freeze the first draw.
-    """
-    first = range(min(clips, len(data)))
-    once, again = ([as_waveforms([data[index][0]])[0] for index in first] for _ in range(2))
-    return all(map(torch.equal, once, again))
 
 
 def collate(pairs: Sequence[tuple[Tensor, Any]]) -> tuple[list[Tensor], list[Any]]:

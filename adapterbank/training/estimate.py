@@ -1,51 +1,75 @@
-"""How long a training will take and how much memory it needs, said as soon as its first steps were timed."""
+"""How long a training will take and how much memory it needs: said before its first step, corrected while it runs."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
-import torch
-
-from adapterbank.training.meter import peak_memory_mb
-
-WARM_UP, TIMED = 1, 2  # steps: the first is slow, because kernels are chosen and memory is asked for
 FEWEST = 8  # steps of a training that is worth an estimate
-VALIDATED = 0.5  # of the time of a training step: a forward pass, where the frozen part gets no gradients of weights
+WARM_UP = 1  # steps that are slower than the others, because kernels are chosen and memory is asked for
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the parts of one training cost, measured on a few of its clips.
+
+    Attributes:
+        before: seconds from now to the first step: what a cache computes, and where a new head starts.
+        step: seconds of one optimiser step, with reading and preparing its clips.
+        validation: seconds of one validation.
+        memory_mb: the highest memory in use, in MiB.
+    """
+
+    before: float
+    step: float
+    validation: float
+    memory_mb: float
 
 
 class Estimate:
-    """Times the first steps of one training.
+    """The time of one training.
 
     Args:
-        steps: that it will make if nothing stops it.
-        validations: how often it is validated, times validation clips over clips of a step.
+        begun: when the training began, as `time.perf_counter` counts.
+        steps: that it will make if nothing stops it, in `validations` epochs.
+        clips: of a step, of which `at_once` run through the model together.
     """
 
-    def __init__(self, device: torch.device, steps: int, validations: float):
-        self._device, self._steps, self._validations = device, steps, validations
-        self._begun = time.perf_counter()
-        self._at: list[float] = []  # the ends of the first steps
-        self.seconds = self.memory_mb = 0.0
+    def __init__(self, costs: Costs, begun: float, steps: int, validations: int, clips: int, at_once: int):
+        self._costs, self._steps, self._validations = costs, steps, validations
+        self._clips, self._at_once = clips, at_once
+        self._made: list[float] = []  # seconds of the steps that were made
+        self._validated: list[float] = []
+        now = time.perf_counter()
+        self.memory_mb = costs.memory_mb
+        self.seconds = now - begun + costs.before + steps * costs.step + validations * costs.validation
 
-    def after_step(self) -> bool:
-        """Whether the estimate is known from this step on; true once."""
-        if self._steps < FEWEST or len(self._at) > WARM_UP + TIMED - 1:
-            return False
-        self._at.append(time.perf_counter())
-        if len(self._at) < WARM_UP + TIMED:
-            return False
-        step = (self._at[-1] - self._at[WARM_UP - 1]) / TIMED
-        left = self._steps - len(self._at) + VALIDATED * self._validations
-        self.seconds = self._at[-1] - self._begun + step * left
-        self.memory_mb = peak_memory_mb(self._device)
-        return True
+    def after_step(self, seconds: float) -> None:
+        """A step was made in so many seconds."""
+        self._made.append(seconds)
+
+    def after_validation(self, seconds: float) -> None:
+        """An epoch was validated in so many seconds."""
+        self._validated.append(seconds)
+
+    def left(self) -> float:
+        """Seconds that are left, by what steps and validations took so far; by the estimate where none was made."""
+        made = self._made[WARM_UP:]
+        step = sum(made) / len(made) if made else self._costs.step
+        validated = self._validated
+        validation = sum(validated) / len(validated) if validated else self._costs.validation
+        return (self._steps - len(self._made)) * step + (self._validations - len(validated)) * validation
 
     def __str__(self) -> str:
         memory = f"{self.memory_mb / 1024:.1f} GiB" if self.memory_mb >= 1024 else f"{self.memory_mb:.0f} MiB"
-        return f"about {_duration(self.seconds)} for {self._steps} steps, {memory} of memory"
+        clips = f"{self._clips} clip{'s' if self._clips > 1 else ''}"
+        if self._at_once < self._clips:
+            clips += f", {self._at_once} at a time"
+        return f"about {duration(self.seconds)} for {self._steps} steps of {clips}, and {memory} of memory"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

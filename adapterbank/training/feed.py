@@ -30,9 +30,9 @@ from adapterbank.training.cache import (
     KeptClips,
     Stores,
     collate,
-    reads_alike,
 )
 from adapterbank.training.defaults import Resolved
+from adapterbank.training.sample import reads_alike
 from adapterbank.training.setting import Setting
 
 

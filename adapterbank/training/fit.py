@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Task as Row
+from rich.text import Text
 
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import UnknownNameError
@@ -118,13 +121,26 @@ def options_of_fit(given: Mapping[str, Any]) -> Options:
     return Options(**given)
 
 
+class Remaining(TimeRemainingColumn):
+    """The time that remains: by the training's own estimate, in which validations count, where there is one."""
+
+    def render(self, task: Row) -> Text:
+        """The field `ends` of a row says when it ends, as `time.perf_counter` counts."""
+        ends = task.fields.get("ends")
+        if ends is None or task.finished:
+            return super().render(task)
+        minutes, seconds = divmod(max(0, round(ends - time.perf_counter())), 60)
+        hours, minutes = divmod(minutes, 60)
+        return Text(f"{hours}:{minutes:02d}:{seconds:02d}", style="progress.remaining")
+
+
 @contextmanager
 def progress_bar(show: bool) -> Iterator[Progress]:
     """Shows a line per training with its steps, the time that remains and a note on its latest epoch.
 
     After an error inside, the display ends with the error's first words beside each line that is not complete.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Remaining())
     # A message may hold brackets, which are no markup.
     note = TextColumn("{task.fields[note]}", markup=False)
     with Progress(*columns, note, disable=not show) as bar:

@@ -24,7 +24,7 @@ class History:
             of them in a second.
         gpu_seconds: time on the GPU, shared out in the same way; 0.0 without a GPU.
         peak_memory_mb: the highest memory in use, in MiB, as `Meter` measures it.
-        estimate: what was said of "seconds" and "memory_mb" after the first steps; empty for a training of few steps.
+        estimate: what was said of "seconds" and "memory_mb" before the first step; empty for a training of few steps.
         error: why `fit_many` stopped this task and gave it back as it was; empty if it did not.
     """
 

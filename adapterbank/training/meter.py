@@ -66,15 +66,29 @@ def peak_memory_mb(device: torch.device) -> float:
     return torch.accelerator.max_memory_allocated(device) / 2**20
 
 
+def memory_mb(device: torch.device) -> float:
+    """The memory in use now, in MiB, in the same terms as `peak_memory_mb`."""
+    if device.type == "cpu":
+        return (_status_bytes("VmRSS") or _peak_rss_bytes()) / 2**20
+    return torch.accelerator.memory_allocated(device) / 2**20
+
+
 def _reset_peak_rss() -> None:
     with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak counts from the start of the process
         _CLEAR.write_text("5")  # proc(5): resets VmHWM
 
 
 def _peak_rss_bytes() -> int:
-    if _STATUS.exists():
-        for line in _STATUS.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    if (found := _status_bytes("VmHWM")) is not None:
+        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status_bytes(entry: str) -> int | None:
+    """A size that Linux counts of this process; None elsewhere."""
+    if _STATUS.exists():
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(f"{entry}:"):
+                return int(line.split()[1]) * 1024
+    return None

@@ -17,6 +17,7 @@ from torch import Tensor
 from adapterbank.evaluation import loss_function
 from adapterbank.task.task import Task, seeded
 from adapterbank.training.feed import TrainingData
+from adapterbank.training.setting import Setting
 
 STRENGTH = 0.01  # of the summed loss beside |W|^2 / 2 on standardised features: scikit-learn's C
 MOST_CLIPS = 4096  # for a linear map of some hundred features, more clips change little
@@ -30,10 +31,15 @@ def starts_new(task: Task) -> bool:
     return bias is not None and not bool(bias.any())
 
 
+def will_start(setting: Setting) -> bool:
+    """Whether a training gives its head a start."""
+    return setting.options.head_start and starts_new(setting.task)
+
+
 def start_head(data: TrainingData) -> None:
     """Gives a new head the weights of a logistic regression on the training clips; a trained head stays as it is."""
     task, options = data.setting.task, data.setting.options
-    if not options.head_start or not starts_new(task):
+    if not will_start(data.setting):
         return
     chosen = list(range(len(data.train)))
     if len(chosen) > MOST_CLIPS:

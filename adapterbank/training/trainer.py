@@ -15,6 +15,7 @@ The loop of a training is two lines of `fit`:
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
@@ -31,16 +32,16 @@ from adapterbank.training.cache import KeptClips, Stores
 from adapterbank.training.callbacks import Callback, Callbacks, State
 from adapterbank.training.capacity import clips_that_fit
 from adapterbank.training.defaults import resolved
-from adapterbank.training.estimate import Estimate
+from adapterbank.training.estimate import FEWEST, Estimate
 from adapterbank.training.feed import Batch, Feed, TrainingData
 from adapterbank.training.history import History
 from adapterbank.training.meter import Meter
 from adapterbank.training.options import Options
+from adapterbank.training.probe import Probe, random_states_kept
+from adapterbank.training.sample import Sample
 from adapterbank.training.setting import Setting
 from adapterbank.training.start import start_head
 from adapterbank.training.step import OptimizerStep, optimizer_of
-
-LOOKED_AT = 8  # clips whose length is looked at before the batch size is chosen
 
 
 class Trainer:
@@ -70,14 +71,16 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         stores: Stores | None = None,
     ):
+        begun = time.perf_counter()
         self.task, self.callbacks = task, Callbacks(callbacks)
-        options = resolved(options, task, len(train), _room(backbone, task, train, options))
+        sample = Sample(train)
+        options = resolved(options, task, len(train), _room(backbone, task, sample, options))
         self.setting = Setting.of(backbone, task, options)
         self.data = TrainingData(self.setting, train, val, stores)
         self.history = History(task.name, options.record(), self.setting.precision)
         self.state = State(self.setting, self.data, optimizer_of(self.setting), self.history)
         self.optimizer_step = OptimizerStep(self.setting, self.data, self.state, self.callbacks)
-        self.epochs = Epochs(self.setting, self.data, self.optimizer_step, self.callbacks)
+        self.epochs = Epochs(self.setting, self.data, self.optimizer_step, self.callbacks, sample, begun)
 
     def finish(self, meter: Meter, share: float = 1.0) -> None:
         """Writes down what the training cost, `share` of what was measured, and tells the callbacks of its end."""
@@ -94,20 +97,30 @@ class Trainer:
             self.callbacks.on_exception(self.state, error)
 
 
-def _room(backbone: Backbone, task: Task, train: Any, options: Options) -> int | None:
-    """Clips whose activations fit into memory, by the longest of the first; None if nothing is to choose."""
+def _room(backbone: Backbone, task: Task, sample: Sample, options: Options) -> int | None:
+    """Clips whose activations fit into memory, if all are as long as the longest; None if nothing is to choose."""
     if options.batch_size is not None or task.uses_frozen_features():
         return None
-    seconds = max(len(train[index][0]) for index in range(min(LOOKED_AT, len(train)))) / SAMPLE_RATE
-    seconds = seconds if options.crop_seconds is None else min(seconds, options.crop_seconds)
-    frames = task.used_frames(frame_count(round(seconds * SAMPLE_RATE)), task.spec.clip_seconds)
+    with random_states_kept(backbone.device):  # a data set may draw from them when it is read
+        samples = sample.longest() if options.crop_seconds is None else round(options.crop_seconds * SAMPLE_RATE)
+    frames = task.used_frames(frame_count(samples), task.spec.clip_seconds)
     return clips_that_fit(backbone.geometry, frames, backbone.device)
 
 
 class Epochs:
     """The epochs part of a training: the order of the steps, validation, and which weights are kept."""
 
-    def __init__(self, setting: Setting, data: TrainingData, optimizer_step: OptimizerStep, callbacks: Callbacks):
+    def __init__(
+        self,
+        setting: Setting,
+        data: TrainingData,
+        optimizer_step: OptimizerStep,
+        callbacks: Callbacks,
+        sample: Sample,
+        begun: float,
+    ):
+        self._sample, self._begun = sample, begun
+        self._estimated: Estimate | None = None
         self.setting, self.data, self.callbacks = setting, data, callbacks
         self.optimizer_step, self.state = optimizer_step, optimizer_step.state
         self.task, self.history = setting.task, self.state.history
@@ -124,15 +137,18 @@ class Epochs:
         is validated, the history written and the best epoch remembered, whose tensors the task has at the end.
         """
         self.callbacks.on_start(self.state)
-        estimate = self._estimate()
+        self._estimate(bar)
         self.data.fill(bar)
         start_head(self.data)
         row = bar.add_task(f"{self.task.name} ({self.task.method})", total=self.state.total_steps, note="")
         self._shown = lambda note: bar.update(row, note=note)
         for epoch in range(self.setting.options.epochs):
-            yield from self._steps(epoch, bar, row, estimate)
+            yield from self._steps(epoch, bar, row)
+            start = time.perf_counter()
             with self._average.in_place(self._remake_batch_norms):
                 self._close()
+            if self._estimated is not None:
+                self._estimated.after_validation(time.perf_counter() - start)
             bar.update(row, note=_note(self.state.record, self.task.primary_metric))
             self.callbacks.on_epoch(self.state)
             if self._is_stale() and not self._is_over():
@@ -142,26 +158,47 @@ class Epochs:
                 break
         self._take_best()
 
-    def _estimate(self) -> Estimate:
-        state, size = self.state, self.setting.options.clips_per_step
-        validations = math.ceil(state.total_steps / len(self.data.feed)) * state.val_clips / size
-        return Estimate(self.setting.device, state.total_steps, validations)
+    def _estimate(self, bar: Progress) -> None:
+        """Says how long the training will take and how much memory it needs, before anything is computed for it."""
+        steps = self.state.total_steps
+        if steps < FEWEST:
+            return
+        epochs = math.ceil(steps / len(self.data.feed))
+        was_training = self.task.training
+        try:
+            with random_states_kept(self.setting.device):
+                costs = Probe(self.setting, self.data, self._sample).costs()
+        except Exception:  # of any kind: the training meets it too, and says then what is wrong
+            return
+        finally:
+            self.task.train(was_training)
+        options = self.setting.options
+        clips = min(options.clips_per_step, len(self._sample))
+        found = Estimate(costs, self._begun, steps, epochs, clips, options.batch_size)
+        self._estimated = found
+        self.history.estimate = {"seconds": found.seconds, "memory_mb": found.memory_mb}
+        if not bar.disable:
+            bar.console.print(f"{self.task.name} ({self.task.method}): {found}", markup=False)
 
-    def _steps(self, epoch: int, bar: Progress, row: TaskID, estimate: Estimate) -> Generator[Batch]:
+    def _steps(self, epoch: int, bar: Progress, row: TaskID) -> Generator[Batch]:
         """The batches of one epoch."""
         self.task.train()
         self.state.epoch, self.state.losses = epoch, []
         for place in range(len(self.data.feed)):
+            start = time.perf_counter()
             yield self.data.feed.batch(epoch, place)
             self._average.after_step()
             self.history.steps += 1
-            bar.update(row, advance=1)
-            if estimate.after_step():
-                self.history.estimate = {"seconds": estimate.seconds, "memory_mb": estimate.memory_mb}
-                if not bar.disable:
-                    bar.console.print(f"{self.task.name} ({self.task.method}): {estimate}", markup=False)
+            bar.update(row, advance=1, ends=self._ends(time.perf_counter() - start))
             if self._is_over():
                 return
+
+    def _ends(self, step: float) -> float | None:
+        """When the training will end, after a step that took so many seconds; None if it has no estimate."""
+        if self._estimated is None:
+            return None
+        self._estimated.after_step(step)
+        return time.perf_counter() + self._estimated.left()
 
     def note(self, error: BaseException) -> None:
         """Shows an error beside the progress of this training, which ends with it."""

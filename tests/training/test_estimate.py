@@ -1,34 +1,65 @@
-"""What is said after the first steps, beside what the training then took."""
+"""What is said before the first step, and what is left of it while a training runs."""
 
 from __future__ import annotations
 
+import time
+
 import pytest
-import torch
 
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import TrainingDivergedError
-from adapterbank.training import estimate as module
-from adapterbank.training.estimate import Estimate
+from adapterbank.training.callbacks import BaseCallback
+from adapterbank.training.estimate import Costs, Estimate
 from adapterbank.training.fit import fit
 
 LABELS = ["bass", "brass", "organ"]
+COSTS = Costs(before=10.0, step=2.0, validation=5.0, memory_mb=2048.0)
 
 
-def test_the_slow_first_step_is_counted_once_and_the_others_for_all_that_follow(monkeypatch):
-    clock = iter([100.0, 110.0, 112.0, 114.0])
-    monkeypatch.setattr(module.time, "perf_counter", lambda: next(clock))
-    found = Estimate(torch.device("cpu"), steps=50, validations=10)
-    assert [found.after_step() for _ in range(5)] == [False, False, True, False, False]
-    assert found.seconds == 14 + 2 * (47 + 0.5 * 10)
-    assert "about 2 min for 50 steps" in str(found)
+def test_an_estimate_adds_up_what_was_spent_what_comes_before_steps_and_validations():
+    found = Estimate(COSTS, time.perf_counter() - 3, steps=50, validations=4, clips=16, at_once=4)
+    assert found.seconds == pytest.approx(3 + 10 + 50 * 2 + 4 * 5, abs=0.1)
+    assert str(found) == "about 2 min for 50 steps of 16 clips, 4 at a time, and 2.0 GiB of memory"
 
 
-def test_a_training_says_it_once_and_keeps_it(small_backbone, labelled_clips, capsys):
+def test_what_is_left_follows_the_steps_and_validations_that_were_made():
+    found = Estimate(COSTS, time.perf_counter(), steps=10, validations=2, clips=1, at_once=1)
+    assert found.left() == 10 * 2 + 2 * 5
+    found.after_step(60.0)  # the first is slow, and says nothing of the others
+    assert found.left() == 9 * 2 + 2 * 5
+    found.after_step(1.0)
+    found.after_step(3.0)
+    found.after_step(2.0)
+    found.after_validation(1.0)
+    assert found.left() == 6 * 2 + 1
+    for _ in range(6):
+        found.after_step(2.0)
+    found.after_validation(1.0)
+    assert found.left() == 0
+
+
+class AtFirstStep(BaseCallback):
+    """What a training has said when its first step is made."""
+
+    def __init__(self, capsys=None):
+        self.capsys, self.estimate, self.out = capsys, None, None
+
+    def on_step(self, state):
+        if state.step == 0:
+            self.estimate = dict(state.history.estimate)
+            self.out = None if self.capsys is None else self.capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["aat_m", "head"])
+def test_a_training_says_it_once_before_its_first_step_and_keeps_it(method, small_backbone, labelled_clips, capsys):
     bank = AdapterBank(small_backbone)
-    bank.add_task("new", "aat_m", labels=LABELS)
-    history = fit(bank, "new", labelled_clips, labelled_clips, steps=9, batch_size=4)
-    assert capsys.readouterr().out.count("for 9 steps") == 1
-    assert 0 < history.estimate["memory_mb"] <= history.peak_memory_mb
+    bank.add_task("new", method, labels=LABELS)
+    first = AtFirstStep(capsys)
+    history = fit(bank, "new", labelled_clips, labelled_clips, steps=9, batch_size=4, callbacks=[first])
+    assert first.out.count("for 9 steps of 4 clips") == 1
+    assert "for 9 steps" not in capsys.readouterr().out
+    assert first.estimate == history.estimate
+    assert history.estimate["memory_mb"] > 0
     assert history.estimate["seconds"] > 0
 
 
