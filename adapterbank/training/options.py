@@ -126,8 +126,8 @@ class Options:
             is 0 after normalisation (SpecAugment, PETL_AST). "zero" is 0 before normalisation (AST, AAT): as loud as
             the loudest tenth of AudioSet's frames.
         head_start: a new head starts at a logistic regression on the training clips, which costs one pass without
-            gradients. False leaves it at its random weights, as the papers do. A head that was trained before is never
-            touched.
+            gradients. It minimises what `loss` names, with `class_weights`; for a function what "auto" stands for.
+            False leaves it at its random weights, as the papers do. A head that was trained before is never touched.
         seed: of every random draw of the training, 0: order of the clips, crops, masks, dropout. The caller's random
             state neither changes a training nor is changed by it.
         order: "task" draws order, crops and masks from the seed and the task's name, so that each task has its own.

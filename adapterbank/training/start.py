@@ -4,6 +4,11 @@ A head with random weights sends random gradients into the adapters for the firs
 the features well from the beginning sends useful ones (Kumar et al., 2022: linear probing, then fine-tuning). The
 penalty is strong on purpose: a regression that fits few clips perfectly leaves no loss from which adapters could learn.
 
+The regression minimises what `loss=` names, with `class_weights`: cross-entropy, or binary cross-entropy for each class
+by itself. It knows nothing of a loss that is a function, and then minimises what the task would have by itself. Logits
+of a classifier are a good start for most of them; where they mean something else, such as a distance or a rank, pass
+`head_start=False`. Label smoothing and mixup are left to the training: the penalty keeps the start from being too sure.
+
 Symbols: B clips, D width, C classes.
 """
 
@@ -12,10 +17,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from adapterbank.evaluation import loss_function
 from adapterbank.task.task import Task, seeded
+from adapterbank.training.balance import class_weights
 from adapterbank.training.feed import TrainingData
 from adapterbank.training.setting import Setting
 
@@ -55,31 +61,46 @@ def start_head(data: TrainingData) -> None:
                 pooled = data.pooled(list(rows))
             found.append(task.head.norm(pooled.float()).double().cpu())
             labels += some
-        weight, bias = regression(torch.cat(found), task.targets(labels), task)
+        one_by_one = task.spec.multilabel or options.loss == "bce"
+        weights = class_weights(task, options.class_weights, labels)
+        weight, bias = regression(torch.cat(found), task.targets(labels), len(task.labels), one_by_one, weights)
         task.head.linear.weight.copy_(weight)
         task.head.linear.bias.copy_(bias)
 
 
-def regression(features: Tensor, targets: Tensor, task: Task) -> tuple[Tensor, Tensor]:
-    """Weights (C, D) and bias (C,) of a logistic regression with the task's own loss, on standardised features.
+def regression(
+    features: Tensor, targets: Tensor, classes: int, one_by_one: bool = False, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weights (C, D) and bias (C,) of a logistic regression on standardised features.
 
     Args:
         features: (B, D) in double precision.
-        targets: (B,) class indices, or (B, C).
+        targets: (B,) class indices, or (B, C) shares of the classes.
+        classes: C.
+        one_by_one: binary cross-entropy for each class by itself, in place of softmax and cross-entropy.
+        weights: of the classes (C,), as `adapterbank.training.losses.Loss` has them.
     """
     mean, std = features.mean(0), features.std(0, correction=0)
     std = torch.where(std < TINY * (1 + mean.abs()), 1.0, std)
     x = (features - mean) / std
-    weight = torch.zeros(len(task.labels), x.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(len(task.labels), dtype=torch.float64, requires_grad=True)
-    rows = len(x) * (len(task.labels) if task.spec.multilabel else 1)  # what the task's loss takes its mean over
+    weight = torch.zeros(classes, x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    of_classes = None if weights is None else weights.double().cpu()
+    if one_by_one and targets.ndim == 1:
+        targets = F.one_hot(targets, classes)
+    targets = targets.double() if targets.ndim > 1 else targets
     solver = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def objective() -> Tensor:
         solver.zero_grad()
-        loss = STRENGTH * rows * loss_function(task, x @ weight.T + bias, targets) + weight.square().sum() / 2
-        loss.backward()
-        return loss
+        logits = x @ weight.T + bias
+        if one_by_one:
+            loss = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=of_classes, reduction="sum")
+        else:
+            loss = F.cross_entropy(logits, targets, of_classes, reduction="sum")
+        total = STRENGTH * loss + weight.square().sum() / 2
+        total.backward()
+        return total
 
     with torch.enable_grad():
         solver.step(objective)
