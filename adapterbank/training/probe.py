@@ -34,7 +34,7 @@ from adapterbank.training.setting import Setting
 from adapterbank.training.start import ITERATIONS, MOST_CLIPS, will_start
 from adapterbank.training.step import OptimizerStep, optimizer_of
 
-FEW = 2  # clips of a forward pass without gradients that stand for all
+FEW = 2  # clips of about the mean length, whose forward pass without gradients stands for those of all
 QUICK, AGAIN = 0.02, 5  # steps of fewer seconds are measured so many times more
 PER_ITERATION = 2e-4  # seconds of Python in an iteration of L-BFGS, beside its products
 
@@ -72,18 +72,19 @@ class Probe:
     def _of_waveforms(self) -> Costs:
         options, before = self.setting.options, memory_mb(self.device)
         clips = self.sample.clips(min(options.batch_size, len(self.sample)))
-        few = [wave for wave, _ in clips[:: -(-len(clips) // FEW)]]
+        waves = [wave for wave, _ in clips]
+        crop, whole = (sum(map(frames, map(len, waves))) / len(waves) for frames in (self._frames, self._whole_frames))
         first, again = (each / max(1, options.workers) for each in self._reading())
         step = self._step(clips)
-        forward = self._forward(few)
-        crops, wholes = (sum(map(frames, map(len, few))) for frames in (self._frames, self._whole_frames))
+        few = sorted(waves, key=lambda wave: abs(self._whole_frames(len(wave)) - whole))[:FEW]
+        per_frame = self._forward(few)
         peak = peak_memory_mb(self.device)
         validated = 0 if self.given.val is None else len(self.given.val)
         drawn = again * min(options.clips_per_step, len(self.sample))
         unread = (first - again) * len(self.sample)  # the first pass, which opens the files, takes longer by this
-        prepare = self.starts * (forward * crops / wholes + again) + unread + self._regression()
-        memory = max(peak, before + (peak - before) * self._longest_over_mean([wave for wave, _ in clips]))
-        return Costs(prepare, step + drawn, validated * (forward + again), memory)
+        prepare = self.starts * (per_frame * crop + again) + unread + self._regression()
+        memory = max(peak, before + (peak - before) * self._longest_over_mean(waves))
+        return Costs(prepare, step + drawn, validated * (per_frame * whole + again), memory)
 
     def _of_kept(self, cache: ActivationCache) -> Costs:
         train, val = self.given.train, self.given.val
@@ -145,7 +146,7 @@ class Probe:
         return self.sample.seconds_to_read(), self.sample.seconds_to_read_again()
 
     def _forward(self, waves: list[Tensor]) -> float:
-        """Seconds of a forward pass of one whole clip, as a validation makes it.
+        """Seconds of a frame in a forward pass of whole clips, as a validation makes it.
 
         Training clips stand in for those of validation, which are not touched before their time.
         """
@@ -154,7 +155,7 @@ class Probe:
             self.setting.backbone, self.task, clips, batch_size=len(clips), each_epoch=True
         )
         with self.setting.autocast:
-            return min(self._seconds(run) for _ in range(2)) / len(clips)
+            return min(self._seconds(run) for _ in range(2)) / sum(self._whole_frames(len(wave)) for wave in waves)
 
     def _longest_over_mean(self, waves: list[Tensor]) -> float:
         """How much larger a batch of clips like these is with the longest clip of the data set among them."""

@@ -109,3 +109,15 @@ def test_validation_clips_are_not_read_before_the_first_validation(small_backbon
     history = fit(bank, "new", labelled_clips, Counted(labelled_clips[:4]), **PLAIN)
     assert history.estimate
     assert len(read) == 4 * len(history.epochs)
+
+
+def test_clips_of_very_different_lengths_count_by_their_lengths(small_backbone):
+    draw = torch.Generator().manual_seed(0)
+    lengths = [500, 480_000, 1_600, 16_000, 800, 480_000, 1_600, 16_000]
+    data = [(torch.randn(length, generator=draw) / 10, LABELS[at % 3]) for at, length in enumerate(lengths)]
+    bank = AdapterBank(small_backbone)
+    bank.add_task("new", "aat_m", labels=LABELS)
+    options = trainer.Options(batch_size=8, crop_seconds=0.1)
+    run = trainer.Trainer(small_backbone, bank.task("new"), data, options, data)
+    costs = trainer.Probe(run.setting, run.data, trainer.Sample(data)).costs()
+    assert costs.validation > costs.step  # whole clips are up to 300 times as long as crops
