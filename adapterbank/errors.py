@@ -124,6 +124,10 @@ class MethodDefaultsWarning(UserWarning):
     """A method was registered without training defaults, and `fit` was called without a learning rate."""
 
 
+class UntrainedClassesWarning(UserWarning):
+    """No training clip has some of the task's classes, so that it cannot learn to answer them."""
+
+
 class CalibrationWarning(UserWarning):
     """Validation data from which a temperature or a threshold cannot be told; it stays what it is without."""
 

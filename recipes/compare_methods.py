@@ -7,11 +7,10 @@
     python recipes/compare_methods.py --config-name layers_and_gates data=../shared/data/fsd_instruments
     python recipes/compare_methods.py data=my/clips '+lrs.aat_ms=[1e-3,3e-3]'           # the better of two rates
 
-Rate, length and batch size are the library's own (docs/defaults.md) unless the configuration says otherwise. Where it
-lists several rates for a method, the best on the validation fold (first seed) is used. Test numbers are means over the
-seeds; of each training the best epoch by validation is measured. The gain over `baseline` has a 95 % interval from a
-paired bootstrap over test clips. Every finished trial is a line of `out/runs.jsonl`: a second start goes on
-there, an interrupted comparison loses one trial at most, and two processes may share the work (methods=[head] here,
+Rate, length and batch size are the library's own (docs/defaults.md) unless the configuration says otherwise; of several
+rates the best on the validation fold (first seed) is used. Test numbers are means over the seeds, of the best epochs by
+validation. The gain over `baseline` has a 95 % interval from a paired bootstrap over test clips. Every finished trial
+is a line of `out/runs.jsonl`: a second start goes on there, and two processes may share the work (methods=[head] here,
 methods=[aat_ms] there). `out/table.md` is the table, `out/convergence.png` the training losses.
 """
 
@@ -45,7 +44,6 @@ def entry(cfg: DictConfig, name: str) -> dict[str, Any]:
 
 
 def rates_of(cfg: DictConfig, name: str) -> list[float | None]:
-    """The learning rates that are tried; None is that of `fit`."""
     found = cfg.lrs.get(name, cfg.lrs.get(entry(cfg, name)["method"], cfg.lrs.default))
     return list(found) if OmegaConf.is_list(found) else [found]
 
@@ -120,8 +118,7 @@ def main(cfg: DictConfig) -> None:
         how = {"lr": lr, "seed": seed, "top_layers": of.get("top_layers"), "options": options}
         result = train_and_test(cfg.backbone, splits, of["method"], **how, **shared)
         log.add({"name": name, "entry": of, **result})
-        of_rate = f"{name} lr {result['lr']:g} seed {seed}"
-        console.print(f"{of_rate}: validation {result['val']:.4f}, {result['seconds']:.0f} s")
+        console.print(f"{name} lr {result['lr']:g} seed {seed}: validation {result['val']:.4f}")
 
     for name in cfg.methods:
         for lr in rates_of(cfg, name):
@@ -143,7 +140,6 @@ def report(cfg: DictConfig, log: ResultLog, costs: dict[str, Cost]) -> None:
     lines += [row(name, trials, done.get(cfg.baseline), costs.get(name)) for name, trials in done.items()]
     markdown = "\n".join(lines) + "\n"
     (out / "table.md").write_text(f"{markdown}\nProtocol: {json.dumps(log.protocol)}\n", encoding="utf-8")
-    # A training may end early: the mean over seeds goes as far as the shortest.
     each = {name: zip(*(trial["losses"] for trial in trials), strict=False) for name, trials in done.items()}
     losses = {name: [mean(epoch) for epoch in epochs] for name, epochs in each.items()}
     plots.convergence(losses).savefig(out / "convergence.png")

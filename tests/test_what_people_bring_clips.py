@@ -101,6 +101,7 @@ def test_six_milliseconds_are_no_clip(bank):
         bank.predict(WAVES[0][:96], "new")
 
 
+@pytest.mark.filterwarnings("ignore::adapterbank.errors.UntrainedClassesWarning")
 def test_a_long_clip_is_the_mean_of_its_windows(bank):
     long = torch.randn(int(16_000 * LONGEST_SECONDS * 1.2)) / 10
     pieces = windows(long, 16_000)

@@ -167,10 +167,13 @@ class _Classes:
                 )
             if 0 <= label < len(self.names):
                 return label
+        advice = "Pass labels=... to add_task."
+        if isinstance(label, (list, tuple, set, frozenset)) and all(one in self.names for one in label):
+            advice = "If a clip may have several labels, pass multilabel=True to add_task."
         known = ", ".join(self.names[:12]) + (", …" if len(self.names) > 12 else "")
         raise LabelsError(
             f"the data has the label {_shown(label)}, which the task {self.task!r} with {len(self.names)} classes "
-            f"does not have. Known: {known}. Pass labels=... to add_task."
+            f"does not have. Known: {known}. {advice}"
         )
 
     def _of(self, labels: Sequence[Any]) -> Tensor:

@@ -254,7 +254,7 @@ class ActivationCache:
                 names += [self._name(waveform) for waveform in waveforms]
                 labels += batch_labels
             found = self.stores.surveys[key] = KeptClips(names, labels, data, store)
-            found.examples = as_waveforms(examples)
+            found.examples = as_waveforms(examples) if examples else []
             found.read_seconds = (time.perf_counter() - start) / max(1, len(names))
         return self.stores.surveys[key]
 

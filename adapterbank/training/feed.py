@@ -17,12 +17,12 @@ from adapterbank.audio.masks import spec_augment
 from adapterbank.audio.mel import SAMPLE_RATE
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.data.pairs import Pairs, pairs_of
-from adapterbank.errors import DatasetError
+from adapterbank.errors import DatasetError, UntrainedClassesWarning, warn_outside
 from adapterbank.routing.below import logits_above
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.task.task import Task, seeded
 from adapterbank.training.augment import middle, mixed, random_crop, rolled, with_gain, with_noise
-from adapterbank.training.balance import clip_weights, labels_of
+from adapterbank.training.balance import class_counts, clip_weights, labels_of
 from adapterbank.training.cache import (
     FOLDER_BYTES,
     MEMORY_BYTES,
@@ -218,6 +218,7 @@ class TrainingData:
             if self.val is not None:
                 self.val = self.cache.survey(self.val, training=False)
             self.cache.check(*self._parts())
+        _warn_of_untrained(task, *(_known_labels(part) for part in (self.train, self.val)))
         self.feed = Feed(setting.backbone, task, self.train, setting.options, setting.masks)
 
     def fill(self, bar: Progress) -> None:
@@ -267,6 +268,30 @@ class TrainingData:
         """Whether the task trains nothing but its head, and would get the same clips in each epoch."""
         augments = any(self.setting.masks) or bool(self.setting.options.waveform_changes())
         return self.setting.task.uses_frozen_features() and not augments and all(map(reads_alike, self._parts()))
+
+
+def _known_labels(data: Any) -> list[Any] | None:
+    """The labels of the clips, if they are known without reading one."""
+    if isinstance(data, KeptClips):
+        return list(data.labels)
+    return data.labels() if isinstance(data, Pairs) else None
+
+
+def _warn_of_untrained(task: Task, train: list[Any] | None, val: list[Any] | None) -> None:
+    """Warns of classes that no training clip has, and says how many validation clips have them."""
+    if train is None:
+        return
+    absent = [at for at, count in enumerate(class_counts(task, train).tolist()) if not count]
+    if not absent:
+        return
+    names = ", ".join(task.labels[at] for at in absent[:8]) + (", …" if len(absent) > 8 else "")
+    heard = 0 if not val else int(class_counts(task, val)[absent].sum())
+    also = f" {heard} validation clip{'s have' if heard > 1 else ' has'} them and will be wrong." if heard else ""
+    warn_outside(
+        f"no training clip of {task.name!r} has {len(absent)} of its {len(task.labels)} classes: {names}. It cannot "
+        f"learn to answer them.{also} Add clips of them, or leave them out of labels=... in add_task.",
+        UntrainedClassesWarning,
+    )
 
 
 def _cache_of(setting: Setting, stores: Stores | None) -> ActivationCache:

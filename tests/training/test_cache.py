@@ -263,6 +263,7 @@ class Noisy(Dataset):
 
 
 @pytest.mark.parametrize("method", ["partial", "head"])
+@pytest.mark.filterwarnings("ignore::adapterbank.errors.UntrainedClassesWarning")
 def test_a_dataset_that_augments_by_itself_is_not_frozen_in_silence(method, small_backbone):
     with pytest.raises(ConfigError, match="gives another waveform each time a clip is read.*cache=None"):
         trained(small_backbone, method, Noisy(), cache="memory")

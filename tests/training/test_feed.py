@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from adapterbank.bank import AdapterBank
+from adapterbank.errors import LabelsError, UntrainedClassesWarning
 from adapterbank.training.defaults import Resolved
 from adapterbank.training.feed import Feed
+from adapterbank.training.fit import fit
 
 LABELS = ["bass", "brass", "organ"]
 
@@ -71,3 +73,22 @@ def test_every_epoch_hears_every_clip_once_in_a_new_order(make, labelled_clips):
     orders = [[label for place in range(len(feed)) for label in feed.batch(epoch, place).labels] for epoch in range(2)]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(label for _, label in labelled_clips)
     assert orders[0] != orders[1]
+
+
+def test_classes_without_a_training_clip_are_named_before_anything_is_trained(small_backbone, labelled_clips):
+    bank = AdapterBank(small_backbone)
+    bank.add_task("new", "aat_m", labels=["bass", "brass", "organ", "flute", "harp"])
+    val = [*labelled_clips[:2], (labelled_clips[0][0], "harp")]
+    with pytest.warns(UntrainedClassesWarning, match=r"2 of its 5 classes: flute, harp.* 1 validation clip has them"):
+        fit(bank, "new", labelled_clips, val, steps=1, progress=False)
+    bank.add_task("several", "head", labels=["bass", "brass", "flute"], multilabel=True)
+    sets = [(wave, ["bass", "brass"]) for wave, _ in labelled_clips]
+    with pytest.warns(UntrainedClassesWarning, match="1 of its 3 classes: flute"):
+        fit(bank, "several", sets, steps=1, progress=False)
+
+
+def test_several_labels_for_a_task_of_one_are_told_how(small_backbone, labelled_clips):
+    bank = AdapterBank(small_backbone)
+    bank.add_task("new", "aat_m", labels=["bass", "brass", "organ"])
+    with pytest.raises(LabelsError, match="pass multilabel=True"):
+        fit(bank, "new", [(wave, ["bass", "brass"]) for wave, _ in labelled_clips], steps=1, progress=False)

@@ -383,6 +383,7 @@ def test_crops_are_not_padded_to_the_tasks_clip_length(crop_seconds, frames, ban
     assert tokens == {bank.backbone.geometry.tokens(frames)}  # 1 s: 98 frames, 7 patches of 16; 0.25 s: 23 frames, 2
 
 
+@pytest.mark.filterwarnings("ignore::adapterbank.errors.UntrainedClassesWarning")
 def test_the_task_is_in_training_mode_for_steps_and_in_eval_mode_for_validation(bank, labelled_clips):
     modes, task = [], bank.task("families")
     task.head.register_forward_pre_hook(lambda module, inputs: modes.append((module.training, len(inputs[0]))))

@@ -96,6 +96,7 @@ def test_an_interrupt_gives_the_task_back(error, bank, labelled_clips):
         ([(torch.zeros(900), 0)], [(torch.zeros(900), "dog")], LabelsError, "label 'dog'"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::adapterbank.errors.UntrainedClassesWarning")
 def test_bad_data_gives_the_task_back(train, val, error, message, bank):
     before = bits(bank)
     with pytest.raises(error, match=message):
@@ -103,6 +104,7 @@ def test_bad_data_gives_the_task_back(train, val, error, message, bank):
     assert not changed(before, bits(bank))
 
 
+@pytest.mark.filterwarnings("ignore::adapterbank.errors.UntrainedClassesWarning")
 def test_a_head_needs_validation_clips_if_asked_for_them(bank, labelled_clips):
     with pytest.raises(DatasetError, match="got no validation clips for 'probe'"):
         quick(bank, "probe", labelled_clips, [])

@@ -225,6 +225,7 @@ def test_any_other_error_gives_all_tasks_back(error, small_backbone, labelled_cl
         (["a"], [(torch.full((900,), math.nan), 0)], {}, WaveformError, "NaN"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::adapterbank.errors.UntrainedClassesWarning")
 def test_what_cannot_work_is_refused_and_changes_nothing(tasks, train, options, error, message, small_backbone):
     bank = bank_of(small_backbone, "a", "b")
     before = bits(bank)
