@@ -40,6 +40,10 @@ class Sample:
         """So many clips, evenly over the data set: folders are sorted by class, and classes differ in length."""
         return [self._pair(index) for index in spread(len(self._data), count)]
 
+    def forget(self) -> None:
+        """Gives back the memory of the clips that were read."""
+        self._read.clear()
+
     def seconds_to_read(self) -> float:
         """How long a clip took to be read for the first time, on average; 0 if none was read."""
         return sum(self._seconds) / max(1, len(self._seconds))

@@ -138,6 +138,7 @@ class Epochs:
         """
         self.callbacks.on_start(self.state)
         self._estimate(bar)
+        self._sample.forget()
         self.data.fill(bar)
         start_head(self.data)
         row = bar.add_task(f"{self.task.name} ({self.task.method})", total=self.state.total_steps, note="")
