@@ -23,11 +23,11 @@ class TrainingDefaults(NamedTuple):
 
 UNKNOWN = TrainingDefaults(1e-3)  # of a method from outside that registers no defaults of its own
 
-HEAD = TrainingDefaults(1e-2)  # found for `head`
+HEAD = TrainingDefaults(3e-3)  # found for `head`
 LINEAR = TrainingDefaults(1e-2)  # found for `linear`
 ADAPTERS = TrainingDefaults(3e-3, 0.5)  # found for `aat_ms`
 CONVOLUTION = TrainingDefaults(3e-3)  # found for `conformer`
 LOW_RANK = TrainingDefaults(3e-3, 0.5)  # found for `lora`
-PROMPTS = TrainingDefaults(1e-2)  # found for `prompt`
+PROMPTS = TrainingDefaults(1e-2, 0.5)  # found for `prompt`
 AFFINE = TrainingDefaults(3e-3)  # gains and biases
 COPIES = TrainingDefaults(3e-4)  # found for `full`: whole blocks of the backbone
