@@ -1,54 +1,55 @@
-"""A pool of unlabelled audio: all clips of a folder, decoded once and read from disk in pieces."""
+"""A pool of unlabelled audio: all clips of some sources, made once and read from disk in pieces."""
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import soundfile
 import torch
-import torchaudio.functional
 from rich.progress import track
 from torch import Tensor
 
-from adapterbank.audio.mel import SAMPLE_RATE
-from adapterbank.audio.suffixes import READABLE_SUFFIXES
 from adapterbank.errors import DatasetError
-from adapterbank.files import open_atomically, write_atomically
+from adapterbank.files import write_atomically
+from adapterbank.pretraining import sources
+from adapterbank.pretraining.sources import Source
 
 
 class Pool:
-    """All clips of a folder as one memory-mapped int16 array at 16 kHz.
+    """All clips of several sources as one memory-mapped int16 array at 16 kHz.
 
     Args:
-        folder: shards with an `index.csv` (`shard,start_sample,num_samples`), or any tree of audio files.
-        cache: where the decoded samples are kept.
+        made_from: a source or several of them; a path is the source `folder` with it.
+        cache: where the samples are kept. A killed run goes on there with the next part.
         exclude: the numbers of clips to leave out, counted over all clips, as `recipes/check_overlap.py` prints them.
 
     Raises:
-        DatasetError: no audio there, a file that cannot be read, a cache of another folder's audio, or a number in
-            `exclude` that no clip has.
+        DatasetError: no audio there, a file that cannot be read, a cache of other sources, or a number in `exclude`
+            that no clip has.
     """
 
-    def __init__(self, folder: str | Path, cache: str | Path, exclude: Sequence[int] = ()):
-        folder, cache = Path(folder), Path(cache)
-        files = _audio_files(folder)
-        source = {"files": [[path.name, path.stat().st_size] for path in files]}
+    def __init__(
+        self, made_from: str | Path | Source | Sequence[Source], cache: str | Path, exclude: Sequence[int] = ()
+    ):
+        every = _as_sources(made_from)
+        cache = Path(cache)
         cache.mkdir(parents=True, exist_ok=True)
-        marker = cache / "source.json"
+        marker, described = cache / "source.json", json.loads(json.dumps([one.describe() for one in every]))
         if not marker.is_file():
-            _decode(folder, files, cache)
-            write_atomically(marker, json.dumps(source).encode())
-        elif json.loads(marker.read_text(encoding="utf-8")) != source:
-            raise DatasetError(f"{cache} holds the audio of another folder than {folder}; choose another, or empty it.")
-        clips = np.load(cache / "clips.npy")  # (clips, 2): start, samples
-        if wrong := [number for number in exclude if not 0 <= number < len(clips)]:
-            raise DatasetError(f"got exclude={wrong}, expected clip numbers from 0 to {len(clips) - 1}.")
+            write_atomically(marker, json.dumps(described).encode())
+        elif json.loads(marker.read_text(encoding="utf-8")) != described:
+            raise DatasetError(f"{cache} holds the audio of another source than asked; choose another, or empty it.")
+        counts, said = _filled(every, cache)
+        if wrong := [number for number in exclude if not 0 <= number < len(counts)]:
+            raise DatasetError(f"got exclude={wrong}, expected clip numbers from 0 to {len(counts) - 1}.")
+        clips = np.stack([np.concatenate(([0], np.cumsum(counts)[:-1])), counts], axis=1)  # (clips, 2): start, samples
         self.numbers = np.delete(np.arange(len(clips)), list(exclude))  # of the clips that are left, among all
         self.clips = clips[self.numbers]
+        self.said = [said[number] for number in self.numbers]  # the word that is spoken, "" where it is not one word
         self.samples = np.memmap(cache / "samples.i16", np.int16, "r")
 
     def __len__(self) -> int:
@@ -61,55 +62,44 @@ class Pool:
         return torch.from_numpy(self.samples[first + start : first + stop].astype(np.float32) / 32768)
 
 
-def _index(folder: Path) -> list[dict[str, str]]:
-    """The rows of `index.csv`; none where there is no such file."""
-    index = folder / "index.csv"
-    if not index.is_file():
+def _as_sources(made_from: str | Path | Source | Sequence[Source]) -> list[Source]:
+    if isinstance(made_from, (str, Path)):
+        return [sources.build("folder", path=made_from)]
+    return list(made_from) if isinstance(made_from, Sequence) else [made_from]
+
+
+def _filled(every: Sequence[Source], cache: Path) -> tuple[np.ndarray, list[str]]:
+    """Makes the parts that are not in the cache yet. Gives the number of samples of every clip and what it says.
+
+    A part's line in `parts.jsonl` is written after its samples are on the disk; what a killed run wrote behind the last
+    line is cut off.
+    """
+    lines = cache / "parts.jsonl"
+    done = _whole_lines(lines)
+    wanted = [(source, number) for source in every for number in range(source.parts)]
+    if len(done) < len(wanted):
+        with (cache / "samples.i16").open("ab") as out, lines.open("a", encoding="utf-8") as log:
+            out.truncate(2 * sum(sum(part["samples"]) for part in done))
+            for source, number in track(wanted[len(done) :], "filling the pool"):
+                found = list(source.part(number))
+                for sound in found:
+                    out.write((sound.samples.clip(-1, 1) * 32767).astype(np.int16).tobytes())
+                out.flush()
+                os.fsync(out.fileno())
+                part = {"samples": [len(sound.samples) for sound in found], "said": [sound.said for sound in found]}
+                log.write(json.dumps(part) + "\n")
+                log.flush()
+                done.append(part)
+    counts = np.array([count for part in done for count in part["samples"]], dtype=np.int64)
+    return counts, [word for part in done for word in part["said"]]
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The parts that are done; a line that was cut off while it was written is removed."""
+    if not path.is_file():
         return []
-    with index.open(encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _shards(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    return sorted({row["shard"] for row in rows})
-
-
-def _audio_files(folder: Path) -> list[Path]:
-    shards = _shards(_index(folder))
-    files = [next(folder.glob(f"{Path(shard).stem}.*"), folder / shard) for shard in shards]
-    files = files or sorted(p for p in folder.rglob("*") if p.suffix.lower() in READABLE_SUFFIXES)
-    if absent := [path.name for path in files if not path.is_file()]:
-        raise DatasetError(f"{folder / 'index.csv'} names {absent[0]}, which is not there; fetch the shards again.")
-    if not files:
-        raise DatasetError(f"no audio in {folder}; put audio files there, or shards with an index.csv.")
-    return files
-
-
-def _decode(folder: Path, files: Sequence[Path], cache: Path) -> None:
-    clips: list[tuple[int, int]] = []
-    written = 0
-    rows = _index(folder)
-    shards = _shards(rows)
-    with open_atomically(cache / "samples.i16") as out:
-        for number, path in enumerate(track(files, "decoding the pool")):
-            audio = _read(path)
-            out.write((audio.clip(-1, 1) * 32767).astype(np.int16).tobytes())
-            if shards:
-                mine = [row for row in rows if row["shard"] == shards[number]]
-                clips += [(written + int(row["start_sample"]), int(row["num_samples"])) for row in mine]
-            else:
-                clips.append((written, len(audio)))
-            written += len(audio)
-    with open_atomically(cache / "clips.npy") as out:
-        np.save(out, np.array(clips, dtype=np.int64))
-
-
-def _read(path: Path) -> np.ndarray:
-    try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise DatasetError(f"cannot read {path}: {error}. Remove it from the pool, or fetch it again.") from error
-    mono = audio.mean(1)
-    if rate == SAMPLE_RATE:
-        return mono
-    return torchaudio.functional.resample(torch.from_numpy(mono), rate, SAMPLE_RATE).numpy()
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        write_atomically(path, whole)
+    return [json.loads(line) for line in whole.splitlines()]
