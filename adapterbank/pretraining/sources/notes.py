@@ -32,7 +32,8 @@ DRUM_FONTS = ("Black_Pearl_4_LV2.sf2", "Red_Zeppelin_4_LV2.sf2")  # their drum k
 # MuseScore's General soundfont is not among them: it is made from FluidR3, as the instruments of the demo are.
 SOUNDFONTS = tuple(FOLDER / name for name in ("TimGM6mb.sf2", "OPL-3_FM_128M.sf2", "sf_GMbank.sf2", *DRUM_FONTS))
 KIT_PARTS = 4  # a drum kit has many instruments
-CLIPS_IN_PART = 44
+CLIPS_IN_PART = 30
+MT32_BANK = 127  # the instruments of the other banks again, in the order of another synthesiser
 SHORTEST, LONGEST = 0.3, 5.0  # seconds
 TYPICAL = (0.1, 0.7)  # mean and spread of the logarithm of the seconds of a single note
 # Seconds between clips, in which the room falls silent. With 0.6 a tenth of all clips began with an echo of the one
@@ -136,7 +137,7 @@ class Notes:
                 f"known soundfonts: {', '.join(sorted(PACKAGES))}."
             )
         self.seed, self.clips = seed, clips
-        self.presets = {file: presets(file) for file in self.soundfonts}
+        self.presets = {file: [one for one in presets(file) if one.bank != MT32_BANK] for file in self.soundfonts}
         self.kits = {
             (file, preset)
             for file in self.soundfonts

@@ -127,6 +127,25 @@ def test_every_instrument_is_a_part_and_kits_are_several():
     assert source.parts == 128 + notes.KIT_PARTS * kits
 
 
+def test_instruments_are_read_by_bank_and_program_and_the_mt32s_are_not_played_again(tmp_path):
+    rows = [
+        (b"Flute", 73, 0),
+        (b"Kit", 0, 128),
+        (b"Flute", 72, notes.MT32_BANK),
+        (b"Slow Flute", 73, 8),
+        (b"EOP", 0, 0),
+    ]
+    phdr = b"".join(struct.pack("<20sHHHIII", name, program, bank, 0, 0, 0, 0) for name, program, bank in rows)
+    pdta = b"pdta" + struct.pack("<4sI", b"phdr", len(phdr)) + phdr
+    info = b"INFO" + struct.pack("<4sI", b"isng", 3) + b"emu\0"
+    lists = b"".join(struct.pack("<4sI", b"LIST", len(content)) + content for content in (info, pdta))
+    file = tmp_path / "mine.sf2"
+    file.write_bytes(struct.pack("<4sI4s", b"RIFF", 4 + len(lists), b"sfbk") + lists)
+    found = [(0, 73, "Flute"), (8, 73, "Slow Flute"), (notes.MT32_BANK, 72, "Flute"), (128, 0, "Kit")]
+    assert soundfonts.presets(file) == found
+    assert Notes(file).parts == 2 + notes.KIT_PARTS
+
+
 @with_fluidsynth
 def test_a_link_counts_as_the_file_it_leads_to_and_once(tmp_path):
     link = tmp_path / "default-GM.sf2"
