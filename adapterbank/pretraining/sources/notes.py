@@ -110,7 +110,8 @@ class Notes:
 
     About half of an instrument's clips are single notes, of all pitches, lengths and velocities that it has; the others
     are intervals, chords, phrases, trills, bends, and mixtures of two or three instruments of the same soundfont. Each
-    is near or far in a room, with chorus or without.
+    is near or far in a room, with chorus or without. The soundfonts of the defaults give 15,788 clips in 531 parts, 7.1
+    hours, in five minutes of one core.
 
     Args:
         soundfonts: files of the format SF2 or SF3; a link counts as the file that it leads to, and once.
