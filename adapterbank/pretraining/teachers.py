@@ -1,5 +1,7 @@
 """Frozen teachers for distillation: YAMNet (ONNX), Whisper's encoder (npz) and any Hugging Face AST.
 
+A teacher in a file of its own is named in `_BUILT_IN` and imported when it is first built.
+
 A teacher reads waveforms of one length and answers with target arrays aligned to the student's patch columns. One
 column is 16 log-mel frames, 2,560 samples: a view of t columns has 240 + 2,560 t samples, so that its Kaldi frames
 (25 ms every 10 ms) number exactly 16 t.
@@ -10,6 +12,7 @@ Symbols: R rows of a batch, T samples, t patch columns, S rows of a target, E it
 from __future__ import annotations
 
 import functools
+import importlib
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -71,6 +74,7 @@ class Teacher(Protocol):
         ...
 
 
+_BUILT_IN = {"aisfx": "teacher_aisfx"}  # name: the module beside this one that registers it
 _BUILDERS: dict[str, Callable[..., Teacher]] = {}
 Builder = TypeVar("Builder", bound=Callable[..., "Teacher"])
 
@@ -88,8 +92,8 @@ def register(name: str) -> Callable[[Builder], Builder]:
 
 
 def names() -> list[str]:
-    """Registered teachers."""
-    return sorted(_BUILDERS)
+    """Registered teachers, and those that come with the package."""
+    return sorted({*_BUILDERS, *_BUILT_IN})
 
 
 def build(name: str, **options: Any) -> Teacher:
@@ -100,8 +104,10 @@ def build(name: str, **options: Any) -> Teacher:
         ConfigError: options that this teacher does not take.
     """
     kind, _, argument = name.partition(":")
+    if kind not in _BUILDERS and kind in _BUILT_IN:
+        importlib.import_module(f"{__package__}.{_BUILT_IN[kind]}")
     if kind not in _BUILDERS:
-        raise UnknownNameError("teacher", name, [f"{n}:<model id>" if n == "hf" else n for n in _BUILDERS])
+        raise UnknownNameError("teacher", name, [f"{n}:<model id>" if n == "hf" else n for n in names()])
     if argument:
         options = {"model": argument, **options}
     try:
@@ -217,10 +223,10 @@ def htk_filters() -> np.ndarray:
     """(64, 257) triangles, linear in Hz, over 125-7,500 Hz on the HTK mel scale, without area normalisation."""
     low, high = (2595 * math.log10(1 + f / 700) for f in (125.0, 7500.0))
     edges = 700 * (10 ** (np.linspace(low, high, 66) / 2595) - 1)
-    return _triangles(edges, np.linspace(0, SAMPLE_RATE / 2, 257)).astype(np.float32)
+    return triangles(edges, np.linspace(0, SAMPLE_RATE / 2, 257)).astype(np.float32)
 
 
-def _triangles(edges: np.ndarray, bins: np.ndarray) -> np.ndarray:
+def triangles(edges: np.ndarray, bins: np.ndarray) -> np.ndarray:
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
     return np.maximum(0, np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)))
 
@@ -328,7 +334,7 @@ def slaney_filters() -> np.ndarray:
     mels = np.linspace(0, 15 + math.log(8.0) / log_step, 82)
     edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp(log_step * (mels - 15)))
     area = 2 / (edges[2:] - edges[:-2])
-    return (_triangles(edges, np.linspace(0, SAMPLE_RATE / 2, 201)) * area[:, None]).astype(np.float32)
+    return (triangles(edges, np.linspace(0, SAMPLE_RATE / 2, 201)) * area[:, None]).astype(np.float32)
 
 
 # --- Hugging Face ----------------------------------------------------------------------------------------------------
