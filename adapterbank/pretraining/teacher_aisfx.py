@@ -90,8 +90,6 @@ class Aisfx:
 
 def _window_maxima(steps: Tensor, rows: int) -> Tensor:
     """(R, K, E) -> (R, S, E): maxima over the steps whose middle lies in the patch columns of a row."""
-    if rows == 1:
-        return steps.amax(1, keepdim=True)
     step = STEP * HOP / RATE  # seconds
     column = COLUMN_SAMPLES / SAMPLE_RATE
     middle = (STEP - 1) / 2 * HOP / RATE  # frame 0 is centred on the first sample
@@ -99,7 +97,7 @@ def _window_maxima(steps: Tensor, rows: int) -> Tensor:
     for row in range(rows):
         first = math.ceil((row * TARGET_HOP * column - middle) / step)
         end = math.ceil(((row * TARGET_HOP + SPAN) * column - middle) / step)
-        maxima.append(steps[:, max(0, first) : end].amax(1))
+        maxima.append(steps[:, first:end].amax(1))
     return torch.stack(maxima, dim=1)
 
 
