@@ -50,11 +50,12 @@ WHERE_FROM = (
 
 @register("aisfx")
 class Aisfx:
-    """Embeddings of aiSFX: eight convolutions, the mean over frequency, then the maximum over about a second.
+    """Embeddings of aiSFX: eight convolutions, the mean over frequency, then the maximum over time.
 
     The original takes the maximum over blocks of 100 frames (2.3 s), of which the next begins in the middle of the one
-    before. Here the convolutions run once over the whole view, and each row of the target is the maximum over its own
-    0.96 s, so that a moment has its own answer and nothing is computed twice.
+    before. Here the convolutions run once over the whole view, and two targets read their result: "aisfx.embedding" has
+    the maximum over 0.96 s, so that a moment has its own answer, and "aisfx.view" that over the whole view. The mean of
+    the first over a clip tells less than the second (docs/ast_mini.md has the probes).
 
     Args:
         path: `checkpoint.pth` of the package.
@@ -68,14 +69,18 @@ class Aisfx:
             for weight, bias in _folded(read_checkpoint(path), path)
         ]
         width = len(self.layers[-1][1])
-        self.targets: Sequence[Target] = (Target("aisfx.embedding", width, "embedding", span=SPAN, hop=TARGET_HOP),)
+        self.targets: Sequence[Target] = (
+            Target("aisfx.embedding", width, "embedding", span=SPAN, hop=TARGET_HOP),
+            Target("aisfx.view", width, "embedding"),
+        )
 
     @torch.no_grad()
     def __call__(self, waves: Tensor) -> dict[str, Tensor]:
         columns = (waves.shape[1] - TAIL_SAMPLES) // COLUMN_SAMPLES
         rows = max(1, ROWS_AT_ONCE_COLUMNS // columns)
         steps = torch.cat([self.steps(effects_mel(part)) for part in waves.split(rows)])
-        return {"aisfx.embedding": _window_maxima(steps, self.targets[0].rows(columns))}
+        windows = _window_maxima(steps, self.targets[0].rows(columns))
+        return {"aisfx.embedding": windows, "aisfx.view": steps.amax(1, keepdim=True)}
 
     def steps(self, mel: Tensor) -> Tensor:
         """(R, F, 96) with F of 8 or more -> (R, K, E) fp32, one row for every eight frames."""

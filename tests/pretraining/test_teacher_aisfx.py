@@ -123,7 +123,9 @@ def test_a_row_is_the_maximum_over_the_steps_whose_middle_it_covers(made: tuple[
     teacher = Aisfx(path, dtype=torch.float32)
     for columns in (1, 6, 8, 9, 16, 62):
         x = views(2, columns)
-        steps, got = steps_of(net, x), teacher(x)["aisfx.embedding"]
+        steps, answer = steps_of(net, x), teacher(x)
+        torch.testing.assert_close(answer["aisfx.view"], steps.amax(1, keepdim=True), atol=1e-5, rtol=1e-5)
+        got = answer["aisfx.embedding"]
         assert got.shape == (2, teacher.targets[0].rows(columns), 6)
         middles = [STEP_SECONDS * k + 3.5 * 1024 / 44_100 for k in range(steps.shape[1])]
         for row in range(got.shape[1]):
@@ -157,8 +159,11 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch_nor_on_grad_mode(mad
 def test_it_is_built_by_name_and_joins_others_in_a_probe(made: tuple[Path, nn.Sequential]) -> None:
     assert "aisfx" in teachers.names()
     teacher = teachers.build("aisfx", path=made[0])
-    assert [target.name for target in teacher.targets] == ["aisfx.embedding"]
-    assert teachers.pooled_embedding(teacher, views(1, 100)[0]).shape == (6,)
+    answer = teacher(views(2, 14))
+    assert {target.name: (2, target.rows(14), target.width) for target in teacher.targets} == {
+        name: tuple(rows.shape) for name, rows in answer.items()
+    }
+    assert teachers.pooled_embedding(teacher, views(1, 100)[0]).shape == (12,)
     assert teachers.pooled_embedding(teacher, torch.zeros(500)).isfinite().all()
 
 
