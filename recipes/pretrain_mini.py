@@ -4,6 +4,7 @@
     python recipes/pretrain_mini.py pool=<folder of audio> minutes=60 out=outputs/pretrain_mini
     python recipes/pretrain_mini.py out=outputs/pretrain_mini           # goes on after a kill, to the same bits
     python recipes/pretrain_mini.py steps=200000 teacher=hf:MIT/ast-finetuned-audioset-10-10-0.4593 out=outputs/base
+    python recipes/pretrain_mini.py 'sources.speech={speakers: 5}' 'sources.notes={}'        # with synthesised sound
     python recipes/pretrain_mini.py objective=masked_patch minutes=60 out=outputs/pretrain_ssl          # ast-mini-ssl
     python recipes/pretrain_mini.py start=outputs/pretrain_mini/state.pt views.seed=1 out=outputs/second_leg
     python recipes/pretrain_mini.py 'views_dir=[outputs/first/views,outputs/second/views]' out=outputs/third
@@ -28,9 +29,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from adapterbank.errors import ConfigError, exit_on_error
-from adapterbank.pretraining import teachers
+from adapterbank.pretraining import sources, teachers
 from adapterbank.pretraining.distill import Distiller, DistillOptions, read_checkpoint
 from adapterbank.pretraining.pool import Pool
+from adapterbank.pretraining.sources import Source
 from adapterbank.pretraining.student import MINI, export_backbone
 from adapterbank.pretraining.views import JoinedViews, Views, ViewStore, draw_views, prepare
 from adapterbank.tracking.mlflow import Tracker
@@ -44,6 +46,14 @@ def plain(node: Any) -> dict[str, Any]:
     """A part of the configuration as a plain dictionary."""
     values: Any = OmegaConf.to_container(node, resolve=True)
     return dict(values)
+
+
+def made_from(cfg: DictConfig) -> list[Source]:
+    """The sources of sound that the configuration names; a folder is `pool` where it names no other."""
+    asked = {name: plain(options) for name, options in cfg.sources.items() if options is not None}
+    if "folder" in asked:
+        asked["folder"] = {"path": cfg.pool, **asked["folder"]}
+    return [sources.build(name, **options) for name, options in asked.items()]
 
 
 def prepare_views(cfg: DictConfig, out: Path) -> Views:
@@ -69,7 +79,7 @@ def prepare_views(cfg: DictConfig, out: Path) -> Views:
         if cfg.exclude:
             console.print(f"{joined.done:,} views are without the clips {list(cfg.exclude)}")
         return joined
-    pool = Pool(cfg.pool, out / "pool", exclude=list(cfg.exclude))
+    pool = Pool(made_from(cfg), out / "pool", exclude=list(cfg.exclude))
     views = draw_views(pool, **plain(cfg.views))
     known = {name: plain(options) for name, options in (cfg.teachers or {}).items() if options is not None}
     names = list(known) if cfg.teacher is None else [cfg.teacher] if isinstance(cfg.teacher, str) else cfg.teacher

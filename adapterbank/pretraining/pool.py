@@ -65,7 +65,9 @@ class Pool:
 def _as_sources(made_from: str | Path | Source | Sequence[Source]) -> list[Source]:
     if isinstance(made_from, (str, Path)):
         return [sources.build("folder", path=made_from)]
-    return list(made_from) if isinstance(made_from, Sequence) else [made_from]
+    if isinstance(made_from, Sequence):
+        return [*made_from]
+    return [made_from]
 
 
 def _filled(every: Sequence[Source], cache: Path) -> tuple[np.ndarray, list[str]]:

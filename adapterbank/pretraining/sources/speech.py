@@ -106,7 +106,8 @@ def _words(file: Path) -> list[str]:
         raise ConfigError(f"no word list at {file}; apt install scowl, or pass words=<a file with a word a line>.")
     lines = file.read_bytes().decode("utf-8", errors="ignore").splitlines()
     plain = (line.split("/")[0].split("\t")[0].strip() for line in lines)
-    words = [word for word in plain if re.fullmatch(r"[^\W\d_]{2,%d}" % LONGEST_LETTERS, word) and word == word.lower()]
+    fits = re.compile(rf"[^\W\d_]{{2,{LONGEST_LETTERS}}}")
+    words = [word for word in plain if fits.fullmatch(word) and word == word.lower()]
     if not words:
         raise ConfigError(f"{file} holds no word of 2 to {LONGEST_LETTERS} small letters; expected one a line.")
     return list(dict.fromkeys(words))

@@ -1,11 +1,12 @@
 """Synthetic speakers for the source `speech`: hibari, eSpeak NG, Flite and Festival, each with what makes many of it.
 
 A voice says a text: float32 samples and their rate. All that is drawn comes from the generator that is handed over.
-Texts are English where a voice's language is not named in `LANGUAGES`.
+Texts are English, but for eSpeak, which takes a language.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import io
 import re
@@ -37,9 +38,7 @@ def needs(program: str, package: str) -> str:
     """The path of a program. Raises ConfigError with the package that brings it."""
     found = shutil.which(program)
     if found is None:
-        raise ConfigError(
-            f"the voice of {program} needs the program: apt install {package}; or leave it out of voices."
-        )
+        raise ConfigError(f"this voice needs the program {program}: apt install {package}; or leave it out of shares.")
     return found
 
 
@@ -51,7 +50,9 @@ def _hibari() -> Any:
     try:
         from hibari import Hibari
     except ImportError as error:
-        raise ConfigError("the voice hibari needs its package: pip install hibari-tts; or leave it out.") from error
+        raise ConfigError(
+            "the voice hibari needs its package: pip install hibari-tts; or leave it out of shares."
+        ) from error
     return Hibari()
 
 
@@ -147,7 +148,8 @@ class Festival:
             out = Path(folder) / "said.wav"
             program = self._process(voice)
             stdin, stdout = program.stdin, program.stdout
-            assert stdin is not None and stdout is not None
+            assert stdin is not None
+            assert stdout is not None
             stdin.write(f"(Parameter.set 'Duration_Stretch {stretch:.3f})\n")
             stdin.write(
                 f'(utt.save.wave (utt.synth (Utterance Text "{plain}")) "{out}")\n(format t "done\\n") (fflush nil)\n'
@@ -167,6 +169,7 @@ class Festival:
             running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, text=True)
             assert running.stdin is not None
             running.stdin.write(f"(voice_{voice})\n")
+            atexit.register(running.communicate)  # closes its input, upon which it ends
             self._running[voice] = running
         return running
 
