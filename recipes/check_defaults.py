@@ -27,8 +27,7 @@ from torch import Tensor
 from adapterbank import AdapterBank, fit, load_folder, standard_splits
 from adapterbank.data import FolderDataset
 from adapterbank.errors import exit_on_error
-from adapterbank.evaluation import evaluate_task
-from adapterbank.experiments.halving import paired_interval
+from adapterbank.evaluation import evaluate_task, paired_interval
 from adapterbank.experiments.probe import cross_scores, features, targets_of
 from adapterbank.experiments.protocol import ResultLog
 

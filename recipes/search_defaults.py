@@ -27,8 +27,8 @@ from rich.console import Console
 from adapterbank import AdapterBank, fit, load_folder, standard_splits
 from adapterbank.data import FolderDataset
 from adapterbank.errors import exit_on_error
-from adapterbank.evaluation import evaluate_task
-from adapterbank.experiments.halving import Rung, halve, paired_interval
+from adapterbank.evaluation import evaluate_task, paired_interval
+from adapterbank.experiments.halving import Rung, halve
 from adapterbank.experiments.protocol import ResultLog
 from adapterbank.training.defaults import training_defaults
 

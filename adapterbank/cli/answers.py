@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapterbank.cli import banks, options, report
+from adapterbank.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,14 +17,11 @@ if TYPE_CHECKING:
     from adapterbank.serving.files import FileAnswer
     from adapterbank.task.task import Prediction
 
-NONE = "none"  # what a table shows where no class reaches the threshold
+NONE = "none"  # what a table shows of a clip that has no label by the threshold
 DIGITS = 4  # of a probability
 BAR = 20  # characters of a bar that stands for a probability of 1
 
 Top = Annotated[int, typer.Option(min=1, help="How many classes of each clip.")]
-Threshold = Annotated[
-    float | None, typer.Option(min=0.0, max=1.0, help="Only classes that are at least so probable; none: no label.")
-]
 
 
 def predict(
@@ -31,7 +29,7 @@ def predict(
     task: options.OneTask = None,
     bank: options.Bank = options.DEFAULT_BANK,
     top: Top = 3,
-    threshold: Threshold = None,
+    threshold: options.Threshold = None,
     device: options.Device = None,
     precision: options.Precision = "fp32",
     batch_size: options.BatchSize = 16,
@@ -39,10 +37,12 @@ def predict(
     as_csv: options.Csv = False,
     output: options.Output = None,
 ) -> None:
-    """What one task says of files.
+    """What one task says of files: its most probable classes, or with --threshold the labels that a clip has.
 
     adapterbank predict dog.wav
     adapterbank predict recordings/ --task birds --csv > birds.csv
+
+    A clip that has no label by the threshold is "none" in a table, and empty in CSV and JSON.
     """
     form = report.Form.of(as_json, as_csv, output)
     name = banks.needed_task(bank, task)
@@ -54,7 +54,7 @@ def ask(
     task: options.ManyTasks = None,
     bank: options.Bank = options.DEFAULT_BANK,
     top: Top = 3,
-    threshold: Threshold = None,
+    threshold: options.Threshold = None,
     device: options.Device = None,
     precision: options.Precision = "fp32",
     batch_size: options.BatchSize = 16,
@@ -76,7 +76,7 @@ def _answer(
     names: Sequence[str],
     folder: Path,
     top: int,
-    threshold: float | None,
+    threshold: str | None,
     device: str | None,
     precision: str,
     batch_size: int,
@@ -84,28 +84,30 @@ def _answer(
 ) -> None:
     from adapterbank.serving.files import answer_files, find_audio
 
+    limit, only_present = options.threshold_of(threshold), threshold is not None
     files = find_audio(clips)
     bank = banks.open_bank(folder, device, precision=precision, resident=len(names))
     tasks = [bank.task(name) for name in names]
     failures = report.Failures()
-    answers = report.progress(answer_files(bank.backbone, tasks, files, batch_size=batch_size), len(files), "answering")
+    answered_files = answer_files(bank.backbone, tasks, files, threshold=limit, batch_size=batch_size)
+    answers = report.progress(answered_files, len(files), "answering")
     watched = failures.watch(answers)
     if form.kind == "table":
         answered = [answer for answer in watched if answer.error is None]
         one = str(answered[0].file) if len(answered) == 1 else None
-        report.print_table(_table(answered, names, top, threshold), one)
+        report.print_table(_table(answered, names, top, only_present), one)
     else:
-        report.write(_records(watched, top, threshold), form, _columns(top))
+        report.write(_records(watched, top, only_present), form, _columns(top))
     failures.exit()
 
 
-def _records(answers: Iterable[FileAnswer], top: int, threshold: float | None) -> Iterator[dict[str, Any]]:
+def _records(answers: Iterable[FileAnswer], top: int, only_present: bool) -> Iterator[dict[str, Any]]:
     """One per file and task; one for a file that failed."""
     for answer in answers:
         if answer.error is not None:
             yield {"file": str(answer.file), "error": report.message(answer)}
         for name, prediction in answer.predictions.items():
-            ranked = _ranked(prediction, top, threshold)
+            ranked = _ranked(prediction, top, only_present)
             record: dict[str, Any] = {"file": str(answer.file), "task": name}
             for place, (label, probability) in enumerate(ranked or [("", "")], 1):
                 record |= {_numbered("label", place): label, _numbered("probability", place): probability}
@@ -121,31 +123,36 @@ def _columns(top: int) -> list[str]:
     return ["file", "task", *ranks, "error"]
 
 
-def _ranked(prediction: Prediction, top: int, threshold: float | None) -> list[tuple[str, float]]:
-    """The most probable classes first."""
-    pairs = zip(prediction.labels[:top], prediction.probabilities, strict=False)
-    return [(label, round(value, DIGITS)) for label, value in pairs if threshold is None or value >= threshold]
+def _ranked(prediction: Prediction, top: int, only_present: bool) -> list[tuple[str, float]]:
+    """The most probable classes first.
+
+    Args:
+        only_present: only those that the clip has, as `bank.predict` with the same threshold says.
+    """
+    pairs = zip(prediction.labels, prediction.probabilities, strict=True)
+    shown = [(label, round(value, DIGITS)) for label, value in pairs if not only_present or label in prediction.present]
+    return shown[:top]
 
 
-def _table(answers: Sequence[FileAnswer], names: Sequence[str], top: int, threshold: float | None) -> Table:
+def _table(answers: Sequence[FileAnswer], names: Sequence[str], top: int, only_present: bool) -> Table:
     if len(answers) == 1:
-        return _one_file(answers[0], top, threshold)
+        return _one_file(answers[0], top, only_present)
     if len(names) > 1:
-        return _many_tasks(answers, names, threshold)
+        return _many_tasks(answers, names, only_present)
     made = report.table("file", "label", "probability", *(["next"] if top > 1 else []), right=["probability"])
     for answer in answers:
-        ranked = _ranked(answer.predictions[names[0]], top, threshold)
+        ranked = _ranked(answer.predictions[names[0]], top, only_present)
         first = (ranked[0][0], f"{ranked[0][1]:.3f}") if ranked else (NONE, "")
         others = ", ".join(f"{label} {value:.3f}" for label, value in ranked[1:])
         made.add_row(str(answer.file), *first, *([others] if top > 1 else []))
     return made
 
 
-def _one_file(answer: FileAnswer, top: int, threshold: float | None) -> Table:
+def _one_file(answer: FileAnswer, top: int, only_present: bool) -> Table:
     made = report.table("task", "label", "probability", "", right=["probability"])
     for name, prediction in answer.predictions.items():
         shown = name
-        ranked = _ranked(prediction, top, threshold)
+        ranked = _ranked(prediction, top, only_present)
         for label, value in ranked:
             made.add_row(shown, label, f"{value:.3f}", "█" * round(BAR * value))
             shown = ""
@@ -154,10 +161,10 @@ def _one_file(answer: FileAnswer, top: int, threshold: float | None) -> Table:
     return made
 
 
-def _many_tasks(answers: Sequence[FileAnswer], names: Sequence[str], threshold: float | None) -> Table:
+def _many_tasks(answers: Sequence[FileAnswer], names: Sequence[str], only_present: bool) -> Table:
     made = report.table("file", *names)
     for answer in answers:
-        best = [_ranked(answer.predictions[name], 1, threshold) for name in names]
+        best = [_ranked(answer.predictions[name], 1, only_present) for name in names]
         made.add_row(str(answer.file), *(f"{one[0][0]} {one[0][1]:.3f}" if one else NONE for one in best))
     return made
 
@@ -180,8 +187,11 @@ def embed(
     """
     from adapterbank.bank import AdapterBank
     from adapterbank.serving.files import find_audio, over_files
+    from adapterbank.task.head import POOLINGS
 
     form = report.Form.of(as_json, as_csv, output, [".npz"])
+    if pooling not in POOLINGS:
+        raise UnknownNameError("pooling", pooling, POOLINGS)
     files = find_audio(clips)
     if backbone is None and banks.there_is_a_bank(bank):
         opened = banks.open_bank(bank, device)

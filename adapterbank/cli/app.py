@@ -13,31 +13,46 @@ import typer
 from typer.core import TyperGroup
 
 from adapterbank._version import __version__
-from adapterbank.cli import answers, judging, managing, recordings, training
-from adapterbank.errors import AdapterBankError
+from adapterbank.cli import answers, judging, managing, recordings, report, training
+from adapterbank.cli.words import in_words_of
+from adapterbank.errors import AdapterBankError, SkippedClipsWarning
 
 USAGE, INTERRUPTED = 2, 130
 
 
 class Commands(TyperGroup):
-    """The group of commands. An error of ours ends in its message and exit code 2, without a traceback."""
+    """The group of commands. An error of ours ends in its message and exit code 2, without a traceback.
+
+    What the library says of its keywords is said of the options of the command. A command that left out clips ends
+    with exit code 1, because the library warns of every clip that it leaves out.
+    """
 
     def invoke(self, ctx: Any) -> Any:
+        left_out: list[str] = []
+
+        def said(message: object) -> str:
+            return in_words_of(self.commands.get(ctx.invoked_subcommand or ""), str(message))
+
+        def show(message: Warning | str, kind: type[Warning], *_: Any) -> None:
+            """A line for the person at the terminal, who has no use for the line of code that warns."""
+            text = said(message)
+            left_out.extend([text] * issubclass(kind, SkippedClipsWarning))
+            typer.echo(f"adapterbank: warning: {text}", err=True)
+
         with warnings.catch_warnings():  # which also brings the way of showing them back
-            warnings.showwarning = _show_warning  # type: ignore[assignment] # it takes them all
+            warnings.simplefilter("always", SkippedClipsWarning)  # the exit code must not depend on a filter
+            warnings.showwarning = show  # type: ignore[assignment] # it takes them all
             try:
-                return super().invoke(ctx)
+                answer = super().invoke(ctx)
             except AdapterBankError as error:
-                typer.echo(f"adapterbank: {error}", err=True)
+                typer.echo(f"adapterbank: {said(error)}", err=True)
                 raise typer.Exit(USAGE) from error
             except KeyboardInterrupt as error:
                 typer.echo("\nadapterbank: interrupted; the bank on disk is as it was.", err=True)
                 raise typer.Exit(INTERRUPTED) from error
-
-
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    """A line for the person at the terminal, who has no use for the line of code that warns."""
-    typer.echo(f"adapterbank: warning: {message}", err=True)
+        if left_out:
+            raise typer.Exit(report.FAILED)
+        return answer
 
 
 def _version(asked: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,16 @@ def needed(folder: Path) -> Path:
             f"{'' if folder == DEFAULT else f' --bank {folder}'}`, or say where yours is with --bank."
         )
     return folder
+
+
+def check_place(folder: Path) -> None:
+    """Whether a bank can be saved here. Raises StorageError: better now than after a training."""
+    place = folder.expanduser().absolute()
+    there = next(parent for parent in (place, *place.parents) if parent.exists())
+    if not there.is_dir():
+        raise StorageError(f"got --bank {folder}, but {there} is a file; expected a folder, new or of a bank.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise StorageError(f"got --bank {folder}, but nothing can be written in {there}; name another folder.")
 
 
 def needed_task(folder: Path, name: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from adapterbank.cli import banks, options, report
 from adapterbank.cli.completion import complete_task
+from adapterbank.cli.folders import Folder, checked_part
 from adapterbank.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,25 +20,13 @@ if TYPE_CHECKING:
     from adapterbank.data.folder import FolderDataset
     from adapterbank.evaluation import Evaluation
     from adapterbank.mislabels import Mislabel
+    from adapterbank.task.task import Task
 
-PARTS = ("test", "val", "train", "all")
 FOUND = ("kind", "problem", "file", "label", "split", "detail", "other")
 
 Part = Annotated[
     str, typer.Option("--split", help="test, val or train, split as `train` does; all for every clip of the folder.")
 ]
-
-
-def part_of(data: Path, split: str, multilabel: bool) -> FolderDataset:
-    """One part of a folder, as `adapterbank train` splits it, or all of it."""
-    from adapterbank.data import load_folder, standard_splits
-
-    if split not in PARTS:
-        raise ConfigError(f"got --split {split}, expected one of {', '.join(PARTS)}.")
-    dataset = load_folder(data, multilabel=multilabel or None)
-    return (
-        dataset if split == "all" else dict(zip(("train", "val", "test"), standard_splits(dataset), strict=True))[split]
-    )
 
 
 def check(
@@ -46,6 +36,10 @@ def check(
         typer.Option("--task", "-t", autocompletion=complete_task, help="Also list clips whose label it doubts."),
     ] = None,
     bank: options.Bank = options.DEFAULT_BANK,
+    multilabel: options.Multilabel = None,
+    label_separator: options.LabelSeparator = None,
+    recursive: options.Recursive = None,
+    on_error: options.OnError = "raise",
     device: options.Device = None,
     as_json: options.Json = False,
     as_csv: options.Csv = False,
@@ -55,16 +49,18 @@ def check(
 
     Every clip is decoded once. Unreadable and silent clips, one sound under two labels or in two splits, and classes
     without a training clip are problems; copies, odd lengths and small classes are worth a look. Exit code 1: problems.
+    Files that no option reads are an error; with --on-error skip they are named, and all others are checked.
     """
-    from adapterbank.data import load_folder
-
     form = report.Form.of(as_json, as_csv, output)
-    dataset = load_folder(folder)
+    name = None if task is None else banks.needed_task(bank, task)
+    opened = None if name is None else banks.open_bank(bank, device)
+    dataset = Folder(folder, multilabel, label_separator, recursive, on_error).listed()
     suspects: list[Mislabel] = []
-    if task is not None:
+    if opened is not None and name is not None:
         from adapterbank.mislabels import probable_mislabels
 
-        suspects = probable_mislabels(banks.open_bank(bank, device), banks.needed_task(bank, task), dataset)
+        readable = dataset.readable(progress=report.is_watched()) if on_error == "skip" else dataset
+        suspects = probable_mislabels(opened, name, readable)
     found = dataset.check(suspects=suspects, progress=report.is_watched())
     if form.kind == "table":
         report.console().print(found)
@@ -84,6 +80,11 @@ def evaluate(
     task: options.OneTask = None,
     bank: options.Bank = options.DEFAULT_BANK,
     split: Part = "test",
+    test_fold: options.Fold = None,
+    val_fold: options.Fold = None,
+    label_separator: options.LabelSeparator = None,
+    recursive: options.Recursive = None,
+    on_error: options.OnError = "raise",
     device: options.Device = None,
     batch_size: options.BatchSize = 32,
     as_json: options.Json = False,
@@ -95,9 +96,11 @@ def evaluate(
     By default on the test clips that `adapterbank train` split off the same folder. The bank is not changed.
     """
     form = report.Form.of(as_json, as_csv, output)
+    checked_part(split)
     name = banks.needed_task(bank, task)
     opened = banks.open_bank(bank, device)
-    part = part_of(data, split, opened.task(name).spec.multilabel)
+    folder = Folder(data, None, label_separator, recursive, on_error, test_fold, val_fold)
+    part = _part(folder, split, opened.task(name))
     evaluation = _evaluated(opened, name, part, batch_size)
     if form.kind == "table":
         report.print_table(evaluation.table(), f"{name} on {data} ({split})")
@@ -113,6 +116,11 @@ def calibrate(
     task: options.OneTask = None,
     bank: options.Bank = options.DEFAULT_BANK,
     split: Part = "val",
+    test_fold: options.Fold = None,
+    val_fold: options.Fold = None,
+    label_separator: options.LabelSeparator = None,
+    recursive: options.Recursive = None,
+    on_error: options.OnError = "raise",
     batch_size: options.BatchSize = 32,
     as_json: options.Json = False,
 ) -> None:
@@ -121,9 +129,11 @@ def calibrate(
     A temperature, and for a task of several labels per clip a threshold for each, are fitted on clips that the task was
     not trained on: the validation clips of `adapterbank train`, unless --split says otherwise.
     """
+    checked_part(split)
     name = banks.needed_task(bank, task)
+    folder = Folder(data, None, label_separator, recursive, on_error, test_fold, val_fold)
     with banks.changing(bank) as opened:
-        part = part_of(data, split, opened.task(name).spec.multilabel)
+        part = _part(folder, split, opened.task(name))
         found = opened.calibrate(name, part, batch_size=batch_size)
     record = {"task": name, "clips": len(part), "split": split, **found.to_json()}
     if as_json:
@@ -134,6 +144,11 @@ def calibrate(
         limits = zip(opened.task(name).labels, found.thresholds, strict=True)
         text += " Thresholds: " + ", ".join(f"{label} {value:.3f}" for label, value in limits) + "."
     report.console().print(text, soft_wrap=True)
+
+
+def _part(folder: Folder, split: str, task: Task) -> FolderDataset:
+    """Clips to test a task on; if it has several labels per clip, they are read so."""
+    return replace(folder, multilabel=task.spec.multilabel or None).part(split)
 
 
 def _evaluated(bank: AdapterBank, name: str, part: FolderDataset, batch_size: int) -> Evaluation:
@@ -150,6 +165,11 @@ def compare(
     bank: options.Bank = options.DEFAULT_BANK,
     data: Annotated[Path | None, typer.Option("--data", "-d", help="Also test both on the same clips.")] = None,
     split: Part = "test",
+    test_fold: options.Fold = None,
+    val_fold: options.Fold = None,
+    label_separator: options.LabelSeparator = None,
+    recursive: options.Recursive = None,
+    on_error: options.OnError = "raise",
     device: options.Device = None,
     batch_size: options.BatchSize = 32,
     as_json: options.Json = False,
@@ -159,10 +179,14 @@ def compare(
     With --data both are tested on the same clips, and the difference of their scores has a 95% interval: where it
     does not hold 0, the better one is better by more than chance.
     """
+    checked_part(split)
     names = [banks.needed_task(bank, name) for name in (first, second)]
     opened = banks.open_bank(bank, device, resident=2)
     facts = [_facts(opened, name) for name in names]
-    difference = None if data is None else _tested(opened, names, facts, data, split, batch_size)
+    difference: Mapping[str, Any] | None = None
+    if data is not None:
+        folder = Folder(data, None, label_separator, recursive, on_error, test_fold, val_fold)
+        difference = _tested(opened, names, facts, folder, split, batch_size)
     if as_json:
         report.print_json({"tasks": facts, "difference": difference})
         return
@@ -195,39 +219,23 @@ def _text(value: Any) -> str:
 
 
 def _tested(
-    bank: AdapterBank, names: list[str], facts: list[dict[str, Any]], data: Path, split: str, batch_size: int
+    bank: AdapterBank, names: list[str], facts: list[dict[str, Any]], folder: Folder, split: str, batch_size: int
 ) -> Mapping[str, Any]:
     """Puts what both score on the same clips into `facts`; the difference with its interval.
 
     Raises:
         ConfigError: the two have other labels, so that no clip can be right for both.
     """
-    import numpy as np
+    from adapterbank.evaluation import difference
 
     one, other = (bank.task(name) for name in names)
     if set(one.labels) != set(other.labels) or one.spec.multilabel != other.spec.multilabel:
         raise ConfigError(
             f"{names[0]!r} and {names[1]!r} have other classes, so no clips can test both. Leave --data out."
         )
-    part = part_of(data, split, one.spec.multilabel)
-    found = [_evaluated(bank, name, part, batch_size) for name in names]
-    for fact, evaluation in zip(facts, found, strict=True):
+    part = _part(folder, split, one)
+    first, second = (_evaluated(bank, name, part, batch_size) for name in names)
+    for fact, evaluation in zip(facts, (first, second), strict=True):
         fact |= {metric: round(value, 4) for metric, value in evaluation.metrics.items()}
-    first, second = found
-    draws = np.random.default_rng(0).integers(len(part), size=(1000, len(part)))
-    differences = [_score(first, draw) - _score(second, draw) for draw in draws]
-    low, high = np.nanpercentile(differences, [2.5, 97.5])
-    whole = np.arange(len(part))
-    value = _score(first, whole) - _score(second, whole)
-    metric = one.primary_metric
-    return {"metric": metric, "value": value, "low": float(low), "high": float(high), "clips": len(part)}
-
-
-def _score(evaluation: Evaluation, rows: Any) -> float:
-    """The metric by which tasks are compared, on some of the clips."""
-    from adapterbank.evaluation import accuracy, mean_average_precision
-
-    logits, targets = evaluation.logits[rows], evaluation.targets[rows]
-    if targets.ndim == 2:
-        return float(mean_average_precision(logits.sigmoid(), targets.long()))
-    return float(accuracy(logits, targets))
+    value, low, high = difference(first, second)
+    return {"metric": one.primary_metric, "value": value, "low": low, "high": high, "clips": len(part)}

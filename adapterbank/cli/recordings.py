@@ -24,8 +24,15 @@ def scan(
     window: Annotated[float | None, typer.Option(help="Seconds; else as long as the tasks' clips, or 5.")] = None,
     hop: Annotated[float | None, typer.Option(help="Seconds from window to window; else side by side.")] = None,
     threshold: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="Only labels that are at least so probable.")
-    ] = None,
+        str,
+        typer.Option(
+            metavar="P|own",
+            help=(
+                "Only labels more probable than P; own: of a task with several labels per clip its thresholds, "
+                "calibrated or 0.5, and of any other the most likely label, however improbable."
+            ),
+        ),
+    ] = options.OWN,
     min_seconds: Annotated[float, typer.Option(min=0.0, help="Leave out shorter events.")] = 0.0,
     merge_gap: Annotated[float, typer.Option(min=0.0, help="Seconds between events of one label that are one.")] = 0.0,
     device: options.Device = None,
@@ -54,6 +61,7 @@ def scan(
             raise ConfigError(f"got --output {file}, expected a name that ends in {', '.join(WRITES)}.")
         if not file.expanduser().parent.is_dir():
             raise ConfigError(f"the folder of --output {file} does not exist; make it first.")
+    limit = options.threshold_of(threshold)
     names = [banks.needed_task(bank, one) for one in task or banks.task_names(banks.needed(bank))]
     opened = banks.open_bank(bank, device, precision=precision, resident=len(names))
     found = opened.scan(
@@ -65,9 +73,7 @@ def scan(
         batch_size=batch_size,
         progress=report.is_watched(),
     )
-    _report(found, form, files, {"threshold": threshold, "min_seconds": min_seconds, "merge_gap": merge_gap})
-    if found.fault is not None or found.skipped:  # what was left out has been told as a warning
-        raise typer.Exit(report.FAILED)
+    _report(found, form, files, {"threshold": limit, "min_seconds": min_seconds, "merge_gap": merge_gap})
 
 
 def _report(found: Scan, form: report.Form, files: list[Path], how: dict[str, Any]) -> None:

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adapterbank.cli import banks, options, report
+from adapterbank.cli.folders import Folder
 from adapterbank.errors import ConfigError, NameTakenError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from adapterbank.bank import AdapterBank
+    from adapterbank.cli.folders import Splits
     from adapterbank.data.folder import FolderDataset
     from adapterbank.evaluation import Evaluation
     from adapterbank.training.tracked import TrackedTask
 
-    Splits = tuple[FolderDataset, FolderDataset, FolderDataset]  # train, validation, test
-
-MODEL, DATA, TRAINING = (partial(typer.Option, rich_help_panel=panel) for panel in ("Model", "Data", "Training"))
+MODEL, TRAINING = (partial(typer.Option, rich_help_panel=panel) for panel in ("Model", "Training"))
 
 
 def train(
@@ -43,11 +43,12 @@ def train(
         str | None, MODEL(help="Of a new bank: ast-mini, an AST of Hugging Face, or a file or folder.")
     ] = None,
     clip_seconds: Annotated[float | None, MODEL(help="Pad shorter clips to this length.")] = None,
-    multilabel: Annotated[
-        bool | None, DATA("--multilabel/--single-label", help="Several labels per clip; else as the data says.")
-    ] = None,
-    test_fold: Annotated[str | None, DATA(help="Of data with folds.")] = None,
-    val_fold: Annotated[str | None, DATA(help="Of data with folds.")] = None,
+    multilabel: options.Multilabel = None,
+    test_fold: options.Fold = None,
+    val_fold: options.Fold = None,
+    label_separator: options.LabelSeparator = None,
+    recursive: options.Recursive = None,
+    on_error: options.OnError = "raise",
     epochs: Annotated[int | None, TRAINING(help="Passes over the clips.")] = None,
     steps: Annotated[int | None, TRAINING(help="At most so many steps.")] = None,
     lr: Annotated[float | None, TRAINING(help="Highest learning rate.")] = None,
@@ -67,31 +68,22 @@ def train(
     """
     if name in banks.task_names(bank) and not replace:
         raise NameTakenError(f"{bank} has a task {name!r}; pass --replace to train it anew, or choose another name.")
-    method_options = options_of(method_option or [])
-    splits = _splits(data, multilabel, test_fold, val_fold)
+    model = {"method": method, "clip_seconds": clip_seconds, "seed": seed, **options_of(method_option or [])}
+    given = {"seed": seed, "epochs": epochs, "steps": steps, "lr": lr, "batch_size": batch_size}
+    fit_options = {key: value for key, value in given.items() if value is not None}
+    folder = Folder(data, multilabel, label_separator, recursive, on_error, test_fold, val_fold)
+    opened = _checked(name, model, fit_options, folder, bank, backbone, device)
+    splits = folder.splits()
     say: Callable[..., None] = _silent if as_json else report.console().print
     kind = "labels, several per clip" if splits[0].multilabel else "classes"
     say(f"{data}: {sum(map(len, splits)):,} clips, {len(splits[0].labels)} {kind}", soft_wrap=True)
     say(_found(splits))
-    opened = _opened(bank, backbone, device)
-    if name in opened.tasks:
-        opened.remove_task(name)
-    task = opened.add_task(
-        name,
-        method,
-        labels=splits[0].labels,
-        multilabel=splits[0].multilabel,
-        clip_seconds=clip_seconds,
-        seed=seed,
-        **method_options,
-    )
+    task = opened.add_task(name, labels=splits[0].labels, multilabel=splits[0].multilabel, **model)
     say(
         f"{name}: {method} trains {task.trainable_parameters():,} numbers "
         f"({100 * task.trainable_parameters() / opened.backbone.num_parameters():.2f}% of {opened.backbone.source}) "
         f"on {opened.backbone.device}."
     )
-    given = {"epochs": epochs, "steps": steps, "lr": lr, "batch_size": batch_size}
-    fit_options = {"seed": seed, **{key: value for key, value in given.items() if value is not None}}
     evaluation, link = _train_and_test(opened, name, splits, fit_options, mlflow=mlflow, progress=not as_json)
     banks.keep(opened, task, bank, replace=replace)
     _report(say, opened, name, bank, splits, evaluation, link)
@@ -133,10 +125,36 @@ def _value(text: str) -> Any:
         return {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def _splits(data: Path, multilabel: bool | None, test_fold: str | None, val_fold: str | None) -> Splits:
-    from adapterbank.data import load_folder, standard_splits
+def _checked(
+    name: str,
+    model: Mapping[str, Any],
+    fit_options: Mapping[str, Any],
+    folder: Folder,
+    bank: Path,
+    backbone: str | None,
+    device: str | None,
+) -> AdapterBank:
+    """The bank, without a task of this name, once all that can be checked before clips are read has been checked.
 
-    return standard_splits(load_folder(data, multilabel=multilabel), test_fold, val_fold)
+    Args:
+        model: arguments of `add_task`. fit_options: of `fit`.
+
+    Raises:
+        AdapterBankError: of any kind. Nothing was read of the clips, and nothing was written.
+    """
+    from adapterbank.task.task import check_name
+    from adapterbank.training.fit import options_of_fit
+
+    check_name(name)
+    options_of_fit(fit_options)
+    folder.check()
+    banks.check_place(bank)
+    opened = _opened(bank, backbone, device)
+    if name in opened.tasks:
+        opened.remove_task(name)
+    opened.add_task(name, labels=("one", "other"), **model)  # a trial: the classes are not known yet
+    opened.remove_task(name)
+    return opened
 
 
 def _found(splits: Splits) -> Table:

@@ -314,15 +314,23 @@ def load_folder(
         ConfigError: an option that cannot work.
     """
     layout = Layout(multilabel, label_separator, recursive, on_error)
+    dataset = listed(path, layout, WaveformCache(cache_bytes, sample_rate, resampling))
+    if split is not None or folds is not None:
+        dataset = dataset.subset(split=split, folds=folds)
+    return dataset.readable(progress=progress) if on_error == "skip" else dataset
+
+
+def listed(path: str | PathLike[str], layout: Layout, audio: WaveformCache | None = None) -> FolderDataset:
+    """All clips that a folder or table names; none of them is opened, so that some may be unreadable.
+
+    Errors and warnings as `load_folder`.
+    """
     place = Path(path).expanduser()
     clips, several = scan(place, layout)
     labels = in_natural_order({label for clip in clips for label in clip.labels})
     _warn_of_alike(labels, place)
     name = place.stem if place.is_file() else place.resolve().name
-    dataset = FolderDataset(name, clips, labels, several, WaveformCache(cache_bytes, sample_rate, resampling))
-    if split is not None or folds is not None:
-        dataset = dataset.subset(split=split, folds=folds)
-    return dataset.readable(progress=progress) if on_error == "skip" else dataset
+    return FolderDataset(name, clips, labels, several, audio or WaveformCache(CACHE_BYTES, SAMPLE_RATE))
 
 
 def _warn_of_alike(labels: Iterable[str], place: Path) -> None:

@@ -16,8 +16,19 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from adapterbank.evaluation.interval import bootstrapped_map, wilson
-from adapterbank.evaluation.metrics import RENAMED, current_name, decisions, f1_of, given, one_hot, score
+from adapterbank.errors import ConfigError
+from adapterbank.evaluation.interval import bootstrapped_map, paired_interval, paired_map_interval, wilson
+from adapterbank.evaluation.metrics import (
+    RENAMED,
+    classes_of,
+    current_name,
+    decisions,
+    f1_of,
+    given,
+    mean_average_precision,
+    one_hot,
+    score,
+)
 from adapterbank.evaluation.ranking import average_precisions, roc_areas
 from adapterbank.files import write_atomically
 from adapterbank.task.task import Task
@@ -255,6 +266,36 @@ class Evaluation(dict[str, float]):
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in self.items())
         left_out = f", {self.skipped} left out" if self.skipped else ""
         return f"Evaluation of {self.task!r} on {self.clips} clips{left_out}: {numbers}"
+
+
+def difference(first: Evaluation, second: Evaluation) -> tuple[float, float, float]:
+    """The primary metric of `first` less that of `second` on the same clips, and the ends of its 95 % interval.
+
+    Both are scored on the same draws of clips (paired percentile bootstrap), so that clips which are hard for both do
+    not widen the interval. Clips that one of the two did not answer count for neither.
+
+    Raises:
+        ConfigError: the two are not of the same clips, or of different kinds of task.
+    """
+    alike = first.multilabel == second.multilabel and sorted(first.labels) == sorted(second.labels)
+    if len(first.targets) != len(second.targets) or not alike:
+        raise ConfigError(f"got {first!r} and {second!r}, expected two of the same clips and classes.")
+    both = first._there & second._there
+    if not both.any():
+        return math.nan, math.nan, math.nan
+    if not first.multilabel:
+        mine, best = (_right(each)[both].tolist() for each in (first, second))
+        return paired_interval(mine, best)
+    order = [second.labels.index(label) for label in first.labels]  # the same classes may stand in another order
+    truth = given(first.targets[both]).cpu()
+    scores, others = first.logits[both].cpu(), second.logits[both][:, order].cpu()
+    value, other = (float(mean_average_precision(each, truth.long())) for each in (scores, others))
+    return value - other, *paired_map_interval(scores, others, truth)
+
+
+def _right(evaluation: Evaluation) -> Tensor:
+    """(B,) float: 1 where the highest logit is that of the clip's class."""
+    return (evaluation.logits.argmax(dim=1) == classes_of(evaluation.targets)).float()
 
 
 def _known(value: Any) -> Any:

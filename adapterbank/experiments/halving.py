@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
-
 from adapterbank.errors import ConfigError
 
 Setting = Mapping[str, Any]  # options of `fit`
@@ -56,20 +54,3 @@ def halve(settings: Sequence[Setting], datasets: Sequence[str], rungs: Sequence[
         order = sorted(range(len(left)), key=lambda place: -scores[place])  # stable: a tie keeps their order
         left = [left[place] for place in order][: None if following is None else following.settings]
     return left
-
-
-def paired_interval(mine: Sequence[float], best: Sequence[float], resamples: int = 2000) -> tuple[float, float, float]:
-    """Mean of `mine - best` over the same clips, and the ends of its 95 % interval (paired percentile bootstrap).
-
-    Args:
-        mine, best: one number per clip, such as 1 for a right answer and 0 for a wrong one.
-
-    Raises:
-        ConfigError: they are not of the same clips.
-    """
-    if len(mine) != len(best) or not len(mine):
-        raise ConfigError(f"got {len(mine)} and {len(best)} clips, expected the same clips, at least one.")
-    difference = np.asarray(mine, float) - np.asarray(best, float)
-    draws = np.random.default_rng(0).integers(len(difference), size=(resamples, len(difference)))
-    low, high = np.percentile(difference[draws].mean(1), [2.5, 97.5])
-    return float(difference.mean()), float(low), float(high)

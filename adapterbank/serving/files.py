@@ -12,7 +12,7 @@ from __future__ import annotations
 import glob
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -134,10 +134,14 @@ def answer_files(
     tasks: Sequence[Task],
     files: Iterable[str | os.PathLike[str]],
     *,
+    threshold: float | Mapping[str, float] | None = None,
     batch_size: int = BATCH_SIZE,
     threads: int = THREADS,
 ) -> Iterator[FileAnswer]:
     """What each of several tasks says of each file; tasks share what they have in common, as in `bank.ask`.
+
+    Args:
+        threshold: as `bank.predict` takes it.
 
     Yields:
         One answer per file, in their order. A file that cannot be read or answered has an error instead.
@@ -149,7 +153,10 @@ def answer_files(
     def answer(waveforms: list[Tensor]) -> list[dict[str, Prediction]]:
         with torch.no_grad():
             logits = ask(backbone, tasks, read_clips(waveforms))
-        return [{task.name: task.prediction(logits[task.name][row]) for task in tasks} for row in range(len(waveforms))]
+        return [
+            {task.name: task.prediction(logits[task.name][row], threshold) for task in tasks}
+            for row in range(len(waveforms))
+        ]
 
     for outcome in over_files(files, answer, batch_size=batch_size, threads=threads):
         yield FileAnswer(outcome.file, outcome.result or {}, outcome.error)

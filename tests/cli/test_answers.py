@@ -11,6 +11,8 @@ import pytest
 
 from adapterbank.audio.read import read_audio
 from adapterbank.bank import AdapterBank
+from adapterbank.cli import options
+from adapterbank.task.calibration import Calibration
 
 
 def rows_of(text):
@@ -92,6 +94,37 @@ def test_a_threshold_leaves_out_classes_and_may_leave_none(run, bank_folder, cli
     assert (row["label"], row["error"]) == ("", "")
     everything = json.loads(run("predict", file, "-t", "tags", "--threshold", 0, "--json").stdout)
     assert {"label", "label_2"} <= everything[0].keys()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.34, 0.5, 0.9, None])
+@pytest.mark.parametrize("task", ["notes", "tags"])
+def test_a_threshold_gives_the_labels_that_the_bank_gives(run, bank, clips, task, threshold):
+    said = options.OWN if threshold is None else threshold
+    records = json.loads(run("predict", clips, "-t", task, "--threshold", said, "--json").stdout)
+    for record in records:
+        (expected,) = bank.predict(record["file"], task, threshold=threshold)
+        shown = [value for key, value in record.items() if key.startswith("label") and value]
+        assert tuple(shown) == expected.present[:3]
+        assert (record["label"] or None) == expected.label
+
+
+def test_a_label_as_probable_as_the_threshold_is_not_given_as_in_python(run, bank, clips):
+    file = sorted(clips.iterdir())[0]
+    (expected,) = bank.predict(str(file), "notes")
+    (record,) = json.loads(run("predict", file, "-t", "notes", "--threshold", expected.confidence, "--json").stdout)
+    assert record["label"] == ""
+    assert "none" in run("predict", file, "-t", "notes", "--threshold", expected.confidence).stdout
+
+
+def test_thresholds_that_were_calibrated_are_those_of_a_task(run, bank, bank_folder, clips):
+    bank.task("tags").calibration = Calibration(1.0, (0.999, 0.0))
+    bank.save(bank_folder)
+    for record in json.loads(run("ask", clips, "-t", "tags", "--threshold", "own", "--json").stdout):
+        (expected,) = bank.predict(record["file"], "tags")
+        assert record["label"] == expected.label == "low"
+    for wrong in ("2", "-0.1", "nan", "high"):
+        result = run("predict", clips, "-t", "tags", f"--threshold={wrong}", code=2)
+        assert f"got --threshold {wrong}, expected a probability from 0 to 1, or own" in result.stderr
 
 
 def test_output_goes_to_a_file_whose_name_says_the_format(run, bank_folder, clips, tmp_path):

@@ -100,7 +100,11 @@ def test_what_another_program_saved_meanwhile_is_kept(run, bank_folder, recordin
         (("--data", "DATA", "--method", "aat_mz"), "Did you mean 'aat_m"),
         (("--data", "DATA", "--method-option", "ratio"), "expected KEY=VALUE"),
         (("--data", "DATA", "--method-option", "ratoi=2"), "ratio"),
-        (("--data", "DATA", "--lr", "-1"), "lr"),
+        (("--data", "DATA", "--method-option", "ratio=-2"), "ratio"),
+        (("--data", "DATA", "--lr", "-1"), "got --lr -1"),
+        (("--data", "DATA", "--epochs", "0"), "got --epochs 0"),
+        (("--data", "DATA", "--clip-seconds", "-1"), "got --clip-seconds -1"),
+        (("--data", "DATA", "--device", "tpu9"), "got --device tpu9"),
         (("--data", "DATA", "--backbone", "ast-mini"), "share its backbone"),
         (("--data", "DATA", "--test-fold", "1"), "no folds"),
         ((), "--data"),
@@ -112,7 +116,29 @@ def test_wrong_usage_is_refused_and_changes_nothing(run, bank_folder, recordings
     result = run("train", "more", *given, *QUICK, code=2)
     assert said in result.stderr
     assert "Traceback" not in result.output
+    assert result.stdout == ""
     assert state_of(bank_folder) == before
+
+
+def test_what_can_be_checked_without_the_clips_is_checked_before_they_are_read(
+    run, bank_folder, recordings, monkeypatch, tmp_path
+):
+    """Whatever is wrong with an argument is said in place of what is wrong with the data."""
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    wrong = {
+        "'aat_mz'": ("--method", "aat_mz"),
+        "--lr -1": ("--lr", "-1"),
+        "tpu9": ("--device", "tpu9"),
+        "share its backbone": ("--backbone", "ast-mini"),
+        "a file": ("--bank", "file/bank"),
+        "--batch-size 0": ("--batch-size", "0"),
+        "ignore": ("--on-error", "ignore"),
+    }
+    (tmp_path / "file").write_text("")
+    for said, arguments in wrong.items():
+        assert said in run("train", "more", "-d", empty, *arguments, *QUICK, code=2).stderr
+    assert "My Task" in run("train", "My Task", "-d", empty, *QUICK, code=2).stderr
 
 
 def test_a_name_that_no_task_can_have_is_refused(run, recordings, backbone_folder, tmp_path):

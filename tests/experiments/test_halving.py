@@ -1,12 +1,11 @@
-"""Successive halving keeps the best on average, and paired intervals see what is paired."""
+"""Successive halving keeps the best on average."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from adapterbank.errors import ConfigError
-from adapterbank.experiments.halving import Rung, halve, paired_interval
+from adapterbank.experiments.halving import Rung, halve
 
 RUNGS = [Rung(10, 4), Rung(20, 2), Rung(40, 1)]
 
@@ -35,16 +34,3 @@ def test_of_equals_the_one_that_stands_first_wins():
 def test_a_search_without_candidates_data_or_falling_rungs_is_refused(settings, datasets, rungs):
     with pytest.raises(ConfigError, match="expected at least one of each"):
         halve(settings, datasets, rungs, lambda *_: 0.0)
-
-
-def test_a_paired_interval_holds_what_many_resamples_say():
-    draw = np.random.default_rng(1)
-    best = (draw.random(400) < 0.7).astype(int)
-    mine = np.where(draw.random(400) < 0.1, 1 - best, best)
-    mean, low, high = paired_interval(mine, best)
-    error = (mine - best).std() / 20  # of a mean of 400
-    assert mean == pytest.approx((mine - best).mean())
-    assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.01)
-    assert paired_interval(best, best) == (0, 0, 0)
-    with pytest.raises(ConfigError, match="expected the same clips"):
-        paired_interval([1], [1, 0])
