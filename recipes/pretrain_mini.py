@@ -53,7 +53,7 @@ def made_from(cfg: DictConfig) -> list[Source]:
     asked = {name: plain(options) for name, options in cfg.sources.items() if options is not None}
     if "folder" in asked:
         asked["folder"] = {"path": cfg.pool, **asked["folder"]}
-    return [sources.build(name, **options) for name, options in asked.items()]
+    return [sources.build(options.pop("source", name), **options) for name, options in asked.items()]
 
 
 def prepare_views(cfg: DictConfig, out: Path) -> Views:

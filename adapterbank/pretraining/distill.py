@@ -30,7 +30,13 @@ from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, normalise
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError, UnknownNameError
 from adapterbank.files import write_atomically
-from adapterbank.pretraining.distill_losses import distill_loss, init_heads, target_statistics
+from adapterbank.pretraining.distill_losses import (
+    distill_loss,
+    init_heads,
+    init_word_head,
+    target_statistics,
+    word_loss,
+)
 from adapterbank.pretraining.masked import MaskedPatches
 from adapterbank.pretraining.student import MINI, Tensors, init_student, student_tokens
 from adapterbank.pretraining.views import Views
@@ -58,6 +64,7 @@ class DistillOptions:
         objective: "teachers", or "masked_patch", which asks no teacher and draws no SpecAugment masks.
         hidden_share: of the patches that "masked_patch" hides.
         masked_weight: of the masked-patch loss beside the teachers', a second forward pass; 0 leaves it out.
+        word_weight: of the cross-entropy of which word is said, in views of single words; 0 leaves it out.
         steps: optimiser steps in all; the learning rate reaches its end there.
         batch_tokens: tokens of a micro-batch, in which all views have one length: two global tokens and the patches of
             each view, of which a patch column has `geometry.rows`.
@@ -95,6 +102,7 @@ class DistillOptions:
     objective: str = "teachers"
     hidden_share: float = 0.6
     masked_weight: float = 0.0
+    word_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -166,6 +174,10 @@ class Distiller:
         if self.taught:
             width = (geometry.width, options.head_width)
             self.heads |= init_heads(store.targets, self.statistics, *width, options.seed)
+        if self.taught and options.word_weight > 0:
+            if not store.vocabulary:
+                raise ConfigError("word_weight needs views of single words; add the source speech, or set it to 0.")
+            self.heads |= init_word_head(len(store.vocabulary), geometry.width, options.seed)
         self.ema = {name: tensor.clone() for name, tensor in self.student.items()}
         self.step = 0
         self.seconds = 0.0
@@ -209,7 +221,12 @@ class Distiller:
         tokens = student_tokens(self.student, mel, self.geometry, self.dtype, kept)
         columns = int(self.columns[views[0]])
         weights = (self.options.row_weight, self.options.probability_weight)
-        return distill_loss(tokens, answers, self.store.targets, self.heads, self.statistics, columns, *weights)
+        total, parts = distill_loss(tokens, answers, self.store.targets, self.heads, self.statistics, columns, *weights)
+        said = torch.from_numpy(self.store.said[views])
+        if "word.weight" in self.heads and bool((said >= 0).any()):
+            found = word_loss(tokens, said, self.heads)
+            total, parts = total + self.options.word_weight * found, {**parts, "word": float(found.detach())}
+        return total, parts
 
     def _gradients(self, views: np.ndarray, index: int) -> tuple[tuple[Tensor, ...], dict[str, float]]:
         torch.set_num_threads(1)

@@ -114,6 +114,24 @@ def distill_loss(
     return total, parts
 
 
+def word_loss(tokens: Tensor, said: Tensor, heads: Mapping[str, Tensor]) -> Tensor:
+    """Cross-entropy of which word is said: it draws together what several voices make of one word.
+
+    Args:
+        tokens: (R, N, D), the student's. The word is read from their mean, which is what ast-mini's heads read.
+        said: (R,) places in the vocabulary, at least one of them not -1.
+        heads: `word.weight` (words, D) and `word.bias`.
+    """
+    known = said >= 0
+    return F.cross_entropy(_project(tokens[known].mean(1), heads, "word"), said[known])
+
+
+def init_word_head(words: int, student_width: int, seed: int) -> Tensors:
+    generator = torch.Generator().manual_seed(seed + 3)
+    weight = torch.nn.init.trunc_normal_(torch.empty(words, student_width), std=INIT_STD, generator=generator)
+    return {"word.weight": weight, "word.bias": torch.zeros(words)}
+
+
 def _span_means(columns: Tensor, target: Target, rows: int) -> Tensor:
     """(R, t, D) -> (R, S, D): the mean of the columns that each target row covers."""
     if columns.shape[1] < target.span:

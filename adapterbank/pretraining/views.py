@@ -32,6 +32,8 @@ FRAMES_PER_COLUMN = 16
 MEL_BINS = 128
 SPEEDS = ((6, 5), (9, 8), (1, 1), (1, 1), (1, 1), (1, 1), (8, 9), (5, 6))  # output over input length, half of them 1
 # (share, fewest, most patch columns): up to 0.6 s (notes, syllables), about 1 s, 2 s, 3-5 s and 5-10 s
+WHOLE_WORDS = 0.8  # of the views of a single word, the share that holds all of it
+MIX_LEVELS = {False: (-12, 6), True: (-18, -3)}  # dB of what is laid over a view beside it; over a word it is softer
 LENGTHS = ((0.18, 1, 4), (0.30, 5, 7), (0.30, 10, 13), (0.15, 18, 31), (0.07, 31, 62))
 
 
@@ -45,6 +47,7 @@ class View:
         columns: the length of the view in patch columns.
         speed: output length over input length, as two integers.
         mix: the clip that is laid over the view, or -1 for none.
+        word: the view is one clip from its beginning to its end, a single word, over which nothing loud is laid.
     """
 
     seed: tuple[int, int]
@@ -52,6 +55,7 @@ class View:
     columns: int
     speed: tuple[int, int]
     mix: int
+    word: bool = False
 
 
 def draw_views(pool: Pool, per_clip: int, seed: int, mix: float = 0.3, join: float = 0.35) -> list[View]:
@@ -71,7 +75,10 @@ def draw_views(pool: Pool, per_clip: int, seed: int, mix: float = 0.3, join: flo
         columns = int(rng.integers(low, high + 1))
         speed = SPEEDS[rng.integers(len(SPEEDS))]
         length = pool.clips[clips[0], 1] * speed[0] // speed[1]
-        if length < view_samples(columns):
+        word = bool(pool.said[clips[0]]) and rng.random() < WHOLE_WORDS
+        if word:
+            columns = -(-frame_count(int(length)) // FRAMES_PER_COLUMN)
+        elif length < view_samples(columns):
             if rng.random() < join:
                 while length < view_samples(columns):
                     clips.append(int(rng.integers(len(pool))))
@@ -79,7 +86,7 @@ def draw_views(pool: Pool, per_clip: int, seed: int, mix: float = 0.3, join: flo
             else:
                 columns = -(-frame_count(int(length)) // FRAMES_PER_COLUMN)
         other = int(rng.integers(len(pool))) if rng.random() < mix else -1
-        views.append(View((seed, number), tuple(clips), columns, speed, other))
+        views.append(View((seed, number), tuple(clips), columns, speed, other, word))
     return views
 
 
@@ -98,7 +105,7 @@ def render(pool: Pool, view: View) -> tuple[Tensor, int]:
         other = other[first : first + length]
         offset = int(rng.integers(max(1, length - len(other) + 1)))
         ratio = sound.square().mean().sqrt() / other.square().mean().sqrt().clamp_min(1e-5)
-        level = 10 ** (rng.uniform(-12, 6) / 20)
+        level = 10 ** (rng.uniform(*MIX_LEVELS[view.word]) / 20)
         sound[offset : offset + len(other)] += other * min(float(ratio) * level, 30.0)
     sound = sound * 10 ** (rng.uniform(-15, 6) / 20)
     return sound / max(1.0, float(sound.abs().max())), length
@@ -116,11 +123,15 @@ class Views(Protocol):
         columns: (V,) the length of each view in patch columns.
         targets: what the teachers answer with.
         done: how many views have all their answers.
+        vocabulary: the words that are heard whole.
+        said: (V,) which of them each view is, or -1.
     """
 
     columns: np.ndarray
     targets: tuple[Target, ...]
     done: int
+    vocabulary: list[str]
+    said: np.ndarray
 
     def batch(self, name: str, views: Sequence[int] | np.ndarray) -> Tensor: ...
 
@@ -141,6 +152,8 @@ class ViewStore:
     def __init__(self, folder: str | Path, columns: np.ndarray, targets: Sequence[Target], mode: Mode = "r"):
         self.folder, self.targets = Path(folder), tuple(targets)
         self.columns = columns
+        self.vocabulary: list[str] = []  # what the views of single words say
+        self.said = np.full(len(columns), -1)  # (V,) the word of each view, as a place in `vocabulary`, or -1
         self._starts: dict[str, np.ndarray] = {}
         self._arrays: dict[str, np.memmap] = {}
         for name, width, rows in self._layout():
@@ -166,9 +179,16 @@ class ViewStore:
         columns = np.load(Path(folder) / "columns.npy")
         store = cls(folder, columns, [Target(**target) for target in content["targets"]])
         store.done = min(content["done"], len(columns))
+        store._read_words()
         return store
 
     done = 0  # views whose targets are written
+
+    def _read_words(self) -> None:
+        """Views of an earlier version know of no words."""
+        if (self.folder / "said.npy").is_file():
+            self.said = np.load(self.folder / "said.npy")
+            self.vocabulary = json.loads((self.folder / "vocabulary.json").read_text(encoding="utf-8"))
 
     def holds(self, clips: Sequence[int]) -> np.ndarray:
         """(V,) which views have any of these clips in them.
@@ -219,6 +239,11 @@ class JoinedViews:
         ]
         self.columns = np.array([store.columns[view] for store, view in self._where])
         self.done = len(self.columns)
+        self.vocabulary = sorted({word for store in stores for word in store.vocabulary})
+        place = {word: index for index, word in enumerate(self.vocabulary)}
+        self.said = np.array(
+            [place[store.vocabulary[store.said[view]]] if store.said[view] >= 0 else -1 for store, view in self._where]
+        )
 
     def batch(self, name: str, views: Sequence[int] | np.ndarray) -> Tensor:
         """As `ViewStore.batch`."""
@@ -255,7 +280,10 @@ def prepare(
             raise DatasetError(f"{folder} holds other views or other teachers; choose another folder or empty it.")
         state = found
     else:
-        for name, numbers in (("clips", clips_of(pool, [views[v] for v in order])), ("columns", columns)):
+        ordered = [views[v] for v in order]
+        vocabulary, said = words_of(pool, ordered)
+        _write_json(folder / "vocabulary.json", vocabulary)
+        for name, numbers in (("clips", clips_of(pool, ordered)), ("said", said), ("columns", columns)):
             with open_atomically(folder / f"{name}.npy") as file:
                 np.save(file, numbers)
     store = ViewStore(folder, columns, targets, mode="r+")
@@ -265,6 +293,7 @@ def prepare(
         state["done"] = stop
         _write_json(marker, state)
     store.done = state["done"]
+    store._read_words()
     return store
 
 
@@ -275,6 +304,14 @@ def clips_of(pool: Pool, views: Sequence[View]) -> np.ndarray:
     for row, clips in zip(numbers, every, strict=True):
         row[: len(clips)] = pool.numbers[clips]
     return numbers
+
+
+def words_of(pool: Pool, views: Sequence[View]) -> tuple[list[str], np.ndarray]:
+    """The words that are heard whole, sorted; and (V,) which of them each view is, or -1."""
+    said = [pool.said[view.clips[0]] if view.word else "" for view in views]
+    vocabulary = sorted(set(said) - {""})
+    number = {"": -1} | {word: index for index, word in enumerate(vocabulary)}
+    return vocabulary, np.array([number[word] for word in said], dtype=np.int64)
 
 
 def _batches(columns: np.ndarray, pass_size: int, batch_columns: int) -> Iterator[tuple[int, int]]:
@@ -298,5 +335,5 @@ def _ask(pool: Pool, views: Sequence[View], teachers: Sequence[Teacher], store: 
             store.write(name, first, values)
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, Any] | list[str]) -> None:
     write_atomically(path, json.dumps(content).encode())
