@@ -12,13 +12,12 @@ Symbols: R rows of a batch, T samples, t patch columns, S rows of a target, E it
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapterbank.audio.mel import SAMPLE_RATE, log_mel
-from adapterbank.errors import BackboneError, ConfigError, NameTakenError, UnknownNameError
+from adapterbank.errors import BackboneError
+from adapterbank.pretraining.registry import Registry
 
 COLUMN_SAMPLES = 2_560  # 16 frames of 10 ms at 16 kHz
 LONGEST_PIECE = 62  # columns: 10 s
@@ -74,46 +74,10 @@ class Teacher(Protocol):
         ...
 
 
-_BUILT_IN = {"aisfx": "teacher_aisfx"}  # name: the module beside this one that registers it
-_BUILDERS: dict[str, Callable[..., Teacher]] = {}
-Builder = TypeVar("Builder", bound=Callable[..., "Teacher"])
-
-
-def register(name: str) -> Callable[[Builder], Builder]:
-    """Adds a teacher to the registry; `name` may be followed by ":<argument>" in `build`."""
-
-    def add(builder: Builder) -> Builder:
-        if name in _BUILDERS:
-            raise NameTakenError(f"a teacher {name!r} is registered already; choose another name.")
-        _BUILDERS[name] = builder
-        return builder
-
-    return add
-
-
-def names() -> list[str]:
-    """Registered teachers, and those that come with the package."""
-    return sorted({*_BUILDERS, *_BUILT_IN})
-
-
-def build(name: str, **options: Any) -> Teacher:
-    """`build("yamnet_onnx", path=...)`, `build("hf:MIT/ast-finetuned-audioset-10-10-0.4593")`.
-
-    Raises:
-        UnknownNameError: nobody registered `name`.
-        ConfigError: options that this teacher does not take.
-    """
-    kind, _, argument = name.partition(":")
-    if kind not in _BUILDERS and kind in _BUILT_IN:
-        importlib.import_module(f"{__package__}.{_BUILT_IN[kind]}")
-    if kind not in _BUILDERS:
-        raise UnknownNameError("teacher", name, [f"{n}:<model id>" if n == "hf" else n for n in names()])
-    if argument:
-        options = {"model": argument, **options}
-    try:
-        return _BUILDERS[kind](**options)
-    except TypeError as error:
-        raise ConfigError(f"teacher {name!r} cannot be built with {sorted(options)}: {error}.") from error
+_TEACHERS: Registry[Teacher] = Registry(
+    "teacher", {"aisfx": f"{__package__}.teacher_aisfx"}, "model", shown={"hf": "hf:<model id>"}
+)
+register, names, build = _TEACHERS.register, _TEACHERS.names, _TEACHERS.build
 
 
 def pooled_embedding(teacher: Teacher, wave: Tensor) -> Tensor:

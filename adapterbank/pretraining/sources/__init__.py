@@ -6,13 +6,12 @@ most. One of your own is a class with these three members and `@register("name")
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from adapterbank.errors import ConfigError, NameTakenError, UnknownNameError
+from adapterbank.pretraining.registry import Registry
 
 
 class Sound(NamedTuple):
@@ -46,43 +45,5 @@ class Source(Protocol):
         ...
 
 
-_BUILT_IN = {"folder": "folder", "speech": "speech", "notes": "notes"}  # name: the module that registers it
-_BUILDERS: dict[str, Callable[..., Source]] = {}
-Builder = TypeVar("Builder", bound=Callable[..., "Source"])
-
-
-def register(name: str) -> Callable[[Builder], Builder]:
-    """Adds a source to the registry; `name` may be followed by ":<argument>" in `build`."""
-
-    def add(builder: Builder) -> Builder:
-        if name in _BUILDERS:
-            raise NameTakenError(f"a source {name!r} is registered already; choose another name.")
-        _BUILDERS[name] = builder
-        return builder
-
-    return add
-
-
-def names() -> list[str]:
-    """Registered sources, and those that come with the package."""
-    return sorted({*_BUILDERS, *_BUILT_IN})
-
-
-def build(name: str, **options: Any) -> Source:
-    """`build("folder:my_audio")`, `build("speech", words=3000)`.
-
-    Raises:
-        UnknownNameError: nobody registered `name`.
-        ConfigError: options that this source does not take.
-    """
-    kind, _, argument = name.partition(":")
-    if kind not in _BUILDERS and kind in _BUILT_IN:
-        importlib.import_module(f"{__name__}.{_BUILT_IN[kind]}")
-    if kind not in _BUILDERS:
-        raise UnknownNameError("source", name, names())
-    if argument:
-        options = {"path": argument, **options}
-    try:
-        return _BUILDERS[kind](**options)
-    except TypeError as error:
-        raise ConfigError(f"source {name!r} cannot be built with {sorted(options)}: {error}.") from error
+_SOURCES: Registry[Source] = Registry("source", {n: f"{__name__}.{n}" for n in ("folder", "notes", "speech")}, "path")
+register, names, build = _SOURCES.register, _SOURCES.names, _SOURCES.build
