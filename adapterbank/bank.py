@@ -467,7 +467,8 @@ class AdapterBank:
             recording: one clip in any form that a call takes, or an iterator of blocks (T,). Of these only a path and
                 an iterator need no memory for the whole recording.
             tasks: one name, several, or "all".
-            window: seconds, 0.1 to 120; None: the longest `clip_seconds` of these tasks, or 5 if none has any.
+            window: seconds, 0.1 to 120; None: as long as the clips of the task with the longest, by its `clip_seconds`
+                or else its training, at most 60; or 5 if that is known of none.
             hop: seconds from the start of one window to that of the next; None: the window, side by side. Both are
                 rounded to 10 ms. The last window ends with the recording, and so overlaps the one before it.
             sample_rate: in Hz, of samples in memory that do not say theirs.

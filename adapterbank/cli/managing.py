@@ -85,6 +85,7 @@ def _of_task(bank: Any, name: str) -> dict[str, Any]:
     described = {key: value for key, value in task.spec.to_json().items() if value not in (None, [], {})}
     return {
         **described,
+        **({} if task.trained_clip_seconds is None else {"trained_clip_seconds": task.trained_clip_seconds}),
         "parameters": count,
         "percent_of_base": round(100 * count / bank.backbone.num_parameters(), 3),
         "bytes": task.num_bytes(),

@@ -21,7 +21,7 @@ def scan(
     recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="An audio file of any length.")],
     task: options.ManyTasks = None,
     bank: options.Bank = options.DEFAULT_BANK,
-    window: Annotated[float | None, typer.Option(help="Seconds; else as long as the tasks' clips, or 5.")] = None,
+    window: Annotated[float | None, typer.Option(help="Seconds; else the longest clip length of the tasks.")] = None,
     hop: Annotated[float | None, typer.Option(help="Seconds from window to window; else side by side.")] = None,
     threshold: Annotated[
         str,

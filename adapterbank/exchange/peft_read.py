@@ -108,6 +108,8 @@ def read(
     task = task_file.filled(spec, rest, backbone, path, metrics)
     if header is not None and ours is not None and classes is not None and ours.multilabel == spec.multilabel:
         task.calibration = task_file.calibration_in(header, spec, path)
+    if header is not None and ours is not None:
+        task.trained_clip_seconds = task_file.trained_clip_seconds_in(header, path)
     return task
 
 

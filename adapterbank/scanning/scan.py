@@ -22,10 +22,11 @@ from adapterbank.routing.run import ask_mels, check_asked
 from adapterbank.scanning.events import Track
 from adapterbank.scanning.overview import Overview
 from adapterbank.scanning.result import Scan
-from adapterbank.scanning.windows import FRAME_SECONDS, Cutter, Cutting, Window, spectrogram
+from adapterbank.scanning.windows import FRAME_SECONDS, SHORTEST, Cutter, Cutting, Window, spectrogram
 from adapterbank.task.task import Task
 
-WINDOW_SECONDS = 5.0  # where no task says how long its clips are
+WINDOW_SECONDS = 5.0  # where of no task it is known how long its clips are
+LONGEST_USUAL = 60.0  # seconds of a window that nobody asked for
 
 
 def scan(
@@ -44,8 +45,7 @@ def scan(
     check_asked(tasks)
     whole("batch_size", batch_size)
     check_on_error(on_error)
-    own = [task.spec.clip_seconds for task in tasks if task.spec.clip_seconds is not None]
-    cutting = Cutting.of(max(own, default=WINDOW_SECONDS) if window is None else window, hop)
+    cutting = Cutting.of(usual_window(tasks) if window is None else window, hop)
     recording = open_recording(source, sample_rate)
     listener = _Listener(recording, strict=on_error == "raise")
     answers, overview, starts = _Answers(backbone, tasks), Overview(), []
@@ -62,6 +62,16 @@ def scan(
     result = _result(recording, listener, cutting, answers, overview, starts)
     _warn_of_what_is_left_out(result)
     return result
+
+
+def usual_window(tasks: Sequence[Task]) -> float:
+    """Seconds of a window where nobody says them: as long as the clips of the task with the longest, so that no task
+    hears less at once than it was trained on. 5, where of no task it is known how long its clips are.
+
+    It is at most 60, because memory grows with a window.
+    """
+    known = [task.usual_seconds for task in tasks if task.usual_seconds is not None]
+    return min(max(SHORTEST, *known), LONGEST_USUAL) if known else WINDOW_SECONDS
 
 
 class _Listener:

@@ -20,6 +20,7 @@ from adapterbank import methods
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.errors import BackboneMismatchError, StorageError, UnknownNameError
 from adapterbank.files import sha256
+from adapterbank.numbers import is_real
 from adapterbank.storage.skeleton import Built, Skeletons
 from adapterbank.task.calibration import Calibration
 from adapterbank.task.task import Facts, Task, TaskSpec
@@ -44,6 +45,8 @@ def tensor_bytes(tensors: Mapping[str, Tensor], task: Task, backbone: Backbone) 
     }
     if task.calibration is not None:
         header["calibration"] = task.calibration.to_json()
+    if task.trained_clip_seconds is not None:
+        header["trained_clip_seconds"] = task.trained_clip_seconds
     if task.registered_by:
         header["registered_by"] = task.registered_by  # whoever opens the task without it is told what to import
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -135,6 +138,7 @@ def _task_of(
         raise StorageError(f"{path} is no task of format version {FORMAT_VERSION}; save it with this library first.")
     task = filled(spec, tensors, backbone, path, header.get("metrics"), kinds)
     task.calibration = calibration_in(header, spec, path)
+    task.trained_clip_seconds = trained_clip_seconds_in(header, path)
     return task
 
 
@@ -144,6 +148,16 @@ def calibration_in(header: Mapping[str, Any], spec: TaskSpec, path: Path) -> Cal
         return Calibration.from_json(header.get("calibration"), len(spec.labels), spec.multilabel)
     except StorageError as error:
         raise StorageError(f"{path}: {error} Restore the file from a copy.") from error
+
+
+def trained_clip_seconds_in(header: Mapping[str, Any], path: Path) -> float | None:
+    """How long the clips of a task's training were; None in files of before this was stored. Raises StorageError."""
+    found = header.get("trained_clip_seconds")
+    if found is not None and not (is_real(found) and found > 0):
+        raise StorageError(
+            f"{path} says trained_clip_seconds={found!r}, expected a positive number. Restore the file from a copy."
+        )
+    return found
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:

@@ -85,6 +85,8 @@ def compose(
             composed.part(part).load_state_dict(task.part(part).state_dict())
         if len(task.norm):
             composed.norm.load_state_dict(task.norm.state_dict())
+    known = [task.trained_clip_seconds for task in sources if task.trained_clip_seconds is not None]
+    composed.trained_clip_seconds = max(known, default=None)
     if head is not None:
         composed.head.load_state_dict(head.head.state_dict())
     else:

@@ -179,9 +179,13 @@ class Task(nn.Module):
     Attributes:
         metrics: of the last evaluation that its owner recorded; stored with the task.
         calibration: what `bank.calibrate` found; None: it was not calibrated since its last training. Stored with it.
+        trained_clip_seconds: the median length of the clips, or of their crops, that its last training heard; None: it
+            is not known. Stored with it.
     """
 
-    calibration: Calibration | None = None  # of the class, for tasks that were pickled before there was one
+    # Of the class, for tasks that were pickled before there were these.
+    calibration: Calibration | None = None
+    trained_clip_seconds: float | None = None
 
     def __init__(self, spec: TaskSpec, backbone: Backbone):
         super().__init__()
@@ -218,7 +222,7 @@ class Task(nn.Module):
         """Takes over what a description says beside the modules that it asks for. Nothing was measured yet."""
         self.spec = spec
         self.metrics: dict[str, float] = {}
-        self.calibration = None
+        self.calibration = self.trained_clip_seconds = None
         self._geometry = backbone.geometry
         mean_std = (backbone.mean, backbone.std) if isinstance(spec.normalize, str) else spec.normalize
         self._mean, self._std = float(mean_std[0]), float(mean_std[1])
@@ -269,6 +273,11 @@ class Task(nn.Module):
     def primary_metric(self) -> str:
         """The metric by which this kind of task is compared: accuracy, or mAP if multi-label."""
         return self.spec.primary_metric
+
+    @property
+    def usual_seconds(self) -> float | None:
+        """How long its clips are: its `clip_seconds`, else those of its last training; None: it is not known."""
+        return self.trained_clip_seconds if self.spec.clip_seconds is None else self.spec.clip_seconds
 
     def trainable_parameters(self) -> int:
         """How many numbers training it may change."""

@@ -151,6 +151,7 @@ class KeptClips(Dataset[tuple[Tensor, Any]]):
         store: where the tensors are.
 
     Attributes:
+        lengths: of the waveforms, in samples.
         examples: waveforms of a few clips, from which costs are estimated without reading any a second time.
         read_seconds: how long a clip took to be read and named, on average.
     """
@@ -158,6 +159,7 @@ class KeptClips(Dataset[tuple[Tensor, Any]]):
     def __init__(self, names: Sequence[str], labels: Sequence[Any], data: Any, store: Store):
         self.names, self.labels, self.data, self.store = names, labels, data, store
         self.tensors: list[Tensor] = []
+        self.lengths: list[int] = []
         self.examples: list[Tensor] = []
         self.read_seconds = 0.0
 
@@ -246,14 +248,18 @@ class ActivationCache:
         key = (id(data), id(store), self.task.spec.clip_seconds, self.task.spec.partial_patches)
         if key not in self.stores.surveys:
             names: list[str] = []
+            lengths: list[int] = []
             labels: list[Any] = []
             examples: list[Tensor] = []
             wanted, start = spread(len(data), EXAMPLES), time.perf_counter()
             for waveforms, batch_labels in self._read(data, range(len(data)), self.workers):
                 examples += [wave for number, wave in enumerate(waveforms, len(names)) if number in wanted]
-                names += [self._name(waveform) for waveform in waveforms]
+                clips = [as_waveforms([waveform])[0] for waveform in waveforms]
+                names += [self._name(clip) for clip in clips]
+                lengths += map(len, clips)
                 labels += batch_labels
             found = self.stores.surveys[key] = KeptClips(names, labels, data, store)
+            found.lengths = lengths
             found.examples = as_waveforms(examples) if examples else []
             found.read_seconds = (time.perf_counter() - start) / max(1, len(names))
         return self.stores.surveys[key]
@@ -293,7 +299,7 @@ class ActivationCache:
         missing = kept.missing()
         for waveforms, _ in self._read(kept.data, missing, self.workers):
             wanted = [kept.names[index] for index in missing[: len(waveforms)]]
-            if [self._name(waveform) for waveform in waveforms] != wanted:
+            if [self._name(as_waveforms([waveform])[0]) for waveform in waveforms] != wanted:
                 raise ConfigError(
                     f"the data of {self.task.name!r} gives another waveform each time a clip is read. What is kept "
                     "would freeze the first: take the random part out of the dataset, or pass cache=None."
@@ -336,8 +342,7 @@ class ActivationCache:
         )
         return iter(loader)
 
-    def _name(self, waveform: Any) -> str:
-        [clip] = as_waveforms([waveform])
+    def _name(self, clip: Tensor) -> str:
         frames = self.task.used_frames(frame_count(len(clip)), self.task.spec.clip_seconds)
         return f"{sha256(clip.contiguous().cpu().numpy().tobytes())}-{frames}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
@@ -82,6 +83,7 @@ class Batch:
         ]
 
 
+MEASURED = 10_000  # clips whose lengths stand for those of all
 # The options that decide which batches a feed gives, beside the data and what the task makes of it.
 _DECIDING = (
     "seed",
@@ -112,6 +114,7 @@ class Feed:
         generator: makes all draws: the order of the clips, then crops, other changes and masks. It depends on the
             seed, and on the task's name unless the order is shared.
         key: feeds with the same key give the same batches.
+        lengths: in samples, of the first clips that it gave, after crops.
     """
 
     def __init__(self, backbone: Backbone, task: Task, data: Any, options: Resolved, masks: tuple[int, float | int]):
@@ -136,6 +139,7 @@ class Feed:
         self._at: tuple[int, int] | None = None
         self._batches: Iterator[Any] = iter(())
         self._latest = Batch([], [])
+        self.lengths: list[int] = list(data.lengths) if isinstance(data, KeptClips) else []
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -176,6 +180,8 @@ class Feed:
             if options.noise:
                 rows = [with_noise(waveform, options.noise, generator) for waveform in rows]
             mels = mels_of(self.backbone, rows)
+            if len(self.lengths) < MEASURED:
+                self.lengths += [len(waveform) for waveform in rows]
             if any(self.masks):
                 mels = [spec_augment(mel, *self.masks, generator, self.fill) for mel in mels]
         return Batch(mels, labels, partners, shares)
@@ -233,6 +239,11 @@ class TrainingData:
         for part in self._parts():
             training = part is self.train
             self.cache.fill(part, training=training, advance=lambda clips: bar.update(row, advance=clips))
+
+    def median_seconds(self) -> float | None:
+        """How long the training clips are, or their crops; None if none was read."""
+        lengths = self.feed.lengths
+        return round(median(lengths) / SAMPLE_RATE, 3) if lengths else None
 
     def logits(self, rows: list[Tensor]) -> Tensor:
         """B rows as a batch of this data holds them -> logits (B, C).

@@ -74,11 +74,13 @@ class TaskState:
     def __init__(self, task: Task):
         self.task, self.tensors = task, copy_state(task)
         self.metrics, self.calibration = task.metrics, task.calibration
+        self.trained_clip_seconds = task.trained_clip_seconds
 
     def restore(self) -> None:
         """Gives them back to the task."""
         self.task.load_state_dict(self.tensors)
         self.task.metrics, self.task.calibration = self.metrics, self.calibration
+        self.task.trained_clip_seconds = self.trained_clip_seconds
 
 
 @contextmanager

@@ -89,6 +89,7 @@ class Trainer:
         self.history.peak_memory_mb = meter.peak_memory_mb
         if not self.history.error:
             leave_training(self.task)
+            self.task.trained_clip_seconds = self.data.median_seconds()
             self.callbacks.on_end(self.state)
 
     def fail(self, error: BaseException) -> None:

@@ -18,6 +18,7 @@ from adapterbank.errors import (
     WaveformError,
 )
 from adapterbank.task.calibration import Calibration
+from adapterbank.training.fit import fit
 
 
 def by_hand(bank, wave, task, scan):
@@ -86,6 +87,29 @@ def test_the_window_is_that_of_the_tasks_unless_it_is_given(small_bank):
     both = small_bank.scan(wave, ["notes", "of-0.8", "of-1.5"], progress=False)
     assert (both.window, both.hop, len(both)) == (1.5, 1.5, 9)
     assert small_bank.scan(wave, "of-0.8", window=2, hop=1, progress=False).hop == 1.0
+
+
+def test_without_a_window_it_is_as_long_as_the_clips_of_the_training(small_bank, tmp_path):
+    wave = 0.1 * torch.randn(16_000 * 9)
+    for seconds in (1.5, 4.0):
+        name = f"of-{seconds}"
+        small_bank.add_task(name, "head", labels=["a", "b"])
+        fit(small_bank, name, [(0.1 * torch.randn(round(16_000 * seconds)), at % 2) for at in range(4)], steps=1)
+    small_bank.add_task("padded", "head", num_classes=2, clip_seconds=2.0)
+    small_bank.save(tmp_path / "bank")
+    for bank in (small_bank, AdapterBank.load(tmp_path / "bank", small_bank.backbone)):
+        names = ("of-1.5", "of-4.0", "padded", "notes")
+        windows = {name: bank.scan(wave, name, progress=False).window for name in names}
+        assert windows == {"of-1.5": 1.5, "of-4.0": 4.0, "padded": 2.0, "notes": 5.0}
+        assert bank.scan(wave, ["of-1.5", "notes"], progress=False).window == 1.5  # what is not known does not count
+        assert bank.scan(wave, ["of-1.5", "of-4.0"], progress=False).window == 4.0
+        assert bank.scan(wave, "of-4.0", window=0.5, progress=False).window == 0.5
+
+
+@pytest.mark.parametrize(("seconds", "window"), [(0.03, 0.1), (300.0, 60.0)])
+def test_a_window_that_nobody_asked_for_is_within_what_a_scan_can_do(small_bank, seconds, window):
+    small_bank.task("notes").trained_clip_seconds = seconds
+    assert small_bank.scan(0.1 * torch.randn(16_000), "notes", progress=False).window == window
 
 
 def test_a_short_recording_and_silence_have_answers(small_bank):

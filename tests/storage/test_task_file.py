@@ -86,6 +86,7 @@ def edited_task(saved, target, tensors=None, **header_changes):
         ({"spec": {"labels": ["a"]}}, StorageError, "does not fit 'prompt': tensors head.linear"),
         ({"spec": {"options": 3}}, StorageError, "labels or options"),
         ({"spec": {"name": "../../x"}}, AdapterBankError, "got the task name"),
+        ({"trained_clip_seconds": -1.0}, StorageError, "trained_clip_seconds=-1.0, expected a positive number"),
         ({"tensors": {"x": torch.zeros(1)}}, StorageError, "are not as expected"),
     ],
 )

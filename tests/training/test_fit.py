@@ -399,3 +399,15 @@ def test_training_leaves_no_gradient_and_no_metric_of_the_old_weights_behind(sma
     task = small_bank.task("fresh")
     assert all(parameter.grad is None for parameter in task.parameters())
     assert task.metrics == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "seconds"),
+    [("aat_ms", {}, 1.2), ("aat_ms", {"crop_seconds": 0.5}, 0.5), ("head", {"cache": "memory"}, 1.2)],
+)
+def test_a_task_knows_the_median_length_of_what_its_training_heard(method, options, seconds, bank):
+    bank.add_task("new", method, labels=LABELS)
+    data = [(0.1 * torch.randn(round(16_000 * each)), at % 3) for at, each in enumerate([0.9, 1.2, 1.2, 3.0])]
+    assert bank.task("new").trained_clip_seconds is None
+    quick(bank, "new", data, batch_size=2, freq_mask=0, time_mask=0, **options)
+    assert bank.task("new").trained_clip_seconds == pytest.approx(seconds, abs=0.01)

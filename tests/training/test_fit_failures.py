@@ -48,14 +48,14 @@ def quick(bank, task, data, val=None, **options):
 
 @pytest.mark.parametrize("task", ["families", "probe"])
 def test_divergence_names_step_and_task_and_gives_the_task_back(task, bank, labelled_clips):
-    bank.task(task).metrics = {"accuracy": 0.5}
+    bank.task(task).metrics, bank.task(task).trained_clip_seconds = {"accuracy": 0.5}, 7.0
     before = bits(bank)
     with pytest.raises(TrainingDivergedError, match=f"training '{task}' .* lr 1e\\+30.* gave .* at step \\d+") as error:
         quick(bank, task, labelled_clips, labelled_clips, lr=1e30, epochs=9, precision="fp32")
     assert "The task is as it was before. Try a lower lr" in str(error.value)
     assert isinstance(error.value, AdapterBankError)
     assert not changed(before, bits(bank))
-    assert bank.task(task).metrics == {"accuracy": 0.5}
+    assert (bank.task(task).metrics, bank.task(task).trained_clip_seconds) == ({"accuracy": 0.5}, 7.0)
     assert not bank.task(task).training
 
 
