@@ -51,5 +51,5 @@ def test_a_planted_copy_stands_at_the_top(tmp_path, run_recipe):
         assert not {row["pool_clip"] for row in csv.DictReader(file)} & {"6", "7"}
     again = run_recipe("check_overlap", tmp_path, f"pool={data}", *arguments[1:])
     assert again.returncode == 1
-    assert "DatasetError: cache holds the audio of another folder" in again.stderr
+    assert "DatasetError: cache holds the audio of another source" in again.stderr
     assert imread(tmp_path / "found" / "closest.png").ndim == 3
