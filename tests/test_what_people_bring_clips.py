@@ -225,3 +225,17 @@ def test_a_label_with_an_axis_of_one_is_its_index(bank):
     plain = bank.evaluate("new", [(wave, index % 2) for index, wave in enumerate(WAVES)])
     found = bank.evaluate("new", [(wave, torch.tensor([index % 2])) for index, wave in enumerate(WAVES)])
     assert found.metrics == plain.metrics
+
+
+def test_the_last_batch_of_a_loader_and_one_of_several_labels_are_their_clips(bank):
+    waves = torch.randn(3, 16_000, generator=torch.Generator().manual_seed(0)) / 10
+    expected = bank.embed(waves)
+    rows = torch.eye(800)[:3]
+    assert torch.equal(bank.embed([waves, rows]), expected)
+    assert torch.equal(bank.embed((waves, rows.int())), expected)
+    assert torch.allclose(bank.embed([waves[:1], torch.tensor([3])]), expected[:1], atol=1e-5)
+
+
+def test_two_silent_clips_are_no_batch_with_labels(bank):
+    clips = [torch.full((2, 16_000), 0.1), torch.zeros(2, 16_000)]
+    assert bank.embed(clips).shape[0] == 2

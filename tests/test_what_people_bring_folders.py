@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import unicodedata
 import warnings
 import zipfile
@@ -596,11 +597,11 @@ def test_paths_of_another_machine_are_found_by_their_end(tmp_path: Path, folder:
     assert [file.relative_to(tmp_path).as_posix() for file in dataset.files] == ["a/1.wav", "b/1.wav"]
 
 
-def test_numbers_that_pandas_wrote_as_floats_are_whole(tmp_path: Path) -> None:
+def test_folds_that_pandas_wrote_as_floats_are_whole(tmp_path: Path) -> None:
     tree(tmp_path, "1.wav", "2.wav")
     table(tmp_path, "filename,label,fold\n1.wav,0.0,1.0\n2.wav,1.0,2.0\n")
     dataset = load_folder(tmp_path, folds=[1, 2])
-    assert (dataset.labels, dataset.fold_names) == (("0", "1"), ("1", "2"))
+    assert (dataset.labels, dataset.fold_names) == (("0.0", "1.0"), ("1", "2"))
 
 
 def test_a_missing_label_of_pandas_is_no_class(tmp_path: Path) -> None:
@@ -644,3 +645,39 @@ def test_json_lines_may_be_called_ndjson(tmp_path: Path) -> None:
     rows = [{"file_name": "1.wav", "label_name": "dog"}, {"file_name": "2.wav", "label_name": "cat"}]
     table(tmp_path, "\n".join(map(json.dumps, rows)), "metadata.ndjson")
     assert load_folder(tmp_path).labels == ("cat", "dog")
+
+
+@pytest.mark.parametrize("header", ["#,filename,label", "#;filename;label"])
+def test_a_column_that_is_called_by_a_number_sign_is_no_comment(tmp_path: Path, header: str) -> None:
+    tree(tmp_path, "1.wav", "2.wav")
+    between = header[1]
+    table(
+        tmp_path, f"{header}\n" + "\n".join(between.join(row) for row in (("1", "1.wav", "dog"), ("2", "2.wav", "cat")))
+    )
+    assert load_folder(tmp_path).labels == ("cat", "dog")
+
+
+def test_a_header_that_begins_with_a_number_sign_is_shown_as_it_is(tmp_path: Path) -> None:
+    tree(tmp_path, "1.wav")
+    table(tmp_path, "#filename,label\n1.wav,dog\n")
+    with pytest.raises(DatasetError, match="#filename"):
+        load_folder(tmp_path)
+
+
+def test_classes_of_a_full_column_keep_the_names_that_a_bank_knows_them_by(tmp_path: Path) -> None:
+    tree(tmp_path, "1.wav", "2.wav")
+    table(tmp_path, "filename,label\n1.wav,1.0\n2.wav,2.0\n")
+    assert load_folder(tmp_path).labels == ("1.0", "2.0")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_among_the_clips_does_not_wait_for_a_writer(tmp_path: Path) -> None:
+    tree(tmp_path, "dog/1.wav", "cat/1.wav")
+    os.mkfifo(tmp_path / "dog" / "pipe")
+    assert len(load_folder(tmp_path)) == 2
+
+
+def test_a_link_to_another_class_gives_no_clip_two_labels(tmp_path: Path) -> None:
+    tree(tmp_path, "dog/1.wav", "cat/2.wav")
+    (tmp_path / "dog" / "more").symlink_to(tmp_path / "cat", target_is_directory=True)
+    assert len(load_folder(tmp_path, recursive=True)) == 2

@@ -37,7 +37,6 @@ _ALL_ONES = 0xFFFF_FFFF
 _ID3V1 = 128  # bytes of such a tag
 # Of these libsndfile takes whatever stands behind the sound for sound.
 _TO_THE_END = rb"riff\x2e\x91\xcf\x11|NIST_1A|Creative Voice|FORM....(8SVX|16SV)|2BIT|ALawSound| paf|fap |PVF1|\x64\xa3"
-_STRAY = 4_096  # bytes behind the sound, of no known kind, that some programs leave there
 
 
 def checked(file: Path, handle: BinaryIO) -> BinaryIO:

@@ -61,7 +61,9 @@ _SOUND = re.compile(
 
 
 def holds_sound(file: Path) -> bool:
-    """Whether a file begins as a sound file does that can be decoded. False of one that cannot be opened."""
+    """Whether a file begins as a sound file does that can be decoded. False of a pipe, and of what cannot be opened."""
+    if not file.is_file():  # a pipe would wait for somebody who writes into it
+        return False
     try:
         with file.open("rb") as handle:
             return _SOUND.match(handle.read(32)) is not None

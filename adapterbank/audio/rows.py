@@ -82,8 +82,17 @@ def _is_batch(x: Any) -> bool:
     if isinstance(x, Mapping):
         audio = x.get("audio")
         return isinstance(audio, Mapping) and any(_several(audio.get(key)) for key in RATE_KEYS)
-    if not isinstance(x, (list, tuple)) or len(x) != 2 or not is_array(x[0]) or x[0].ndim < 2 or len(x[0]) < 2:
+    if not isinstance(x, (list, tuple)) or len(x) != 2 or not is_array(x[0]) or x[0].ndim < 2:
         return False
+    if is_array(x[1]) and x[1].ndim == 2 and len(x[1]) == len(x[0]):  # a row of 0 and 1 per clip is no sound
+        return bool(((x[1] == 0) | (x[1] == 1)).all() and (x[1] == 1).any())
+    if len(x[0]) < 2:  # the last batch of many; a rate in a tensor is no label
+        return (
+            is_array(x[1])
+            and tuple(x[1].shape) == (1,)
+            and "int" in str(x[1].dtype)
+            and plain(x[1][0]) not in COMMON_RATES
+        )
     whole = is_array(x[1]) and x[1].ndim == 1 and "int" in str(x[1].dtype)
     named = isinstance(x[1], (list, tuple)) and all(isinstance(label, str) or is_number(label) for label in x[1])
     return (whole or named) and len(x[1]) == len(x[0])

@@ -118,13 +118,15 @@ def read_table(file: Path) -> Table:
 
 
 def _whole_numbers(rows: list[tuple[int, dict[str, Cell]]]) -> list[tuple[int, dict[str, Cell]]]:
-    """Folds and labels that pandas wrote as 3.0, because rows of the column were empty, as 3."""
-    for kind in ("fold", "label"):
-        cells = [cell for _, row in rows if isinstance(cell := row[kind], str) and cell]
-        if cells and all(re.fullmatch(r"-?\d+(\.0+)?", cell, flags=re.ASCII) for cell in cells):
-            for _, row in rows:
-                if isinstance(cell := row[kind], str):
-                    row[kind] = cell.partition(".")[0]
+    """Folds that pandas wrote as 3.0, because rows of the column were empty, as 3.
+
+    Labels stay as they are, because banks that were trained with them know them by that name.
+    """
+    cells = [cell for _, row in rows if isinstance(cell := row["fold"], str) and cell]
+    if cells and all(re.fullmatch(r"-?\d+(\.0+)?", cell, flags=re.ASCII) for cell in cells):
+        for _, row in rows:
+            if isinstance(cell := row["fold"], str):
+                row["fold"] = cell.partition(".")[0]
     return rows
 
 
@@ -202,7 +204,7 @@ def _dialect(file: Path) -> tuple[int, str]:
             text = line.strip("\r\n\ufeff")
             if told := re.fullmatch(r'"?sep=(.)"?', text):
                 return skipped + 1, told[1]
-            if text.strip() and not text.startswith("#"):
+            if text.strip() and not (text.startswith("#") and not _names_columns(text)):
                 break
             skipped += 1
         else:
@@ -213,6 +215,12 @@ def _dialect(file: Path) -> tuple[int, str]:
         return len(_found(cells).keys() & {"file", "label"}), len(cells)
 
     return skipped, max(DELIMITERS, key=known)  # of equals the first: the comma
+
+
+def _names_columns(line: str) -> bool:
+    """Whether a line that begins with "#" is a header: of a table whose first column is "#", or "#filename"."""
+    cells = [next(csv.reader([line.removeprefix("#").lstrip()], delimiter=one), []) for one in DELIMITERS]
+    return any({"file", "label"} <= _found(names).keys() for names in cells)
 
 
 def _header(file: Path) -> list[str]:

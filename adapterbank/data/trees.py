@@ -244,12 +244,13 @@ def folders_of(root: Path) -> list[Path]:
 
 
 def content_of(folder: Path) -> Content:
-    """The audio of a folder and of all folders inside it."""
+    """The audio of a folder and of all folders inside it; links to folders beside it, which are other classes', are not
+    followed."""
     direct: list[Path] = []
     nested: list[Path] = []
     foreign: list[Path] = []
     misnamed: list[Path] = []
-    seen = {os.path.realpath(folder)}
+    seen = {os.path.realpath(folder)} | {entry.path for entry in _entries(folder.resolve().parent) if entry.is_dir()}
     for place, inside, names in os.walk(folder, followlinks=True):
         inside[:] = sorted(name for name in inside if name[0] != "." and name.lower() not in NO_CLASSES)
         inside[:] = [name for name in inside if _is_new(os.path.join(place, name), seen)]

@@ -44,6 +44,8 @@ class Pool:
         elif json.loads(marker.read_text(encoding="utf-8")) != described:
             raise DatasetError(f"{cache} holds the audio of another source than asked; choose another, or empty it.")
         counts, said = _filled(every, cache)
+        if not len(counts):
+            raise DatasetError(f"the sources of {cache} gave no clip; look at their options.")
         if wrong := [number for number in exclude if not 0 <= number < len(counts)]:
             raise DatasetError(f"got exclude={wrong}, expected clip numbers from 0 to {len(counts) - 1}.")
         clips = np.stack([np.concatenate(([0], np.cumsum(counts)[:-1])), counts], axis=1)  # (clips, 2): start, samples
@@ -79,9 +81,12 @@ def _filled(every: Sequence[Source], cache: Path) -> tuple[np.ndarray, list[str]
     lines = cache / "parts.jsonl"
     done = _whole_lines(lines)
     wanted = [(source, number) for source in every for number in range(source.parts)]
+    written, held = 2 * sum(sum(part["samples"]) for part in done), cache / "samples.i16"
+    if written > (held.stat().st_size if held.is_file() else 0):
+        raise DatasetError(f"{held} has lost samples that {lines.name} counts; empty {cache}, so that it is made anew.")
     if len(done) < len(wanted):
         with (cache / "samples.i16").open("ab") as out, lines.open("a", encoding="utf-8") as log:
-            out.truncate(2 * sum(sum(part["samples"]) for part in done))
+            out.truncate(written)
             for source, number in track(wanted[len(done) :], "filling the pool"):
                 found = list(source.part(number))
                 for sound in found:

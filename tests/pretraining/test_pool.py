@@ -70,3 +70,15 @@ def test_excluded_clips_are_counted_over_all_sources(tmp_path: Path) -> None:
     pool = Pool([Steps(1), Steps(1, "yes")], tmp_path, exclude=[1, 2])
     assert pool.said == ["", "yes"]
     assert list(pool.numbers) == [0, 3]
+
+
+def test_samples_that_were_lost_are_an_error_and_no_silence(tmp_path: Path) -> None:
+    Pool(Steps(2), tmp_path)
+    (tmp_path / "samples.i16").unlink()
+    with pytest.raises(DatasetError, match="lost samples"):
+        Pool(Steps(2), tmp_path)
+
+
+def test_sources_without_a_clip_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="no clip"):
+        Pool(Steps(0), tmp_path)

@@ -168,7 +168,13 @@ class Festival:
             quiet = subprocess.DEVNULL
             running = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=quiet, text=True)
             assert running.stdin is not None
-            running.stdin.write(f"(voice_{voice})\n")
+            assert running.stdout is not None
+            known = f'(if (member \'{voice} (voice.list)) (format t "known\\n") (format t "absent\\n"))'
+            running.stdin.write(f"{known}\n(fflush nil)\n(voice_{voice})\n")
+            running.stdin.flush()
+            if running.stdout.readline().strip() != "known":  # Festival would go on with another voice
+                running.communicate()
+                raise ConfigError(f"Festival has no voice {voice}; apt install its festvox package, or leave it out.")
             atexit.register(running.communicate)  # closes its input, upon which it ends
             self._running[voice] = running
         return running

@@ -108,3 +108,10 @@ def test_hibari_makes_low_and_high_speakers_of_one_voice() -> None:
         found.append(float(pitch.median()))
     assert min(found) < 130
     assert max(found) > 200
+
+
+def test_a_voice_that_festival_lacks_does_not_speak_with_another() -> None:
+    if shutil.which("festival") is None:
+        pytest.skip("festival is not installed")
+    with pytest.raises(ConfigError, match="no voice no_such"):
+        voices.Festival(("no_such",))("hello", np.random.default_rng(0))
