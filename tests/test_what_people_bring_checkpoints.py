@@ -217,6 +217,10 @@ def test_weights_in_integers_are_refused_and_those_in_half_precision_read(hf_mod
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / "model.safetensors")
         assert load_backbone(folder).geometry.layers > 0
-    save_file({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, folder / "model.safetensors")
-    with pytest.raises(BackboneError, match="in int8, expected floating point: it was quantized"):
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, folder / "model.safetensors")
+        with pytest.raises(BackboneError, match="expected fp16, bf16, fp32 or fp64: it was quantized"):
+            load_backbone(folder)
+    save_file({**tensors, "position_ids": torch.arange(4)}, folder / "model.safetensors")
+    with pytest.raises(BackboneError, match="tensors that no AST has: position_ids"):
         load_backbone(folder)

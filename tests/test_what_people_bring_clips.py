@@ -239,3 +239,8 @@ def test_the_last_batch_of_a_loader_and_one_of_several_labels_are_their_clips(ba
 def test_two_silent_clips_are_no_batch_with_labels(bank):
     clips = [torch.full((2, 16_000), 0.1), torch.zeros(2, 16_000)]
     assert bank.embed(clips).shape[0] == 2
+
+
+def test_a_list_of_numbers_with_something_else_in_it_is_no_clip(bank):
+    with pytest.raises(WaveformError, match="expected samples"):
+        bank.embed([0.1] * 3000 + [[1, 2]])

@@ -321,7 +321,10 @@ def mono(clip: Tensor) -> Tensor:
 
 def _array(samples: Any) -> np.ndarray[Any, Any]:
     """Plain numbers as an array; whole ones stay whole, so that they are refused as samples that were not divided."""
-    found = np.asarray(samples)
+    try:
+        found = np.asarray(samples)
+    except ValueError as error:
+        raise WaveformError(f"got a list of numbers and of other things, expected samples: {error}.") from error
     return found.astype(np.float32) if found.dtype == object else found
 
 

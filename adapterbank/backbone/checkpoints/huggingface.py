@@ -126,9 +126,11 @@ def _canonical(tensors: Mapping[str, Tensor], folder: Path) -> tuple[dict[str, T
     head: dict[str, Tensor] = {}
     unknown = []
     for original, tensor in tensors.items():
-        if not tensor.is_floating_point():
+        known = canonical(original) is not None or original.removeprefix(PREFIX) in CLASSIFIER
+        if known and (not tensor.is_floating_point() or tensor.itemsize == 1):  # of 8 bits: float8
+            found = str(tensor.dtype).removeprefix("torch.")
             raise BackboneError(
-                f"{folder} has {original} in {str(tensor.dtype).removeprefix('torch.')}, expected floating point: it "
+                f"{folder} has {original} in {found}, expected fp16, bf16, fp32 or fp64: it "
                 "was quantized, and its scales are not read. Take the weights from before that; with "
                 "from_pretrained(..., base_dtype=torch.int8) they are as small."
             )
