@@ -1,4 +1,7 @@
-"""Names that people and disks write in different ways: which of them are the same, and in which order they stand."""
+"""Words: names that people and disks write in different ways, and nouns and verbs beside a number.
+
+Of names it says which of them are the same, and in which order they stand.
+"""
 
 from __future__ import annotations
 
@@ -62,3 +65,20 @@ def _pieces(name: str) -> list[tuple[int, int, str]]:
     """Digits and what stands between them, so that each can be compared with what stands at its place elsewhere."""
     pieces = re.split(r"(\d+)", name, flags=re.ASCII)
     return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece]
+
+
+_OF_ONE = {"are": "is", "were": "was", "have": "has", "do": "does"}
+
+
+def amount(count: int, noun: str) -> str:
+    """A number with its noun: "1 clip", "2 clips", "0 classes", "1,200 files".
+
+    Args:
+        noun: a singular, of which the last word gets the ending.
+    """
+    return f"{count:,} {noun if count == 1 else noun + ('es' if noun.endswith(('s', 'x', 'ch')) else 's')}"
+
+
+def verb(count: int, plural: str) -> str:
+    """The verb that goes with so many things: of "are" it is "is" for one, of "lie" it is "lies"."""
+    return _OF_ONE.get(plural, f"{plural}s") if count == 1 else plural

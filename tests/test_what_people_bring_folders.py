@@ -75,7 +75,7 @@ def test_every_container_that_can_be_decoded_is_a_clip(tmp_path: Path, suffix: s
 @pytest.mark.parametrize("name", ["dog/2.m4a", "dog/deep/2.aac", "cat/2.MP4", "cat/3.wma"])
 def test_audio_that_cannot_be_decoded_beside_clips_is_counted_and_named(tmp_path: Path, name: str) -> None:
     tree(tmp_path, "dog/1.wav", "cat/1.wav", name)
-    with pytest.raises(DatasetError, match=f'1 file .{name}. are audio that libsndfile does not.*on_error="skip"'):
+    with pytest.raises(DatasetError, match=f'1 file .{name}. is audio that libsndfile does not.*on_error="skip"'):
         load_folder(tmp_path)
     with pytest.warns(SkippedClipsWarning, match=f"1 file .{name}"):
         assert len(load_folder(tmp_path, on_error="skip", progress=False)) == 2
@@ -83,7 +83,7 @@ def test_audio_that_cannot_be_decoded_beside_clips_is_counted_and_named(tmp_path
 
 def test_clips_beside_the_class_folders_are_not_dropped_silently(tmp_path: Path) -> None:
     tree(tmp_path, "dog/1.wav", "cat/1.wav", "loose.wav")
-    with pytest.raises(DatasetError, match=r"1 file \(loose.wav\) lie beside the class folders"):
+    with pytest.raises(DatasetError, match=r"1 file \(loose.wav\) lies beside the class folders"):
         load_folder(tmp_path)
 
 
@@ -337,13 +337,13 @@ def test_a_name_that_several_files_fit_is_not_guessed(tmp_path: Path) -> None:
 
 REASONS: dict[tuple[str, ...], str] = {
     ("dog/1.m4a", "cat/2.m4a"): r"2 files \(cat/2.m4a, dog/1.m4a\), which libsndfile does not decode. Convert",
-    ("1.wav", "2.wav"): r"2 files \(1.wav, 2.wav\) lie there, but nothing says their classes",
+    ("1.wav", "2.wav"): r"2 files \(1.wav, 2.wav\) lie there, but nothing says of which class",
     ("clips.zip",): r"1 file \(clips.zip\): unpack that first",
     ("metadata.xlsx",): "a spreadsheet: save it as CSV",
     ("train.parquet",): "which load_folder does not read",
-    ("1.wav", "labels.xlsx"): "lie there, but nothing says their classes.*a spreadsheet: save it as CSV",
+    ("1.wav", "labels.xlsx"): "lies there, but nothing says of which class.*a spreadsheet: save it as CSV",
     ("1.wav", "metadata.json"): r"metadata.json\), which load_folder does not read: write one object per line",
-    ("dog/notes.txt",): r"Its 1 files are no audio by their names \(1 .txt\)",
+    ("dog/notes.txt",): r"Its 1 file is no audio by name \(1 .txt\)",
     (): "It is empty",
 }
 
@@ -423,7 +423,7 @@ def test_files_that_cannot_be_read_are_left_out_counted_and_named(tmp_path: Path
 def test_missing_files_of_a_table_are_left_out_counted_and_named(tmp_path: Path) -> None:
     tree(tmp_path, "a.wav", "b.wav")
     table(tmp_path, "filename,label\na.wav,x\nb.wav,y\nc.wav,y\n")
-    with pytest.warns(SkippedClipsWarning, match=r"1 file \(c.wav\) of its table are missing"):
+    with pytest.warns(SkippedClipsWarning, match=r"1 file \(c.wav\) is missing that its table lists"):
         assert len(load_folder(tmp_path, on_error="skip", progress=False)) == 2
 
 
@@ -535,7 +535,7 @@ def test_audio_under_another_name_is_not_dropped_silently(tmp_path: Path, name: 
     tree(tmp_path, "dog/1.wav", "cat/1.wav", "dog/notes.txt")
     content = (tmp_path / "dog" / "1.wav").read_bytes()
     (tmp_path / "dog" / name).write_bytes(gzip.compress(content) if name.endswith((".gz", ".zip")) else content)
-    with pytest.raises(DatasetError, match=rf"1 file \(dog/{name}\) begin as audio does, .*Give them the ending"):
+    with pytest.raises(DatasetError, match=rf"1 file \(dog/{name}\) begins as audio does, .*Give them the ending"):
         load_folder(tmp_path)
     with pytest.warns(SkippedClipsWarning, match=f"1 file .dog/{name}."):
         assert len(load_folder(tmp_path, on_error="skip")) == 2
@@ -553,7 +553,7 @@ def test_a_link_to_a_folder_is_followed_once_and_never_upwards(tmp_path: Path) -
     (root / "dog" / "alice").symlink_to(elsewhere)
     (root / "dog" / "up").symlink_to("..")
     (root / "dog" / "itself").symlink_to(".")
-    with pytest.raises(DatasetError, match="1 file .dog/alice/3.wav. lie in folders inside a class folder"):
+    with pytest.raises(DatasetError, match="1 file .dog/alice/3.wav. lies in folders inside a class folder"):
         load_folder(root)
     dataset = load_folder(root, recursive=True)
     assert [file.name for file in dataset.files] == ["2.wav", "1.wav", "3.wav"]

@@ -43,6 +43,7 @@ from adapterbank.errors import (
     warn_outside,
 )
 from adapterbank.numbers import is_whole, plain
+from adapterbank.text import amount, verb
 
 CHANNELS = 8  # an axis of at most so many entries, beside a longer one, is that of the channels
 LONGEST_SECONDS = 60.0  # of a clip that runs as a whole: attention costs the square of its length
@@ -273,9 +274,9 @@ def _checked(clip: Tensor | np.ndarray[Any, Any], sample_rate: Any) -> tuple[Ten
         )
     if len(wave) * SAMPLE_RATE < WINDOW * rate:
         raise WaveformError(
-            f"got a clip of {len(wave)} samples at {rate} Hz, {1000 * len(wave) / rate:.3g} ms; expected at least one "
-            f"window of {1000 * WINDOW / SAMPLE_RATE:g} ms. Several clips of one length are rows of (B, T), and "
-            "(T, channels), as soundfile gives it, is passed as (waveform, sample_rate)."
+            f"got a clip of {amount(len(wave), 'sample')} at {rate} Hz, {1000 * len(wave) / rate:.3g} ms; expected at "
+            f"least one window of {1000 * WINDOW / SAMPLE_RATE:g} ms. Several clips of one length are rows of (B, T), "
+            "and (T, channels), as soundfile gives it, is passed as (waveform, sample_rate)."
         )
     return wave, rate
 
@@ -354,7 +355,10 @@ class _Rates:
 
     def check(self, clips: int) -> None:
         if self.all is not None and len(self.all) != clips:
-            raise ConfigError(f"got {len(self.all)} sample rates for {clips} clips, expected one, or one per clip.")
+            raise ConfigError(
+                f"got {amount(len(self.all), 'sample rate')} for {amount(clips, 'clip')}, expected one, or one per "
+                "clip."
+            )
 
 
 # -- long clips -------------------------------------------------------------------------------------------------------
@@ -401,5 +405,5 @@ def warn_of_skipped(failed: Mapping[int, Exception], total: int, what: str = "cl
     shown = [(f"{what} {place}: ", str(error)) for place, error in list(failed.items())[:most]]
     reasons = "; ".join(text if text.startswith(start) else start + text for start, text in shown)
     more = f"; and {len(failed) - most} more" if len(failed) > most else ""
-    of = f"{len(failed)} of {total} {what}{'s' * (total != 1)}"
-    warn_outside(f"{of} {'was' if len(failed) == 1 else 'were'} left out. {reasons}{more}")
+    of = f"{len(failed)} of {amount(total, what)}"
+    warn_outside(f"{of} {verb(len(failed), 'were')} left out. {reasons}{more}")

@@ -19,6 +19,7 @@ from torchaudio.compliance.kaldi import get_mel_banks
 from adapterbank.audio.resampling import DEFAULT_KERNEL, resample_clip
 from adapterbank.errors import ConfigError
 from adapterbank.numbers import is_whole
+from adapterbank.text import amount
 
 SAMPLE_RATE = 16_000  # Hz
 WINDOW = 400  # samples: 25 ms
@@ -138,7 +139,10 @@ def resample(
     """
     rates = list(sample_rate) if isinstance(sample_rate, Sequence) else [sample_rate] * len(waveforms)
     if len(rates) != len(waveforms):
-        raise ConfigError(f"got {len(rates)} sample rates for {len(waveforms)} clips, expected one, or one per clip.")
+        raise ConfigError(
+            f"got {amount(len(rates), 'sample rate')} for {amount(len(waveforms), 'clip')}, expected one, or one per "
+            "clip."
+        )
     for rate in rates:
         check_sample_rate(rate)
     return [resample_clip(w, rate, SAMPLE_RATE, resampling) for w, rate in zip(waveforms, rates, strict=True)]

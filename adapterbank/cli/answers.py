@@ -10,6 +10,7 @@ import typer
 
 from adapterbank.cli import banks, options, report
 from adapterbank.errors import UnknownNameError
+from adapterbank.text import amount
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -228,7 +229,9 @@ def _write_npz(records: Iterable[dict[str, Any]], file: Path | None) -> None:
     features = np.array([record["features"] for record in answered], dtype=np.float32)
     np.savez(content, files=np.array([record["file"] for record in answered]), features=features)
     write_atomically(file.expanduser(), content.getvalue())
-    typer.echo(f"{len(answered)} vectors of {features.shape[-1]} numbers written to {file}", err=True)
+    typer.echo(
+        f"{amount(len(answered), 'vector')} of {amount(features.shape[-1], 'number')} written to {file}", err=True
+    )
 
 
 def _sizes(records: Iterable[dict[str, Any]]) -> Table:

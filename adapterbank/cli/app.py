@@ -83,7 +83,7 @@ def about(
 
     adapterbank predict new/ --task my_task      what is in these files?
 
-    Exit codes: 0 done; 1 done, but some clips failed; 2 wrong usage, nothing was done.
+    Exit codes: 0 done; 1 done, but some clips failed or were left out; 2 wrong usage, nothing was done.
     """
 
 

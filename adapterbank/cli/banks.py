@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adapterbank.errors import ConfigError, StorageError, UnknownNameError
+from adapterbank.text import amount
 
 if TYPE_CHECKING:
     from adapterbank.bank import AdapterBank
@@ -62,10 +63,10 @@ def needed_task(folder: Path, name: str | None) -> str:
     """
     names = task_names(needed(folder))
     if name is None:
+        if not names:
+            raise ConfigError(f"{folder} has no task. Train one with `adapterbank train NAME --data FOLDER`.")
         if len(names) != 1:
-            raise ConfigError(
-                f"{folder} has {len(names)} tasks; say which with --task: {', '.join(names) or 'none yet'}."
-            )
+            raise ConfigError(f"{folder} has {amount(len(names), 'task')}; say which with --task: {', '.join(names)}.")
         return names[0]
     if names and name not in names:  # without names, opening the bank says what is wrong with it
         raise UnknownNameError("task", name, names, f"`adapterbank tasks --bank {folder}` lists them.")

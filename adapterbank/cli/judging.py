@@ -13,6 +13,7 @@ from adapterbank.cli import banks, options, report
 from adapterbank.cli.completion import complete_task
 from adapterbank.cli.folders import Folder, checked_part
 from adapterbank.errors import ConfigError
+from adapterbank.text import amount
 
 if TYPE_CHECKING:
     from adapterbank.bank import AdapterBank
@@ -139,7 +140,7 @@ def calibrate(
     if as_json:
         report.print_json(record)
         return
-    text = f"{name}: temperature {found.temperature:.3f}, fitted on {len(part)} clips of {data} ({split})."
+    text = f"{name}: temperature {found.temperature:.3f}, fitted on {amount(len(part), 'clip')} of {data} ({split})."
     if found.thresholds is not None:
         limits = zip(opened.task(name).labels, found.thresholds, strict=True)
         text += " Thresholds: " + ", ".join(f"{label} {value:.3f}" for label, value in limits) + "."
@@ -195,8 +196,9 @@ def compare(
         made.add_row(key.replace("_", " "), *(_text(fact.get(key)) for fact in facts))
     report.print_table(made)
     if difference is not None:
-        text = "{metric}: {a} − {b} = {value:+.3f} (95% interval {low:+.3f} to {high:+.3f}, {clips} clips of {data})."
-        typer.echo(text.format(a=names[0], b=names[1], data=data, **difference))
+        text = "{metric}: {a} − {b} = {value:+.3f} (95% interval {low:+.3f} to {high:+.3f}, {heard} of {data})."
+        heard = amount(difference["clips"], "clip")
+        typer.echo(text.format(a=names[0], b=names[1], data=data, heard=heard, **difference))
 
 
 def _facts(bank: AdapterBank, name: str) -> dict[str, Any]:

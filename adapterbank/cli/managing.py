@@ -11,6 +11,7 @@ import typer
 from adapterbank.cli import banks, options, report
 from adapterbank.cli.completion import complete_task
 from adapterbank.errors import ConfigError
+from adapterbank.text import amount
 
 
 def tasks(
@@ -131,11 +132,16 @@ def export(
     format: Annotated[
         str, typer.Option(help="safetensors: one file that `adapterbank import` reads; peft: a LoRA task as a folder.")
     ] = "safetensors",
+    head: Annotated[
+        bool, typer.Option("--head/--no-head", help="Of peft: without the head, which transformers may not have.")
+    ] = True,
 ) -> None:
     """Writes one task as a file of its own, or for another library."""
+    if not head and format != "peft":
+        raise ConfigError(f"got --no-head with --format {format}; only --format peft can leave the head out.")
     banks.needed_task(bank, task)
     opened = banks.open_bank(bank, "cpu")
-    opened.export(task, format, to)
+    opened.export(task, format, to, **({} if head else {"head": False}))
     typer.echo(f"{task} written to {to}")
 
 
@@ -147,7 +153,7 @@ def import_(
     """Adds a task from a file, made on the same backbone, to a bank."""
     with banks.changing(bank) as opened:
         task = opened.import_task(file, name=name)
-        typer.echo(f"{task.name} ({task.method}, {len(task.labels)} classes) added to {bank}")
+        typer.echo(f"{task.name} ({task.method}, {amount(len(task.labels), 'class')}) added to {bank}")
 
 
 def remove(

@@ -43,7 +43,7 @@ LabelSeparator = Annotated[
     str | None,
     typer.Option(help="Between several labels of a clip in a table, if not ; or |.", rich_help_panel="Data"),
 ]
-Fold = Annotated[str | None, typer.Option(help="Of data with folds; as in `train`.", rich_help_panel="Data")]
+Fold = Annotated[str | None, typer.Option(help="Of data with folds.", rich_help_panel="Data")]
 Threshold = Annotated[
     str | None,
     typer.Option(

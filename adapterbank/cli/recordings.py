@@ -9,6 +9,7 @@ import typer
 
 from adapterbank.cli import banks, options, report
 from adapterbank.errors import ConfigError
+from adapterbank.text import amount
 
 if TYPE_CHECKING:
     from adapterbank.scanning.result import Scan
@@ -62,6 +63,11 @@ def scan(
         if not file.expanduser().parent.is_dir():
             raise ConfigError(f"the folder of --output {file} does not exist; make it first.")
     limit = options.threshold_of(threshold)
+    if recording.expanduser().is_dir():
+        raise ConfigError(
+            f"got the folder {recording}, expected one recording. Scan its files one by one, such as with "
+            f'`for f in {recording}/*.wav; do adapterbank scan "$f"; done`; `predict` answers for folders of clips.'
+        )
     names = [banks.needed_task(bank, one) for one in task or banks.task_names(banks.needed(bank))]
     opened = banks.open_bank(bank, device, precision=precision, resident=len(names))
     found = opened.scan(
@@ -95,7 +101,7 @@ def _report(found: Scan, form: report.Form, files: list[Path], how: dict[str, An
         for event in events:
             times = (f"{event[key]:.2f}" for key in ("onset", "offset"))
             made.add_row(event["task"], event["label"], *times, f"{event['score']:.3f}")
-        title = f"{found.recording}: {found.seconds:.1f} s in {len(found)} windows of {found.window:g} s"
+        title = f"{found.recording}: {found.seconds:.1f} s in {amount(len(found), 'window')} of {found.window:g} s"
         report.print_table(made, title)
 
 

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, TextIO, TypeVar, cast
 import typer
 
 from adapterbank.errors import ConfigError
+from adapterbank.text import amount
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -160,7 +161,8 @@ class Failures:
     def exit(self) -> None:
         """Raises typer.Exit(1) if a clip failed."""
         if self.failed:
-            typer.echo(f"{self.failed} of {self.total} clips failed; the others are answered.", err=True)
+            others = "; the others are answered" if self.failed < self.total else ""
+            typer.echo(f"{self.failed} of {amount(self.total, 'clip')} failed{others}.", err=True)
             raise typer.Exit(FAILED)
 
 

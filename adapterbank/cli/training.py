@@ -17,6 +17,7 @@ import typer
 from adapterbank.cli import banks, options, report
 from adapterbank.cli.folders import Folder
 from adapterbank.errors import ConfigError, NameTakenError
+from adapterbank.text import amount
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,8 +76,9 @@ def train(
     opened = _checked(name, model, fit_options, folder, bank, backbone, device)
     splits = folder.splits()
     say: Callable[..., None] = _silent if as_json else report.console().print
-    kind = "labels, several per clip" if splits[0].multilabel else "classes"
-    say(f"{data}: {sum(map(len, splits)):,} clips, {len(splits[0].labels)} {kind}", soft_wrap=True)
+    several, count = splits[0].multilabel, len(splits[0].labels)
+    classes = f"{amount(count, 'label')}, several per clip" if several else amount(count, "class")
+    say(f"{data}: {amount(sum(map(len, splits)), 'clip')}, {classes}", soft_wrap=True)
     say(_found(splits))
     task = opened.add_task(name, labels=splits[0].labels, multilabel=splits[0].multilabel, **model)
     say(
@@ -245,7 +247,10 @@ def _report(
     task = bank.task(name)
     low, high = evaluation.interval
     score = evaluation.metrics[task.primary_metric]
-    say(f"test: {task.primary_metric} {score:.3f} (95% interval {low:.3f} to {high:.3f}, {len(splits[2])} clips).")
+    say(
+        f"test: {task.primary_metric} {score:.3f} (95% interval {low:.3f} to {high:.3f}, "
+        f"{amount(len(splits[2]), 'clip')})."
+    )
     say(f"saved: task {name!r} in {folder}.")
     if link is not None:
         say(f"MLflow: {link}", soft_wrap=True)

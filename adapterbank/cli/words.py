@@ -10,7 +10,7 @@ import re
 from functools import partial
 from typing import Any
 
-_VALUE = r"""(?P<value>True|False|None|"[^"]*"|'[^']*'|-?\d+(?:\.\d+)?(?:e-?\d+)?|\w+)?"""
+_VALUE = r"""(?P<value>True|False|None|"[^"]*"|'[^']*'|-?\d+(?:\.\d+)?(?:e-?\d+)?|\.{3}|\w+)?"""
 
 
 def in_words_of(command: Any, message: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from adapterbank.errors import LabelsError
 from adapterbank.numbers import is_whole
-from adapterbank.text import nfc
+from adapterbank.text import amount, nfc
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def labels_of(name: str, labels: Sequence[str] | None, num_classes: int | None) 
         return tuple(str(i) for i in range(num_classes))
     given = _in_order(labels)
     if num_classes is not None and num_classes != len(given):
-        raise LabelsError(f"got {len(given)} labels and num_classes={num_classes}; give one of them.")
+        raise LabelsError(f"got {amount(len(given), 'label')} and num_classes={num_classes}; give one of them.")
     return given
 
 

@@ -22,6 +22,7 @@ from adapterbank.data.threads import in_threads
 from adapterbank.errors import ConfigError
 from adapterbank.files import write_atomically
 from adapterbank.numbers import positive, whole
+from adapterbank.text import amount
 
 # What can be found, in the order of the report; the first five are problems, the others are worth a look.
 UNREADABLE = "unreadable"
@@ -147,9 +148,9 @@ class DatasetReport:
 
     def _headline(self) -> str:
         if not self.rows:
-            return f"{self.name}: {self.clips} clips, nothing found."
+            return f"{self.name}: {amount(self.clips, 'clip')}, nothing found."
         told = ", ".join(f"{count} {kind}" for kind, count in self.counts.items())
-        return f"{self.name}: {self.clips} clips, {len(self.problems)} problems; {told}."
+        return f"{self.name}: {amount(self.clips, 'clip')}, {amount(len(self.problems), 'problem')}; {told}."
 
 
 def check_clips(
@@ -253,9 +254,13 @@ def _of_classes(clips: Sequence[Clip], labels: Sequence[str], min_clips: int) ->
     has_training = any(clip.split == "train" for clip in clips)
     for label in labels:
         if has_training and label not in trained:
-            yield Finding(UNTRAINED, None, label, "train", f"its {count[label]} clips are all in other splits")
+            yield Finding(UNTRAINED, None, label, "train", _elsewhere(count[label]))
         if count[label] < min_clips:
-            yield Finding(FEW, None, label, "", f"{count[label]} clips, fewer than {min_clips}")
+            yield Finding(FEW, None, label, "", f"{amount(count[label], 'clip')}, fewer than {min_clips}")
+
+
+def _elsewhere(clips: int) -> str:
+    return "its only clip is in another split" if clips == 1 else f"its {amount(clips, 'clip')} are all in other splits"
 
 
 def _doubted(clips: Sequence[Clip], suspects: Iterable[Suspect]) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from adapterbank.audio.suffixes import READABLE_SUFFIXES, UNREADABLE_SUFFIXES
 from adapterbank.errors import ConfigError, DatasetError, warn_outside
+from adapterbank.text import amount, verb
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -65,7 +66,7 @@ class Layout:
         """Files that are not read: an error, or with on_error="skip" a warning. Both count and name them.
 
         Args:
-            why: ends "3 files ...", such as "cannot be decoded".
+            why: ends "3 files ...", such as "are no audio"; it begins with its verb, in the plural.
             advice: what to do about it.
             chosen: whether an option says that they are to be left out; then it is no error.
 
@@ -75,18 +76,24 @@ class Layout:
         files = list(files)
         if not files:
             return
-        told = f"{root}: {counted(files, root)} {why}."
+        told = f"{root}: {counted(files, root, why)}."
         if self.on_error == "raise" and not chosen:
             raise DatasetError(f'{told} {advice} Or pass on_error="skip" to read the others without them.')
-        warn_outside(f"{told} They are left out. {advice}")
+        warn_outside(f"{told} {'It is' if len(files) == 1 else 'They are'} left out. {advice}")
 
 
-def counted(files: Iterable[Path], root: Path, most: int = 5) -> str:
-    """Such as "3 files (a/1.wav, a/2.wav, b/1.wav)"; of many the first few are named."""
+def counted(files: Iterable[Path], root: Path, why: str = "", *, most: int = 5) -> str:
+    """Such as "3 files (a/1.wav, a/2.wav, b/1.wav)"; of many the first few are named.
+
+    Args:
+        why: what is told of them, which begins with a verb in the plural, such as "are missing".
+    """
     files = list(files)
     names = [file.relative_to(root).as_posix() if file.is_relative_to(root) else str(file) for file in files[:most]]
     more = ", ..." if len(files) > most else ""
-    return f"{len(files)} file{'s' * (len(files) != 1)} ({', '.join(names)}{more})"
+    first, _, rest = why.partition(" ")
+    told = f" {verb(len(files), first)} {rest}" if why else ""
+    return f"{amount(len(files), 'file')} ({', '.join(names)}{more}){told}"
 
 
 def is_audio(name: str) -> bool:

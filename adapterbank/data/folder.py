@@ -28,7 +28,7 @@ from adapterbank.errors import (
     warn_outside,
 )
 from adapterbank.numbers import is_real, whole
-from adapterbank.text import alike, in_natural_order, nfc
+from adapterbank.text import alike, amount, in_natural_order, nfc, verb
 
 Target: TypeAlias = str | tuple[str, ...]  # one label, or for multi-label tasks all labels of the clip
 
@@ -62,8 +62,9 @@ class FolderDataset(Dataset[tuple[Tensor, Target]]):
         return self._audio.read(self._clips[index].file), self._target(self._clips[index])
 
     def __repr__(self) -> str:
-        kind = "labels, several per clip" if self.multilabel else "classes"
-        return f"FolderDataset({self.name!r}, {len(self)} clips, {len(self.labels)} {kind})"
+        count = len(self.labels)
+        kind = f"{amount(count, 'label')}, several per clip" if self.multilabel else amount(count, "class")
+        return f"FolderDataset({self.name!r}, {amount(len(self), 'clip')}, {kind})"
 
     def _target(self, clip: Clip) -> Target:
         return clip.labels if self.multilabel else clip.labels[0]
@@ -225,9 +226,13 @@ class FolderDataset(Dataset[tuple[Tensor, Target]]):
             return self
         reasons = " ".join(error for _, error in failed[:3]) + (" ..." if len(failed) > 3 else "")
         if len(failed) == len(self):
-            raise DatasetError(f"none of the {len(self)} clips of {self.name} can be read. The first: {reasons}")
+            raise DatasetError(
+                f"none of the {amount(len(self), 'clip')} of {self.name} can be read. The first: {reasons}"
+            )
         named = counted([file for file, _ in failed], _common(self.files), most=20)
-        warn_outside(f"{self.name}: {named} of {len(self)} cannot be read and are left out. {reasons}")
+        warn_outside(
+            f"{self.name}: {named} of {len(self)} cannot be read and {verb(len(failed), 'are')} left out. {reasons}"
+        )
         return self._with(index for index, error in enumerate(errors) if not error)
 
     def _deal(self, fractions: Sequence[float], seed: int) -> tuple[FolderDataset, ...]:
@@ -235,8 +240,9 @@ class FolderDataset(Dataset[tuple[Tensor, Target]]):
         parts = split_groups(labels, groups, fractions, seed)
         if not all(parts):
             raise DatasetError(
-                f"{self} cannot be dealt into {len(parts)} parts: it has {len(set(self.groups))} groups (speakers, "
-                "recordings), which stay together. Add clips from other sources, or name the parts in a split column."
+                f"{self} cannot be dealt into {amount(len(parts), 'part')}: it has "
+                f"{amount(len(set(self.groups)), 'group')} (speakers, recordings), which stay together. Add clips "
+                "from other sources, or name the parts in a split column."
             )
         return tuple(self._with(part) for part in parts)
 

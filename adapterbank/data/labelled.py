@@ -13,7 +13,7 @@ from adapterbank.audio.suffixes import READABLE_SUFFIXES
 from adapterbank.data.clip import SPLITS, Clip, Layout, counted, is_audio
 from adapterbank.data.tables import PLURAL, Cell, Table, read_table
 from adapterbank.errors import DatasetError
-from adapterbank.text import nfc, visible
+from adapterbank.text import amount, nfc, verb, visible
 
 SEPARATOR = ";"  # between several groups of one clip
 ON_EVIDENCE = (",", "+", "&", "/")  # between labels of one clip, if each part is the label of other clips
@@ -102,16 +102,18 @@ def _without(
         first = ", ".join(str(file) for file in missing[:3]) + (", ..." if len(missing) > 3 else "")
         listing = tables[0].name if len(tables) == 1 else f"the tables {', '.join(file.name for file in tables)}"
         raise DatasetError(
-            f"{root} is incomplete: {len(missing)} of the {len(clips)} audio files that {listing} "
-            f"list{'s' * (len(tables) == 1)} are missing, the first: {first}. Put the audio below {root} under the "
-            "names in the table (download or unpack the dataset again), remove those lines, or pass "
-            'on_error="skip" to read the others.'
+            f"{root} is incomplete: {len(missing)} of the {amount(len(clips), 'audio file')} that {listing} "
+            f"{verb(len(tables), 'list')} {verb(len(missing), 'are')} missing, the first: {first}. Put the audio "
+            f"below {root} under the names in the table (download or unpack the dataset again), remove those lines, "
+            'or pass on_error="skip" to read the others.'
         )
-    layout.leave_out(root, missing, "of its table are missing", "Download or unpack the dataset again.")
+    layout.leave_out(root, missing, "are missing that its table lists", "Download or unpack the dataset again.")
     absent = set(missing)
     left = [clip for clip in clips if clip.file not in absent]
     if not left:
-        raise DatasetError(f"{root}: all {counted(missing, root)} of its table are missing. Unpack the dataset again.")
+        raise DatasetError(
+            f"{root}: all that its table lists is missing: {counted(missing, root)}. Unpack the dataset again."
+        )
     return left
 
 

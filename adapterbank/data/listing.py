@@ -18,7 +18,7 @@ from adapterbank.data.labelled import clips_of
 from adapterbank.data.tables import SUFFIXES, columns_of, names_clips, tables_in
 from adapterbank.data.trees import MISNAMED, RENAME, folders_of, is_misnamed, scan_tree
 from adapterbank.errors import DatasetError, UnreadTableWarning, warn_outside
-from adapterbank.text import in_natural_order, nfc
+from adapterbank.text import amount, in_natural_order, nfc, verb
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
@@ -109,10 +109,12 @@ def _chosen(usable: Sequence[Path], path: Path) -> list[tuple[Path, str]]:
 def _filled(found: tuple[list[Clip], bool], path: Path) -> tuple[list[Clip], bool]:
     """Refuses a dataset of empty files. Usually the first file has bytes, and only that is looked at."""
     if all(clip.file.exists() and not clip.file.stat().st_size for clip in found[0]):
-        raise DatasetError(
-            f"{path}: all {len(found[0])} audio files are empty (0 bytes). Download or unpack the dataset again."
-        )
+        raise DatasetError(f"{path}: {_all_of(len(found[0]))} empty (0 bytes). Download or unpack the dataset again.")
     return found
+
+
+def _all_of(files: int) -> str:
+    return "its only audio file is" if files == 1 else f"all {amount(files, 'audio file')} are"
 
 
 def _not_read(table: Path) -> str:
@@ -165,12 +167,12 @@ def _reason(path: Path, files: Sequence[Path]) -> str:
         return f"It holds {counted(foreign, path)}, which libsndfile does not decode. {CONVERT_HINT}"
     if audio := [file for file in files if is_audio(file.name)]:
         return (
-            f"{counted(audio, path)} lie there, but nothing says their classes: put them into one folder per class, or "
-            f"write a metadata.csv with the columns filename,label. "
+            f"{counted(audio, path, 'lie there')}, but nothing says of which class: make one folder per class, "
+            "or write a metadata.csv with the columns filename,label. "
             f"{_other_tables(path, files) or _texts(path, files)}".rstrip()
         )
     if misnamed := [file for file in files[:MOST_OPENED] if is_misnamed(file)]:
-        return f"{counted(misnamed, path)} {MISNAMED}. {RENAME}"
+        return f"{counted(misnamed, path, MISNAMED)}. {RENAME}"
     if archives := ending(*ARCHIVES):
         return f"It holds {counted(archives, path)}: unpack that first, and pass the folder that comes out."
     if told := _other_tables(path, files):
@@ -178,7 +180,7 @@ def _reason(path: Path, files: Sequence[Path]) -> str:
     if not files:
         return "It is empty."
     kinds = ", ".join(f"{count} {suffix or 'without ending'}" for suffix, count in _kinds(files).most_common(5))
-    return f"Its {len(files)} files are no audio by their names ({kinds})."
+    return f"Its {amount(len(files), 'file')} {verb(len(files), 'are')} no audio by name ({kinds})."
 
 
 def _other_tables(path: Path, files: Sequence[Path]) -> str:

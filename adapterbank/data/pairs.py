@@ -36,6 +36,7 @@ from adapterbank.data.clip import SPLITS
 from adapterbank.data.folder import FolderDataset
 from adapterbank.errors import AdapterBankError, DatasetError, LabelsError
 from adapterbank.numbers import plain
+from adapterbank.text import amount
 
 # Columns of labels in the order in which they are looked for; names come before numbers ("target" of ESC-50).
 LABEL_KEYS = (
@@ -179,8 +180,8 @@ class Items:
             label = self._label(item)
             if is_array(clip) and clip.ndim > 1 and len(clip) > 1 and _length(label) == len(clip):
                 raise DatasetError(
-                    f"got {len(clip)} clips and {len(clip)} labels as one item, which looks like a batch. Pass the "
-                    "DataLoader itself, or one batch alone."
+                    f"got {amount(len(clip), 'clip')} and {amount(len(clip), 'label')} as one item, which looks like "
+                    "a batch. Pass the DataLoader itself, or one batch alone."
                 )
             wave, rate = one_clip(clip, self._rate)
             return resample_clip(wave, rate, SAMPLE_RATE), label

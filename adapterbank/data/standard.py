@@ -8,7 +8,7 @@ from typing import Any
 from adapterbank.data.check import DatasetReport, check_clips
 from adapterbank.data.folder import FolderDataset
 from adapterbank.errors import ConfigError, DatasetError, UnknownNameError
-from adapterbank.text import in_natural_order
+from adapterbank.text import amount, in_natural_order, verb
 
 
 def standard_splits(
@@ -36,8 +36,8 @@ def standard_splits(
     trained, occurring = ({label for clip in part._clips for label in clip.labels} for part in (parts[0], dataset))
     if untrained := sorted(occurring - trained):
         raise DatasetError(
-            f"{len(untrained)} classes of {dataset} have no clip to train on: {', '.join(untrained[:5])}. Put clips of "
-            "them into the training split, or remove the class."
+            f"{amount(len(untrained), 'class')} of {dataset} {verb(len(untrained), 'have')} no clip to train on: "
+            f"{', '.join(untrained[:5])}. Put clips of them into the training split, or remove the class."
         )
     return parts
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from adapterbank.errors import DatasetError
-from adapterbank.text import nfc
+from adapterbank.text import amount, nfc
 
 Cell: TypeAlias = str | tuple[str, ...]  # several where a row of JSON holds a list
 
@@ -249,7 +249,7 @@ def _csv_rows(file: Path, columns: dict[str, str]) -> Iterator[tuple[int, dict[s
                     continue
                 if len(row) != len(header):
                     raise DatasetError(
-                        f"{file}, line {reader.line_num}: {len(row)} cells, expected {len(header)} "
+                        f"{file}, line {reader.line_num}: {amount(len(row), 'cell')}, expected {len(header)} "
                         f"({', '.join(header)}). Put cells that contain {_NAMED.get(delimiter, repr(delimiter))} "
                         "between double quotes."
                     )

@@ -24,7 +24,7 @@ from adapterbank.text import nfc, visible
 # Folders that nobody means as classes: noise of Speech Commands, and what zip, NAS systems and Python leave behind.
 NO_CLASSES = frozenset({"_background_noise_", "__macosx", "@eadir", "__pycache__"})
 
-MISNAMED = "begin as audio does, or hold audio in an archive, but their names do not end as those of audio do"
+MISNAMED = "begin as audio does, or an archive of audio, under a name that does not end as those of audio do"
 RENAME = "Give them the ending of their format, such as .wav, or unpack them."
 PACKED = frozenset((".gz", ".bz2", ".xz", ".zst", ".zip"))
 # What lies beside clips and need not be opened to know that it is none.
@@ -152,7 +152,10 @@ def _classes(parent: Path, root: Path, layout: Layout) -> list[Clip]:
         )
     loose = [parent / entry.name for entry in _entries(parent) if is_audio(entry.name)]
     layout.leave_out(
-        parent, loose, "lie beside the class folders, so that nothing says their class", "Move them into one."
+        parent,
+        loose,
+        "lie beside the class folders, where nothing says of which class",
+        "Move what lies there into one.",
     )
     foreign = [file for content in contents for file in content.foreign]
     layout.leave_out(parent, foreign, "are audio that libsndfile does not decode", CONVERT_HINT)
@@ -198,8 +201,8 @@ def _refuse_empty(contents: Sequence[Content], parent: Path) -> None:
         )
     if misnamed := [file for content in empty for file in content.misnamed]:
         raise DatasetError(
-            f"{parent} has class folders without a clip that can be read: {names}. {counted(misnamed, parent)} "
-            f"{MISNAMED}. {RENAME}"
+            f"{parent} has class folders without a clip that can be read: {names}. "
+            f"{counted(misnamed, parent, MISNAMED)}. {RENAME}"
         )
     raise DatasetError(
         f"{parent} has class folders without a clip: {names}. Put audio files (.wav, .flac, .ogg, .mp3, ...) directly "

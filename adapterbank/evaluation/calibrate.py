@@ -19,6 +19,7 @@ from adapterbank.evaluation.metrics import classes_of, given
 from adapterbank.evaluation.run import evaluate_task
 from adapterbank.task.calibration import HALF, Calibration
 from adapterbank.task.task import Task
+from adapterbank.text import amount, verb
 
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures beyond say that the data cannot tell: all clips right, or none told apart
 
@@ -37,7 +38,9 @@ def calibrate_task(backbone: Backbone, task: Task, data: Any, **reading: Any) ->
     found = evaluate_task(backbone, task, data, each_epoch=True, **reading)
     there = ~found.logits.isnan().any(dim=1)
     if not there.any():
-        raise DatasetError(f"none of the {len(there)} clips to calibrate {task.name!r} on gave logits without NaN.")
+        raise DatasetError(
+            f"none of the {amount(len(there), 'clip')} to calibrate {task.name!r} on gave logits without NaN."
+        )
     task.calibration = fitted(task, found.logits[there], found.targets[there])
     task.record({name: value for name, value in task.metrics.items() if name == task.primary_metric})
     return task.calibration
@@ -55,8 +58,9 @@ def fitted(task: Task, logits: Tensor, targets: Tensor) -> Calibration:
     if temperature is None:
         temperature = 1.0
         warn_outside(
-            f"the {len(logits)} clips tell no temperature for {task.name!r}: on them the task is always right, or its "
-            "logits say nothing. It stays 1. Pass more validation clips, none of which it was trained on.",
+            f"the {amount(len(logits), 'clip')} {verb(len(logits), 'tell')} no temperature for {task.name!r}: on them "
+            "the task is always right, or its logits say nothing. It stays 1. Pass more validation clips, none of "
+            "which it was trained on.",
             CalibrationWarning,
         )
     if not multilabel:
@@ -67,8 +71,8 @@ def fitted(task: Task, logits: Tensor, targets: Tensor) -> Calibration:
     if kept:
         names = ", ".join(kept[:8]) + (", …" if len(kept) > 8 else "")
         warn_outside(
-            f"no clip, or every clip, has {len(kept)} of the {len(task.labels)} labels of {task.name!r}: {names}. "
-            "Their thresholds stay 0.5.",
+            f"no clip, or every clip, has {len(kept)} of the {amount(len(task.labels), 'label')} of {task.name!r}: "
+            f"{names}. {'Its threshold stays' if len(kept) == 1 else 'Their thresholds stay'} 0.5.",
             CalibrationWarning,
         )
     return Calibration(temperature, thresholds)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adapterbank.errors import ConfigError
+from adapterbank.text import amount
 
 Z = 1.959964  # the normal distribution has 95 % of its mass within so many standard deviations
 
@@ -46,7 +47,7 @@ def paired_interval(mine: Sequence[float], best: Sequence[float], resamples: int
         ConfigError: they are not of the same clips.
     """
     if len(mine) != len(best) or not len(mine):
-        raise ConfigError(f"got {len(mine)} and {len(best)} clips, expected the same clips, at least one.")
+        raise ConfigError(f"got {len(mine)} and {amount(len(best), 'clip')}, expected the same clips, at least one.")
     difference = np.asarray(mine, float) - np.asarray(best, float)
     draws = np.random.default_rng(0).integers(len(difference), size=(resamples, len(difference)))
     low, high = np.percentile(difference[draws].mean(1), [2.5, 97.5])

@@ -32,6 +32,7 @@ from adapterbank.evaluation.metrics import (
 from adapterbank.evaluation.ranking import average_precisions, roc_areas
 from adapterbank.files import write_atomically
 from adapterbank.task.task import Task
+from adapterbank.text import amount
 
 SHOWN = 50  # classes in a table; of more, only the worst are shown
 
@@ -241,8 +242,12 @@ class Evaluation(dict[str, float]):
         absent, shown = len(self.per_class) - len(rows), rows
         if len(rows) > classes:
             shown = sorted(rows, key=lambda row: row.f1)[:classes]
-        notes = [f"The {len(shown)} worst of {len(rows)} classes; per_class has all."] if len(shown) < len(rows) else []
-        notes += [f"Not shown: {absent} classes without a clip."] if absent else []
+        notes = (
+            [f"The {len(shown)} worst of {amount(len(rows), 'class')}; per_class has all."]
+            if len(shown) < len(rows)
+            else []
+        )
+        notes += [f"Not shown: {amount(absent, 'class')} without a clip."] if absent else []
         table = Table(title=Text(self._headline()), caption=Text(" ".join(notes)) if notes else None, box=SIMPLE_HEAD)
         table.add_column("class", overflow="fold")
         for heading in ("clips", "precision", "recall", "F1", "AP", "AUC"):
@@ -257,7 +262,10 @@ class Evaluation(dict[str, float]):
         low, high = self.interval
         primary = self.get(self.primary_metric, math.nan)
         first = f"{self.task}: " if self.task else ""
-        first += f"{self.primary_metric} {primary:.3f} (95 % interval {low:.3f} to {high:.3f}) on {self.clips} clips"
+        first += (
+            f"{self.primary_metric} {primary:.3f} (95 % interval {low:.3f} to {high:.3f}) on "
+            f"{amount(self.clips, 'clip')}"
+        )
         first += f", {self.skipped} left out" if self.skipped else ""
         others = [f"{name} {value:.3f}" for name, value in self.items() if name != self.primary_metric]
         return f"{first}\n{', '.join(others)}"
@@ -265,7 +273,7 @@ class Evaluation(dict[str, float]):
     def __repr__(self) -> str:
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in self.items())
         left_out = f", {self.skipped} left out" if self.skipped else ""
-        return f"Evaluation of {self.task!r} on {self.clips} clips{left_out}: {numbers}"
+        return f"Evaluation of {self.task!r} on {amount(self.clips, 'clip')}{left_out}: {numbers}"
 
 
 def difference(first: Evaluation, second: Evaluation) -> tuple[float, float, float]:

@@ -27,6 +27,7 @@ from adapterbank.files import read_json
 from adapterbank.numbers import is_real
 from adapterbank.storage import manifest, task_file
 from adapterbank.task.task import NAME, Task, TaskSpec, check_name
+from adapterbank.text import amount
 
 PICKLE = "adapter_model.bin"
 RANK = ALPHA = 8  # what peft takes where its configuration does not say
@@ -147,7 +148,9 @@ def _labels(
         raise LabelsError(f"got {labels!r} as labels, expected a list of class names.")
     for expected in (count, classes):
         if expected is not None and len(labels) != expected:
-            raise LabelsError(f"got {len(labels)} labels for {folder}, expected {expected}, one per class of its head.")
+            raise LabelsError(
+                f"got {amount(len(labels), 'label')} for {folder}, expected {expected}, one per class of its head."
+            )
     return tuple(labels)
 
 

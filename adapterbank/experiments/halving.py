@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 from adapterbank.errors import ConfigError
+from adapterbank.text import amount
 
 Setting = Mapping[str, Any]  # options of `fit`
 Run = Callable[[Setting, str, int], float]  # (setting, dataset, steps) -> its score on validation clips
@@ -44,8 +45,8 @@ def halve(settings: Sequence[Setting], datasets: Sequence[str], rungs: Sequence[
     sizes = [len(settings), *(rung.settings for rung in rungs)]
     if not datasets or len(sizes) < 2 or min(sizes) < 1 or any(a < b for a, b in pairwise(sizes)):
         raise ConfigError(
-            f"got {len(settings)} settings, {len(datasets)} datasets and rungs of {sizes[1:]} settings; expected at "
-            "least one of each, and no rung larger than the one before it."
+            f"got {amount(len(settings), 'setting')}, {amount(len(datasets), 'dataset')} and rungs of {sizes[1:]} "
+            "settings; expected at least one of each, and no rung larger than the one before it."
         )
     left = list(settings)
     for rung, following in zip(rungs, [*rungs[1:], None], strict=True):

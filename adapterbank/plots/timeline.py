@@ -14,6 +14,7 @@ from torch import Tensor
 from adapterbank.errors import ConfigError
 from adapterbank.plots.style import BLUE, DPI, GREEN, INK, MUTED, ORANGE
 from adapterbank.plots.text import AS_IT_STANDS, shown, shown_lines
+from adapterbank.text import amount
 
 LANES = 8  # labels of a task that have a lane of their own; the rest is counted
 COLOURS = (BLUE, ORANGE, GREEN)  # of the tasks, in turn
@@ -115,6 +116,6 @@ def _draw_track(
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     others = {event.label for event in events} - set(lanes)
-    note = f"and {len(others)} more labels, not drawn" if others else "" if events else "no event"
+    note = f"and {amount(len(others), 'more label')}, not drawn" if others else "" if events else "no event"
     if note:
         axes.text(1.0, 1.0, note, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, color=MUTED)

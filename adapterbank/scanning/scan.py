@@ -24,6 +24,7 @@ from adapterbank.scanning.overview import Overview
 from adapterbank.scanning.result import Scan
 from adapterbank.scanning.windows import FRAME_SECONDS, SHORTEST, Cutter, Cutting, Window, spectrogram
 from adapterbank.task.task import Task
+from adapterbank.text import amount, verb
 
 WINDOW_SECONDS = 5.0  # where of no task it is known how long its clips are
 LONGEST_USUAL = 60.0  # seconds of a window that nobody asked for
@@ -196,10 +197,10 @@ def _warn_of_what_is_left_out(result: Scan) -> None:
     if result.fault is not None:
         warn_outside(f"{result.recording} was heard up to {result.seconds:.1f} s only: {result.fault}")
     if result.skipped:
-        start, end = result.skipped[0]
+        (start, end), left = result.skipped[0], len(result.skipped)
         warn_outside(
-            f"{len(result.skipped)} of {len(result)} windows of {result.recording} hold samples that no sound has, and "
-            f"have no answer: the first from {start:.2f} to {end:.2f} s."
+            f"{left} of {amount(len(result), 'window')} of {result.recording} {verb(left, 'hold')} samples that no "
+            f"sound has, and {verb(left, 'have')} no answer: the first from {start:.2f} to {end:.2f} s."
         )
 
 

@@ -47,7 +47,9 @@ class Cutting(NamedTuple):
             raise ConfigError(f"got window={window!r}, expected {SHORTEST} to {LONGEST:.0f} seconds.")
         hop = window if hop is None else hop
         if not is_real(hop) or round(hop / FRAME_SECONDS) < 1:
-            raise ConfigError(f"got hop={hop!r}, expected at least {FRAME_SECONDS} seconds, or None for side by side.")
+            raise ConfigError(
+                f"got hop={hop!r}, expected at least {FRAME_SECONDS} seconds; left out, windows stand side by side."
+            )
         return cls(round(window / FRAME_SECONDS), round(hop / FRAME_SECONDS))
 
     @property

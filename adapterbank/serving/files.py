@@ -32,6 +32,7 @@ from adapterbank.errors import AdapterBankError, AudioFileError, DatasetError, W
 from adapterbank.numbers import whole
 from adapterbank.routing.run import ask
 from adapterbank.task.task import Prediction, Task
+from adapterbank.text import amount
 
 BATCH_SIZE = 16  # files that are computed together: enough to fill a CPU, little to wait for
 THREADS = 2  # that decode: on a few cores more would take time from the computing
@@ -120,7 +121,7 @@ def _matching(pattern: str) -> list[Path]:
     if not files:  # "day*": folders; where files match too, "**" has found those in the folders already
         files = [file for path in matched if path.is_dir() for file in _recordings(path)]
     if not files:
-        what = f"matches {len(matched)} files, none of them audio" if matched else "matches nothing"
+        what = f"matches {amount(len(matched), 'file')}, but no audio" if matched else "matches nothing"
         raise DatasetError(f"the pattern {pattern!r} {what}, seen from {Path.cwd()}; quote it so that ** is kept.")
     return files
 

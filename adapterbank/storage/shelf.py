@@ -31,6 +31,7 @@ from adapterbank.storage.marks import is_held, mark
 from adapterbank.storage.skeleton import Skeletons
 from adapterbank.storage.task_file import SavedTask
 from adapterbank.task.task import Facts, Task, check_name
+from adapterbank.text import amount
 
 _LOOKS = 4  # lent tasks that are looked at whenever one is opened: many that are held must not make opening slow
 
@@ -112,7 +113,9 @@ class Shelf(MutableMapping[str, Task]):
             return [self.use(names)] * rows
         known = [self.known(name) for name in names]
         if len(known) != rows:
-            raise ConfigError(f"got {len(known)} task names for {rows} clips, expected one name, or one per clip.")
+            raise ConfigError(
+                f"got {amount(len(known), 'task name')} for {amount(rows, 'clip')}, expected one name, or one per clip."
+            )
         used = {name: self.use(name) for name in dict.fromkeys(known)}  # once each, as they may go back to their files
         return [used[name] for name in known]
 

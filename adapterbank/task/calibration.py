@@ -8,6 +8,7 @@ from typing import Any
 
 from adapterbank.errors import ConfigError, StorageError, UnknownNameError
 from adapterbank.numbers import is_real
+from adapterbank.text import amount
 
 HALF = 0.5  # the threshold of a label that nobody has fitted one for
 
@@ -55,7 +56,7 @@ class Calibration:
         except (KeyError, TypeError, ConfigError) as error:
             raise StorageError(f"got the calibration {str(content)[:80]!r}, which is damaged: {error}.") from error
         if (found.thresholds is None) is multilabel or (multilabel and len(found.thresholds or ()) != classes):
-            expected = f"{classes} thresholds" if multilabel else "none"
+            expected = amount(classes, "threshold") if multilabel else "none"
             raise StorageError(f"the calibration has the thresholds {found.thresholds}, expected {expected}.")
         return found
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapterbank.errors import LabelsError, UnknownNameError
 from adapterbank.numbers import plain
-from adapterbank.text import nfc
+from adapterbank.text import amount, nfc
 
 _TOLERANCE = 1e-3  # of the sum of a row of shares, which may be in half precision
 
@@ -145,9 +145,9 @@ class _Classes:
                 return self._numbers(given)
             if len(given) == len(self.names) and all(value in (0, 1) for value in given):
                 raise LabelsError(
-                    f"got {labels!r} as the labels of a clip of {self.task!r} with {len(given)} classes: is that a row "
-                    "of zeros and ones, or does it hold class indices? Pass a row as an array, a tensor or floats, "
-                    "and indices as a set."
+                    f"got {labels!r} as the labels of a clip of {self.task!r} with {amount(len(given), 'class')}: is "
+                    "that a row of zeros and ones, or does it hold class indices? Pass a row as an array, a tensor "
+                    "or floats, and indices as a set."
                 )
         return self._of(given)
 
@@ -172,8 +172,8 @@ class _Classes:
             advice = "If a clip may have several labels, pass multilabel=True to add_task."
         known = ", ".join(self.names[:12]) + (", …" if len(self.names) > 12 else "")
         raise LabelsError(
-            f"the data has the label {_shown(label)}, which the task {self.task!r} with {len(self.names)} classes "
-            f"does not have. Known: {known}. {advice}"
+            f"the data has the label {_shown(label)}, which the task {self.task!r} with "
+            f"{amount(len(self.names), 'class')} does not have. Known: {known}. {advice}"
         )
 
     def _of(self, labels: Sequence[Any]) -> Tensor:
@@ -181,7 +181,7 @@ class _Classes:
         if len(set(chosen)) < len(chosen):
             raise LabelsError(
                 f"got {list(labels)!r} as the labels of one clip of {self.task!r}, where one stands twice. Pass each "
-                f"name or index once, or a row of {len(self.names)} numbers as an array or tensor."
+                f"name or index once, or a row of {amount(len(self.names), 'number')} as an array or tensor."
             )
         row = torch.zeros(len(self.names))
         row[chosen] = 1
@@ -197,8 +197,8 @@ class _Classes:
         if row.shape != (len(self.names),):
             raise LabelsError(
                 f"got {_shown(values)}, a row of labels of shape {tuple(row.shape)}, for the task {self.task!r} with "
-                f"{len(self.names)} classes; expected one number per class. Class indices are whole numbers in a list "
-                "or set."
+                f"{amount(len(self.names), 'class')}; expected one number per class. Class indices are whole numbers "
+                "in a list or set."
             )
         if not bool(((row >= 0) & (row <= 1)).all()):  # also NaN
             raise LabelsError(f"got {_shown(values)} as a row of labels of {self.task!r}, expected numbers in [0, 1].")

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.task.task import Facts
+from adapterbank.text import amount
 
 
 class Row(NamedTuple):
@@ -66,7 +67,7 @@ class Summary(tuple[Row, ...]):
         return table
 
     def __repr__(self) -> str:
-        return f"Summary of {len(self)} tasks: {', '.join(row.task for row in self) or 'none yet'}"
+        return f"Summary of {amount(len(self), 'task')}: {', '.join(row.task for row in self) or 'none yet'}"
 
 
 def overview(backbone: Backbone, tasks: Iterable[Facts]) -> Summary:

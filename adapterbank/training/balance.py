@@ -12,7 +12,7 @@ from adapterbank.data.pairs import Pairs
 from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.numbers import is_real
 from adapterbank.task.task import Task
-from adapterbank.text import nfc
+from adapterbank.text import amount, nfc
 
 SAMPLERS = ("shuffled", "balanced")
 ClassWeights = str | Mapping[str, float] | Sequence[float] | None
@@ -79,8 +79,8 @@ def class_weights(task: Task, given: ClassWeights, labels: Sequence[Any] = ()) -
         return weights
     if len(given) != len(classes):
         raise ConfigError(
-            f"got {len(given)} class_weights for the {len(classes)} classes of {task.name!r}, expected one per class "
-            f"in the order of bank.task({task.name!r}).labels, or {{name: weight}}."
+            f"got {len(given)} class_weights for the {amount(len(classes), 'class')} of {task.name!r}, expected one "
+            f"per class in the order of bank.task({task.name!r}).labels, or {{name: weight}}."
         )
     return torch.tensor(given)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from adapterbank.text import amount
+
 FEWEST = 8  # steps of a training that is worth an estimate
 WARM_UP = 1  # steps that are slower than the others, because kernels are chosen and memory is asked for
 
@@ -62,10 +64,10 @@ class Estimate:
 
     def __str__(self) -> str:
         memory = f"{self.memory_mb / 1024:.1f} GiB" if self.memory_mb >= 1024 else f"{self.memory_mb:.0f} MiB"
-        clips = f"{self._clips} clip{'s' if self._clips > 1 else ''}"
+        clips = amount(self._clips, "clip")
         if self._at_once < self._clips:
             clips += f", {self._at_once} at a time"
-        return f"about {duration(self.seconds)} for {self._steps} steps of {clips}, and {memory} of memory"
+        return f"about {duration(self.seconds)} for {amount(self._steps, 'step')} of {clips}, and {memory} of memory"
 
 
 def duration(seconds: float) -> str:

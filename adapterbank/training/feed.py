@@ -22,6 +22,7 @@ from adapterbank.errors import DatasetError, UntrainedClassesWarning, warn_outsi
 from adapterbank.routing.below import logits_above
 from adapterbank.routing.run import mels_of, run_rows
 from adapterbank.task.task import Task, seeded
+from adapterbank.text import amount, verb
 from adapterbank.training.augment import middle, mixed, random_crop, rolled, with_gain, with_noise
 from adapterbank.training.balance import class_counts, clip_weights, labels_of
 from adapterbank.training.cache import (
@@ -296,11 +297,12 @@ def _warn_of_untrained(task: Task, train: list[Any] | None, val: list[Any] | Non
     if not absent:
         return
     names = ", ".join(task.labels[at] for at in absent[:8]) + (", …" if len(absent) > 8 else "")
+    them = "it" if len(absent) == 1 else "them"
     heard = 0 if not val else int(class_counts(task, val)[absent].sum())
-    also = f" {heard} validation clip{'s have' if heard > 1 else ' has'} them and will be wrong." if heard else ""
+    also = f" {amount(heard, 'validation clip')} {verb(heard, 'have')} {them} and will be wrong." if heard else ""
     warn_outside(
-        f"no training clip of {task.name!r} has {len(absent)} of its {len(task.labels)} classes: {names}. It cannot "
-        f"learn to answer them.{also} Add clips of them, or leave them out of labels=... in add_task.",
+        f"no training clip of {task.name!r} has {len(absent)} of its {amount(len(task.labels), 'class')}: {names}. It "
+        f"cannot learn to answer {them}.{also} Add clips of {them}, or leave {them} out of labels=... in add_task.",
         UntrainedClassesWarning,
     )
 

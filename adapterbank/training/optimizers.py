@@ -13,6 +13,7 @@ from adapterbank.errors import ConfigError, UnknownNameError
 from adapterbank.methods import parse
 from adapterbank.numbers import is_real
 from adapterbank.task.task import Task
+from adapterbank.text import amount
 
 FUSED = ("cpu", "cuda")  # where one kernel makes a step of AdamW for all tensors
 OPTIMIZERS = ("adamw", "sgd")
@@ -117,8 +118,8 @@ def _own(factory: OptimizerFactory, groups: list[dict[str, Any]]) -> torch.optim
     held = {id(parameter) for group in made.param_groups for parameter in group["params"]}
     if held != wanted:
         raise ConfigError(
-            f"optimizer={factory!r} holds {len(held)} tensors, expected exactly the {len(wanted)} that the task "
-            "trains: make it of all the groups that the function is given."
+            f"optimizer={factory!r} holds {amount(len(held), 'tensor')}, expected exactly the {len(wanted)} that the "
+            "task trains: make it of all the groups that the function is given."
         )
     closure = inspect.signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:

@@ -47,6 +47,8 @@ def test_a_task_goes_out_and_in_again_bit_for_bit(run, bank_folder, tmp_path):
 
 def test_a_lora_task_goes_to_peft_and_others_are_refused(run, bank_folder, tmp_path):
     run("export", "lora_notes", "out", "--format", "peft")
+    run("export", "lora_notes", "headless", "--format", "peft", "--no-head")
+    assert "only --format peft" in run("export", "lora_notes", "x.safetensors", "--no-head", code=2).stderr
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert "Traceback" not in run("export", "notes", "other", "--format", "peft", code=2).output
     assert "Known: peft, safetensors" in run("export", "notes", "other", "--format", "onnxx", code=2).stderr

@@ -39,6 +39,18 @@ def test_scan_gives_the_events_of_the_bank_in_every_form(run, bank_folder, recor
     assert (tmp_path / "day.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "day.json").read_text(encoding="utf-8")) == events
     assert "windows of 1 s" in run(*asked).stdout
+    assert "in 1 window of 60 s" in run("scan", recording, "-t", "notes", "--window", 60).stdout
+
+
+def test_without_a_window_it_is_that_of_the_training(run, bank_folder, recording, recordings):
+    run("train", "more", "-d", recordings, "--steps", 1, "--no-mlflow", "--method", "head")
+    lengths = [len(wave) / 16_000 for wave in (read_audio(file) for file in recordings.rglob("*.ogg"))]
+    bank = AdapterBank.load(bank_folder, device="cpu")
+    known = bank.task("more").trained_clip_seconds
+    assert min(lengths) <= known <= max(lengths)
+    assert f"windows of {known:g} s" in run("scan", recording, "-t", "more").stdout
+    assert "windows of 5 s" in run("scan", recording, "-t", "notes").stdout
+    assert f"{known}" in run("info", "more").stdout
 
 
 def test_a_recording_that_breaks_is_answered_up_to_there_with_code_1(run, bank_folder, recording):
@@ -56,6 +68,9 @@ def test_a_recording_that_breaks_is_answered_up_to_there_with_code_1(run, bank_f
     ("arguments", "said"),
     [
         (("nix.wav",), "nix.wav"),
+        (("recordings",), "got the folder recordings, expected one recording"),
+        (("day.wav", "--hop", "0"), "got --hop 0.0, expected at least 0.01 seconds; left out"),
+        (("day.wav", "--threshold", "1.5"), "got --threshold 1.5"),
         (("day.wav", "-t", "nots"), "Did you mean 'notes'"),
         (("day.wav", "-o", "day.mp4"), "expected a name that ends in"),
         (("day.wav", "-o", "nix/day.csv"), "does not exist"),
@@ -63,7 +78,8 @@ def test_a_recording_that_breaks_is_answered_up_to_there_with_code_1(run, bank_f
         (("day.wav", "--bank", "nix"), "there is no bank"),
     ],
 )
-def test_wrong_usage_ends_with_code_2(run, bank_folder, recording, arguments, said):
+def test_wrong_usage_ends_with_code_2(run, bank_folder, recording, tmp_path, arguments, said):
+    (tmp_path / "recordings").mkdir()
     result = run("scan", *arguments, code=2)
     assert said in result.stderr
     assert "Traceback" not in result.output

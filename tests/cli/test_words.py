@@ -19,6 +19,7 @@ from adapterbank.cli.words import in_words_of
         ("train", "got clip_seconds=None and crop_seconds=2", "got clip_seconds=None and crop_seconds=2"),
         ("predict", 'pass on_error="skip"', 'pass on_error="skip"'),
         ("scan", "got window=1000.0, expected 0.1 to 120.", "got --window 1000.0, expected 0.1 to 120."),
+        ("import", "or pass name=...", "or pass --name ..."),
         ("scan", "a_window=3, window", "a_window=3, window"),
     ],
 )  # fmt: skip

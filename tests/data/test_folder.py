@@ -336,7 +336,7 @@ BAD_TABLES = {
     "label\ndog\n": "no file column: its columns are label",
     "filename,label\n": "lists no clips",
     "": "no file column: its columns are none",
-    "filename,label\na.wav,dog\nb.wav\n": "line 3: 1 cells, expected 2",
+    "filename,label\na.wav,dog\nb.wav\n": "line 3: 1 cell, expected 2",
     "filename,label\na.wav,dog,big\n": "line 2: 3 cells, expected 2 .*double quotes",
     "filename,label\na.wav,dog\nb.wav,\n": "line 3: no label",
     "filename,label\na.wav,dog\n,cat\n": "line 3: nothing in column 'filename'; every clip needs a file",

@@ -132,7 +132,7 @@ def test_a_name_with_brackets_is_a_file_before_it_is_a_pattern(tree):
 
 
 @pytest.mark.parametrize(
-    ("place", "said"), [("*.mp3", "matches nothing"), ("*.txt", "matches 1 files, none of them audio"), ("nix/", "nix")]
+    ("place", "said"), [("*.mp3", "matches nothing"), ("*.txt", "matches 1 file, but no audio"), ("nix/", "nix")]
 )
 def test_what_means_no_file_is_refused(tree, place, said):
     with pytest.raises(DatasetError, match=said):

@@ -19,6 +19,7 @@ from torch import Tensor
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.weights import ASTWeights, Geometry, expected_shapes
 from adapterbank.errors import BackboneError
+from adapterbank.text import amount
 
 
 def assemble(
@@ -67,8 +68,8 @@ def _check_shapes(body: Mapping[str, Tensor], geometry: Geometry, qkv_bias: bool
     missing, extra = sorted(expected.keys() - body.keys()), sorted(body.keys() - expected.keys())
     if missing or extra:
         raise BackboneError(
-            f"{where} does not fit {sizes_from} ({geometry.layers} layers): "
-            f"missing {', '.join(missing[:3]) or 'nothing'}, unexpected {', '.join(extra[:3]) or 'nothing'}."
+            f"{where} does not fit {sizes_from} ({amount(geometry.layers, 'layer')}): missing "
+            f"{', '.join(missing[:3]) or 'nothing'}, unexpected {', '.join(extra[:3]) or 'nothing'}."
         )
     for name, shape in expected.items():
         if tuple(body[name].shape) != shape:

@@ -25,6 +25,7 @@ from adapterbank.backbone.checkpoints.weight_files import HUB_PATTERNS, WEIGHT_F
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import BackboneError
 from adapterbank.files import check_digest, read_json
+from adapterbank.text import amount
 
 AUDIOSET_CLASSES = 527
 # Checkpoints of the AST paper on the hub, which a mistyped name is compared with.
@@ -182,7 +183,7 @@ def _names(config: Mapping[str, Any], classes: int, folder: Path) -> dict[int, A
     if others := [index for index in names if not 0 <= index < classes]:
         raise BackboneError(
             f"{folder / 'config.json'} names class {others[0]} ({names[others[0]]!r}), but its classifier has "
-            f"{classes} classes. Correct id2label there, or fetch the files that belong together."
+            f"{amount(classes, 'class')}. Correct id2label there, or fetch the files that belong together."
         )
     return names
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD
 from adapterbank.backbone.weights import PREFIX_TOKENS, Geometry
 from adapterbank.errors import BackboneError
+from adapterbank.text import amount
 
 SUFFIXES = (".pth", ".pt")
 EPS = 1e-6  # timm's vision transformers
@@ -118,8 +119,8 @@ def _check_names(found: Mapping[str, Tensor], prefix: str, path: Path) -> int:
     if missing := sorted(expected - found.keys()):
         named = ", ".join(prefix + name for name in missing[:5])
         raise BackboneError(
-            f"{path} lacks {len(missing)} of the {len(expected)} tensors of an original AST or SSAST of {layers} "
-            f"layers: {named}. Fetch the file again, or save the whole state_dict()."
+            f"{path} lacks {len(missing)} of the {amount(len(expected), 'tensor')} of an original AST or SSAST of "
+            f"{layers} layers: {named}. Fetch the file again, or save the whole state_dict()."
         )
     if unknown := sorted(name for name in found.keys() - expected if not name.startswith(_LEFT_OUT)):
         raise BackboneError(f"{path} has tensors that no AST has: {', '.join(prefix + name for name in unknown[:5])}.")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adapterbank.errors import BackboneError
 from adapterbank.files import read_json, read_tensors
+from adapterbank.text import amount
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 # What is fetched from the hub beside config.json: the files above, their shards, and the variant that others save.
@@ -68,7 +69,8 @@ def _shards(index: Path) -> dict[str, Tensor]:
     files = sorted(set(places.values()))
     if missing := [file for file in files if not (index.parent / file).is_file()]:
         raise BackboneError(
-            f"{index.parent} lacks {len(missing)} of {len(files)} shards: {', '.join(missing[:3])}. Fetch them too."
+            f"{index.parent} lacks {len(missing)} of {amount(len(files), 'shard')}: {', '.join(missing[:3])}. Fetch "
+            "them too."
         )
     tensors: dict[str, Tensor] = {}
     for file in files:

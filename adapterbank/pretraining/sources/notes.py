@@ -26,6 +26,7 @@ from adapterbank.pretraining.sources.midi import (
     to_bytes,
 )
 from adapterbank.pretraining.sources.soundfonts import DRUM_BANK, PACKAGES, Preset, play, presets
+from adapterbank.text import amount
 
 FOLDER = Path("/usr/share/sounds/sf2")
 DRUM_FONTS = ("Black_Pearl_4_LV2.sf2", "Red_Zeppelin_4_LV2.sf2")  # their drum kit is not in the bank of drum kits
@@ -134,7 +135,7 @@ class Notes:
         self.soundfonts = list(dict.fromkeys(Path(file).resolve() for file in files))
         if not self.soundfonts or clips < 1:
             raise ConfigError(
-                f"got {len(self.soundfonts)} soundfonts and clips={clips}, expected at least one of both; "
+                f"got {amount(len(self.soundfonts), 'soundfont')} and clips={clips}, expected at least one of both; "
                 f"known soundfonts: {', '.join(sorted(PACKAGES))}."
             )
         self.seed, self.clips = seed, clips
