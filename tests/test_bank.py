@@ -166,7 +166,7 @@ def test_evaluation_of_nothing_or_of_foreign_labels_is_refused(small_bank, clips
         ({"labels": 3}, "got 3 as labels, expected a list"),
         ({"labels": ["a", "a"]}, "stands twice"),
         ({"labels": ["a", 1]}, "expected non-empty strings"),
-        ({"labels": ["a"], "num_classes": 2}, "got 1 labels and num_classes=2"),
+        ({"labels": ["a"], "num_classes": 2}, "got 1 label and num_classes=2"),
         ({"num_classes": 0}, "num_classes=0, expected a positive integer"),
         ({"num_classes": 2.0}, "num_classes=2.0"),
     ],
@@ -219,7 +219,7 @@ def test_a_near_name_is_proposed(small_bank):
 @pytest.mark.parametrize("names", [["notes"], ["notes"] * 7, [], ("notes", "tones")])
 def test_a_task_list_of_another_length_is_refused(names, small_bank, clips):
     with pytest.raises(
-        ConfigError, match=f"got {len(names)} task names for 6 clips, expected one name, or one per clip"
+        ConfigError, match=f"got {len(names)} task names? for 6 clips, expected one name, or one per clip"
     ):
         small_bank(clips, names)
     with pytest.raises(ConfigError, match="for 6 clips"):

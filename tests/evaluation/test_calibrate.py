@@ -190,7 +190,7 @@ def test_what_cannot_be_told_is_said_and_nothing_else_changes(bank, labelled_cli
     with pytest.warns(CalibrationWarning) as caught:
         found = bank.calibrate("tags", tagged)
     assert found.thresholds[2] == 0.5  # every clip has it
-    assert any("1 of the 3 labels of 'tags': organ. Their thresholds stay 0.5" in str(one.message) for one in caught)
+    assert any("1 of the 3 labels of 'tags': organ. Its threshold stays 0.5" in str(one.message) for one in caught)
 
 
 @pytest.mark.parametrize(

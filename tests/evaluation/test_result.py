@@ -121,7 +121,7 @@ def test_the_table_shows_classes_or_the_worst_of_many_and_says_what_it_leaves_ou
     assert f"x: accuracy {78 / 79:.3f} (95 % interval" in text
     assert "on 79 clips" in text
     notes = " ".join(text.split())
-    assert "The 50 worst of 79 classes; per_class has all. Not shown: 1 classes without a clip." in notes
+    assert "The 50 worst of 79 classes; per_class has all. Not shown: 1 class without a clip." in notes
     rows = [line.split()[0] for line in text.splitlines() if line.strip().startswith("c[")]
     assert len(rows) == 50
     assert rows[:2] == ["c[5]", "c[6]"]

@@ -118,7 +118,7 @@ def test_numbers_of_numpy_inside_pairs_and_dicts_are_numbers():
         (
             {"optimizer": lambda groups: torch.optim.SGD(groups[0]["params"][:1])},
             ConfigError,
-            "holds 1 tensors",
+            "holds 1 tensor",
         ),
         ({"betas": (0.9, 1.0)}, ConfigError, "got betas=.*expected two numbers from 0 to below 1"),
         ({"betas": 0.9}, ConfigError, "got betas=0.9"),

@@ -172,7 +172,7 @@ def test_a_cut_weight_file_is_refused(file, keep, hf_model, hf_folder):
     [
         ({"hidden_size": 51}, r"has shape .* expected .* from its config.json"),
         ({"num_hidden_layers": 3}, r"\(3 layers\): missing blocks.2"),
-        ({"num_hidden_layers": 1}, r"\(1 layers\): missing nothing, unexpected blocks.1"),
+        ({"num_hidden_layers": 1}, r"\(1 layer\): missing nothing, unexpected blocks.1"),
         ({"max_length": 256}, r"embed.positions has shape .*, expected"),
         ({"qkv_bias": False}, "unexpected blocks.0.k_bias"),
         ({"num_attention_heads": 5}, "width 48 is not a multiple of heads 5"),
