@@ -30,7 +30,8 @@ from rich.console import Console
 
 from adapterbank.errors import ConfigError, exit_on_error
 from adapterbank.pretraining import sources, teachers
-from adapterbank.pretraining.distill import Distiller, DistillOptions, read_checkpoint
+from adapterbank.pretraining.distill import Distiller, read_checkpoint
+from adapterbank.pretraining.options import DistillOptions
 from adapterbank.pretraining.pool import Pool
 from adapterbank.pretraining.sources import Source
 from adapterbank.pretraining.student import MINI, export_backbone

@@ -144,7 +144,7 @@ def _checked(
     Raises:
         AdapterBankError: of any kind. Nothing was read of the clips, and nothing was written.
     """
-    from adapterbank.task.task import check_name
+    from adapterbank.task.spec import check_name
     from adapterbank.training.fit import options_of_fit
 
     check_name(name)

@@ -26,7 +26,8 @@ from adapterbank.exchange.peft_format import CONFIG, MODEL, PARTS, TENSORS
 from adapterbank.files import read_json
 from adapterbank.numbers import is_real
 from adapterbank.storage import manifest, task_file
-from adapterbank.task.task import NAME, Task, TaskSpec, check_name
+from adapterbank.task.spec import NAME, TaskSpec, check_name
+from adapterbank.task.task import Task
 from adapterbank.text import amount
 
 PICKLE = "adapter_model.bin"

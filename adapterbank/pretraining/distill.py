@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from adapterbank.audio.masks import spec_augment
 from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, normalise
 from adapterbank.backbone.weights import Geometry
-from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError, UnknownNameError
+from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError
 from adapterbank.files import write_atomically
 from adapterbank.pretraining.distill_losses import (
     distill_loss,
@@ -38,6 +38,7 @@ from adapterbank.pretraining.distill_losses import (
     word_loss,
 )
 from adapterbank.pretraining.masked import MaskedPatches
+from adapterbank.pretraining.options import DistillOptions
 from adapterbank.pretraining.student import MINI, Tensors, init_student, student_tokens
 from adapterbank.pretraining.views import Views
 
@@ -48,67 +49,11 @@ PROGRESS = (
     TimeRemainingColumn(),
     TextColumn("{task.fields[loss]}"),
 )
-OBJECTIVES = ("teachers", "masked_patch")
 
 # Raised whenever a seed leads to other draws or the student computes in another way: a training that went on all the
 # same would not come to the bits of one that was never stopped. Version 1, which its files do not name, drew other
 # masks of SpecAugment and made query, key and value in one product.
 CHECKPOINT_VERSION = 2
-
-
-@dataclass(frozen=True)
-class DistillOptions:
-    """How to train.
-
-    Attributes:
-        objective: "teachers", or "masked_patch", which asks no teacher and draws no SpecAugment masks.
-        hidden_share: of the patches that "masked_patch" hides.
-        masked_weight: of the masked-patch loss beside the teachers', a second forward pass; 0 leaves it out.
-        word_weight: of the cross-entropy of which word is said, in views of single words; 0 leaves it out.
-        steps: optimiser steps in all; the learning rate reaches its end there.
-        batch_tokens: tokens of a micro-batch, in which all views have one length: two global tokens and the patches of
-            each view, of which a patch column has `geometry.rows`.
-        accumulate: micro-batches per step; each may be of another length.
-        warmup: share of the steps in which the learning rate rises.
-        clip: largest gradient norm.
-        ema: how slowly the averaged student, which is exported, follows the trained one.
-        probability_weight: of the cross-entropy, summed over classes, beside the mean squared errors.
-        row_weight: of the column-wise losses beside those of the global tokens.
-        head_width: hidden width of the projection heads; 0 makes them linear.
-        mask_frequency, mask_time: widest SpecAugment masks, in mel bins and as a share of the frames.
-        keep_rows: how many rows of patches (bands of frequency) the student hears of each view, drawn anew each time.
-        keep_until: the share of the steps after which it hears all rows.
-        gain: the student hears each view up to so many dB louder or softer than the teachers did, because teachers
-            differ in what they make of loudness.
-    """
-
-    steps: int
-    batch_tokens: int = 4096
-    accumulate: int = 2
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    clip: float = 1.0
-    ema: float = 0.999
-    probability_weight: float = 0.1
-    row_weight: float = 1.0
-    head_width: int = 0
-    mask_frequency: int = 16
-    mask_time: float = 0.2
-    keep_rows: int = 5
-    keep_until: float = 0.8
-    gain: float = 4.0
-    seed: int = 0
-    objective: str = "teachers"
-    hidden_share: float = 0.6
-    masked_weight: float = 0.0
-    word_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.objective not in OBJECTIVES:
-            raise UnknownNameError("objective", self.objective, OBJECTIVES)
-        if self.steps < 1 or self.accumulate < 1:
-            raise ConfigError(f"got steps={self.steps}, accumulate={self.accumulate}; both are at least 1.")
 
 
 def random_gain(mel: Tensor, options: DistillOptions, generator: torch.Generator) -> Tensor:

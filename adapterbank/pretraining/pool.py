@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from rich.progress import track
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from adapterbank.errors import DatasetError
 from adapterbank.files import write_atomically
 from adapterbank.pretraining import sources
 from adapterbank.pretraining.sources import Source
+
+PARTS = "parts.jsonl"  # of a cache: a line for each part that is finished
 
 
 class Pool:
@@ -39,11 +42,18 @@ class Pool:
         cache = Path(cache)
         cache.mkdir(parents=True, exist_ok=True)
         marker, described = cache / "source.json", json.loads(json.dumps([one.describe() for one in every]))
-        if not marker.is_file():
+        with FileLock(cache / "filling.lock"):  # one process fills it; another one waits, and then reads
+            known = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else None
+            if known != described and _whole_lines(cache / PARTS):
+                raise DatasetError(
+                    f"{cache} holds the audio of another source than asked; choose another, or empty it."
+                )
+            if isinstance(known, dict) and known != described:
+                raise DatasetError(
+                    f"{cache} was made by an earlier version of this library; empty it, or choose another."
+                )
             write_atomically(marker, json.dumps(described).encode())
-        elif json.loads(marker.read_text(encoding="utf-8")) != described:
-            raise DatasetError(f"{cache} holds the audio of another source than asked; choose another, or empty it.")
-        counts, said = _filled(every, cache)
+            counts, said = _filled(every, cache)
         if not len(counts):
             raise DatasetError(f"the sources of {cache} gave no clip; look at their options.")
         if wrong := [number for number in exclude if not 0 <= number < len(counts)]:
@@ -78,7 +88,7 @@ def _filled(every: Sequence[Source], cache: Path) -> tuple[np.ndarray, list[str]
     A part's line in `parts.jsonl` is written after its samples are on the disk; what a killed run wrote behind the last
     line is cut off.
     """
-    lines = cache / "parts.jsonl"
+    lines = cache / PARTS
     done = _whole_lines(lines)
     wanted = [(source, number) for source in every for number in range(source.parts)]
     written, held = 2 * sum(sum(part["samples"]) for part in done), cache / "samples.i16"

@@ -19,7 +19,8 @@ from adapterbank.errors import AdapterBankError, BackboneError, StorageError
 from adapterbank.files import MiB, read_json, sha256, sync_folder, write_atomically
 from adapterbank.storage.skeleton import Skeletons
 from adapterbank.storage.task_file import FORMAT_VERSION, SavedTask, call_of, check_fingerprint, read_bytes, task_bytes
-from adapterbank.task.task import Task, check_name
+from adapterbank.task.spec import check_name
+from adapterbank.task.task import Task
 
 FORMAT = "adapterbank"
 MANIFEST = "manifest.json"

@@ -30,7 +30,8 @@ from adapterbank.storage.manifest import save_bank
 from adapterbank.storage.marks import is_held, mark
 from adapterbank.storage.skeleton import Skeletons
 from adapterbank.storage.task_file import SavedTask
-from adapterbank.task.task import Facts, Task, check_name
+from adapterbank.task.spec import Facts, check_name
+from adapterbank.task.task import Task
 from adapterbank.text import amount
 
 _LOOKS = 4  # lent tasks that are looked at whenever one is opened: many that are held must not make opening slow

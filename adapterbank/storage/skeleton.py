@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from adapterbank import methods
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.task.task import Task, TaskSpec
+from adapterbank.task.spec import TaskSpec
+from adapterbank.task.task import Task
 
 
 class Skeleton:

@@ -23,7 +23,8 @@ from adapterbank.files import sha256
 from adapterbank.numbers import is_real
 from adapterbank.storage.skeleton import Built, Skeletons
 from adapterbank.task.calibration import Calibration
-from adapterbank.task.task import Facts, Task, TaskSpec
+from adapterbank.task.spec import Facts, TaskSpec
+from adapterbank.task.task import Task
 
 FORMAT_VERSION = 1
 _HEADER = "adapterbank"  # key of our JSON in a safetensors file's metadata

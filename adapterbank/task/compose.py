@@ -18,7 +18,8 @@ from adapterbank.errors import (
     UntrainedHeadWarning,
     warn_outside,
 )
-from adapterbank.task.task import Task, TaskSpec
+from adapterbank.task.spec import TaskSpec
+from adapterbank.task.task import Task
 
 HOWS = ("joint",)
 # Sources must agree on these fields, unless the caller gives them.

@@ -9,7 +9,7 @@ from adapterbank import methods
 from adapterbank.data import catalog
 from adapterbank.errors import ConfigError
 from adapterbank.numbers import plain
-from adapterbank.task.task import TaskSpec
+from adapterbank.task.spec import TaskSpec
 
 
 def describe(

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from adapterbank.backbone.backbone import Backbone
-from adapterbank.task.task import Facts
+from adapterbank.task.spec import Facts
 from adapterbank.text import amount
 
 

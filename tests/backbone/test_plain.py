@@ -20,7 +20,8 @@ from adapterbank.backbone.encode import encode
 from adapterbank.backbone.int8 import Int8Matrix
 from adapterbank.backbone.kernels import HALF, SWITCHES, forced, plain_kernels
 from adapterbank.bank import AdapterBank
-from adapterbank.task.task import Task, TaskSpec
+from adapterbank.task.spec import TaskSpec
+from adapterbank.task.task import Task
 
 SMALL = {"reduction": 8}
 # Options that make sense at width 48; a method that does not stand here is tested with its defaults.

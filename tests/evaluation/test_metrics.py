@@ -26,7 +26,8 @@ from adapterbank.evaluation import (
     score,
 )
 from adapterbank.sequence import average_accuracy, backward_transfer, forgetting
-from adapterbank.task.task import Task, TaskSpec
+from adapterbank.task.spec import TaskSpec
+from adapterbank.task.task import Task
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 from adapterbank.errors import SkippedClipsWarning
 from adapterbank.evaluation import Evaluation, evaluate_task
 from adapterbank.evaluation.interval import bootstrapped_map, wilson
-from adapterbank.task.task import Task, TaskSpec
+from adapterbank.task.spec import TaskSpec
+from adapterbank.task.task import Task
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import torch
 from adapterbank.errors import AudioFileError, ConfigError, DatasetError, LabelsError, SkippedClipsWarning
 from adapterbank.evaluation import batches, evaluate_task
 from adapterbank.evaluation.run import numbered_batches
-from adapterbank.task.task import Task, TaskSpec
+from adapterbank.task.spec import TaskSpec
+from adapterbank.task.task import Task
 
 
 class Indexed:

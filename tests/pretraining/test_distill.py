@@ -20,13 +20,13 @@ from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.errors import ConfigError, DatasetError, StorageError, TrainingDivergedError
 from adapterbank.pretraining.distill import (
     Distiller,
-    DistillOptions,
     epoch_batches,
     learning_rate,
     random_gain,
 )
 from adapterbank.pretraining.distill_losses import pooled_target
 from adapterbank.pretraining.masked import RECONSTRUCTION_WEIGHT
+from adapterbank.pretraining.options import DistillOptions
 from adapterbank.pretraining.pool import Pool
 from adapterbank.pretraining.student import MINI, export_backbone, init_student, student_tokens
 from adapterbank.pretraining.teachers import Target, view_samples

@@ -12,8 +12,9 @@ from adapterbank.backbone.encode import Segment, encode
 from adapterbank.backbone.sites import Sites
 from adapterbank.backbone.weights import ASTWeights, Geometry
 from adapterbank.errors import ConfigError, UnknownNameError
-from adapterbank.pretraining.distill import Distiller, DistillOptions
+from adapterbank.pretraining.distill import Distiller
 from adapterbank.pretraining.masked import HEADS, MaskedPatches, draw_hidden
+from adapterbank.pretraining.options import DistillOptions
 from adapterbank.pretraining.student import init_student
 from adapterbank.pretraining.views import ViewStore
 

@@ -82,3 +82,15 @@ def test_samples_that_were_lost_are_an_error_and_no_silence(tmp_path: Path) -> N
 def test_sources_without_a_clip_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no clip"):
         Pool(Steps(0), tmp_path)
+
+
+def test_a_pool_of_which_no_part_was_finished_may_be_made_of_other_audio(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Pool(Steps(1, fails=0), tmp_path)
+    assert levels(Pool(Steps(2, "yes"), tmp_path)) == [0.0, 0.01, 0.01, 0.02]
+
+
+def test_the_cache_of_an_earlier_version_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "source.json").write_text('{"files": [["a.wav", 4]]}')
+    with pytest.raises(DatasetError, match="earlier version"):
+        Pool(Steps(1), tmp_path)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError
-from adapterbank.pretraining.distill import Distiller, DistillOptions
+from adapterbank.pretraining.distill import Distiller
+from adapterbank.pretraining.options import DistillOptions
 from adapterbank.pretraining.pool import Pool
 from adapterbank.pretraining.sources import Sound
 from adapterbank.pretraining.teachers import Target

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from adapterbank.routing.plan import Group, by_row, chunks, in_order, plan, stacked
-from adapterbank.task.task import Task, TaskSpec
+from adapterbank.task.spec import TaskSpec
+from adapterbank.task.task import Task
 
 
 @pytest.fixture

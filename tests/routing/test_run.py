@@ -14,7 +14,8 @@ from adapterbank.backbone.kernels import choose, forced
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import ConfigError, UnknownNameError, WaveformError
 from adapterbank.routing.run import run_planned, run_rows
-from adapterbank.task.task import Task, TaskSpec
+from adapterbank.task.spec import TaskSpec
+from adapterbank.task.task import Task
 
 
 @pytest.fixture

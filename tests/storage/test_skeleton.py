@@ -10,7 +10,8 @@ from adapterbank.bank import AdapterBank
 from adapterbank.methods import registry
 from adapterbank.methods.base import Adapters
 from adapterbank.storage.skeleton import Built, Skeleton, Skeletons
-from adapterbank.task.task import Task, TaskSpec
+from adapterbank.task.spec import TaskSpec
+from adapterbank.task.task import Task
 
 OWN = [name for name in methods.names() if not methods.foreign(name)]
 

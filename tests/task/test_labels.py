@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from adapterbank.errors import ConfigError, LabelsError
-from adapterbank.task.task import Task, TaskSpec
+from adapterbank.task.spec import TaskSpec
+from adapterbank.task.task import Task
 from adapterbank.training.balance import class_weights
 
 SPEC = {"name": "notes", "method": "aat_ms", "labels": ("a", "b", "c")}

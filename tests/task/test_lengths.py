@@ -10,7 +10,8 @@ from adapterbank.backbone.weights import Geometry
 from adapterbank.bank import AdapterBank
 from adapterbank.errors import UnknownNameError
 from adapterbank.task.lengths import clip_frames, used_frames
-from adapterbank.task.task import Task, TaskSpec
+from adapterbank.task.spec import TaskSpec
+from adapterbank.task.task import Task
 
 
 @pytest.mark.parametrize(

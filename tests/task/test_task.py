@@ -16,7 +16,8 @@ from adapterbank.errors import (
     StorageError,
     UnknownNameError,
 )
-from adapterbank.task.task import Task, TaskSpec, check_name, seeded
+from adapterbank.task.spec import TaskSpec, check_name
+from adapterbank.task.task import Task, seeded
 
 SPEC = {"name": "notes", "method": "aat_ms", "labels": ("a", "b", "c")}
 
