@@ -681,3 +681,10 @@ def test_a_link_to_another_class_gives_no_clip_two_labels(tmp_path: Path) -> Non
     tree(tmp_path, "dog/1.wav", "cat/2.wav")
     (tmp_path / "dog" / "more").symlink_to(tmp_path / "cat", target_is_directory=True)
     assert len(load_folder(tmp_path, recursive=True)) == 2
+
+
+def test_a_link_beside_a_class_into_it_takes_no_clip_from_the_class(tmp_path: Path) -> None:
+    tree(tmp_path, "dog/old/1.wav", "dog/new/2.wav", "cat/3.wav")
+    (tmp_path / "puppy").symlink_to(tmp_path / "dog" / "new", target_is_directory=True)
+    dataset = load_folder(tmp_path, recursive=True)
+    assert sorted(dataset.targets) == ["cat", "dog", "dog", "puppy"]

@@ -253,7 +253,9 @@ def content_of(folder: Path) -> Content:
     nested: list[Path] = []
     foreign: list[Path] = []
     misnamed: list[Path] = []
-    seen = {os.path.realpath(folder)} | {entry.path for entry in _entries(folder.resolve().parent) if entry.is_dir()}
+    own = os.path.realpath(folder)
+    beside = {os.path.realpath(entry) for entry in _entries(folder.parent) if entry.is_dir()}
+    seen = {own, *(place for place in beside if not place.startswith(os.path.join(own, "")))}
     for place, inside, names in os.walk(folder, followlinks=True):
         inside[:] = sorted(name for name in inside if name[0] != "." and name.lower() not in NO_CLASSES)
         inside[:] = [name for name in inside if _is_new(os.path.join(place, name), seen)]
