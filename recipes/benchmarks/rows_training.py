@@ -53,8 +53,9 @@ def trained(
 ) -> History:
     """A new task after some epochs on 64 clips."""
     waves = noise(bench.rows(64), 1.0)
-    bank.add_task("cached", method, num_classes=cfg.classes, **options)
-    data = [(wave, index % cfg.classes) for index, wave in enumerate(waves)]
+    classes = min(cfg.classes, len(waves))  # each has a clip
+    bank.add_task("cached", method, num_classes=classes, **options)
+    data = [(wave, index % classes) for index, wave in enumerate(waves)]
     try:
         return fit(bank, "cached", data, batch_size=bench.rows(32), **PLAIN, **fitting)
     finally:
@@ -86,13 +87,13 @@ def cached_epochs(cfg: DictConfig, bench: Bench) -> Claims:
         yield claim(f"{what}, fp32: largest difference of losses", gap, 1e-4, at_most=True, check=True)
 
 
-def fresh(bank: AdapterBank, cfg: DictConfig) -> list[str]:
+def fresh(bank: AdapterBank, classes: int) -> list[str]:
     """Eight new tasks."""
     names = [f"t{number}" for number in range(8)]
     for name in names:
         if name in bank.tasks:
             bank.remove_task(name)
-        bank.add_task(name, "aat_ms", num_classes=cfg.classes)
+        bank.add_task(name, "aat_ms", num_classes=classes)
     return names
 
 
@@ -101,26 +102,28 @@ def one_by_one(bank: AdapterBank, names: Sequence[str], data: Any, **fitting: An
 
 
 def training_seconds(
-    way: Callable[..., object], bench: Bench, bank: AdapterBank, cfg: DictConfig, data: Any, **fitting: Any
+    way: Callable[..., object], bench: Bench, bank: AdapterBank, classes: int, data: Any, **fitting: Any
 ) -> float:
     """Of eight trainings; the tasks are new each time, and made before."""
-    return timed(partial(way, bank, fresh(bank, cfg), data, **fitting), bench.device)()
+    return timed(partial(way, bank, fresh(bank, classes), data, **fitting), bench.device)()
 
 
 def trained_together(cfg: DictConfig, bench: Bench) -> Claims:
     """13: eight adapters of one method trained in one routed batch, four rows each, beside eight trainings."""
-    data = [(wave, index % cfg.classes) for index, wave in enumerate(noise(bench.rows(8), 1.0))]
+    waves = noise(bench.rows(8), 1.0)
+    classes = min(cfg.classes, len(waves))
+    data = [(wave, index % classes) for index, wave in enumerate(waves)]
     in_fp32, in_bf16 = (bench.open(cfg.base, precision) for precision in MEASURED)
     for order in ("task", "shared"):
         fitting = {"epochs": 1, "batch_size": 4, "order": order, **PLAIN}
         what = f"fit_many: 8 aat_ms tasks, order by {order}"
         ours, theirs = (
-            partial(training_seconds, way, bench, in_bf16, cfg, data, precision="bf16", **fitting)
+            partial(training_seconds, way, bench, in_bf16, classes, data, precision="bf16", **fitting)
             for way in (fit_many, one_by_one)
         )
         yield bench.beside(f"{what}, bf16", alternate(ours, theirs, bench.pairs), 1.2)
         kept, alone = (
-            way(in_fp32, fresh(in_fp32, cfg), data, precision="fp32", **fitting) for way in (fit_many, one_by_one)
+            way(in_fp32, fresh(in_fp32, classes), data, precision="fp32", **fitting) for way in (fit_many, one_by_one)
         )
         gaps = [abs(kept[name].epochs[0]["train/loss"] - alone[name].epochs[0]["train/loss"]) for name in alone]
         yield claim(f"{what}, fp32: largest difference of losses", max(gaps), 1e-4, at_most=True, check=True)
@@ -136,10 +139,10 @@ def folder_of_noise(root: Path, clips: int, classes: int) -> Path:
     return root
 
 
-def epochs_of(bench: Bench, bank: AdapterBank, cfg: DictConfig, data: Any) -> tuple[float, list[float]]:
+def epochs_of(bench: Bench, bank: AdapterBank, classes: int, data: Any) -> tuple[float, list[float]]:
     """Seconds of an epoch after the first, and the loss of each, of a new task."""
     ends: list[float] = []
-    bank.add_task("files", "aat_ms", labels=[str(number) for number in range(cfg.classes)])
+    bank.add_task("files", "aat_ms", labels=[str(number) for number in range(classes)])
     try:
         fitting = {"epochs": LATER + 1, "batch_size": bench.rows(32), "precision": "fp32", **PLAIN}
         history = fit(bank, "files", data, on_epoch=lambda *_: ends.append(time.perf_counter()), **fitting)
@@ -152,22 +155,24 @@ def from_files(cfg: DictConfig, bench: Bench) -> Claims:
     """17: an epoch from files after the first, beside the same epoch from tensors in memory."""
     bank = bench.open(cfg.base, "fp32")
     with tempfile.TemporaryDirectory() as folder:
-        root = folder_of_noise(Path(folder), bench.rows(64), min(8, cfg.classes))
+        clips = bench.rows(64)
+        classes = min(8, cfg.classes, clips)
+        root = folder_of_noise(Path(folder), clips, classes)
         kept = load_folder(root)
         tensors = [kept[index] for index in range(len(kept))]
 
         def ours() -> float:  # nothing is decoded when the first epoch begins
-            return epochs_of(bench, bank, cfg, load_folder(root))[0]
+            return epochs_of(bench, bank, classes, load_folder(root))[0]
 
         def theirs() -> float:
-            return epochs_of(bench, bank, cfg, tensors)[0]
+            return epochs_of(bench, bank, classes, tensors)[0]
 
         def reading(data: Any) -> Callable[[], float]:
             return timed(lambda: [data[index] for index in range(len(data))], bench.device)
 
         pairs = alternate(ours, theirs, bench.pairs, warm_up=1)
         yield bench.beside("later epoch from files / from tensors, fp32", pairs, 1.1, at_most=True)
-        mine, other = (epochs_of(bench, bank, cfg, data)[1] for data in (load_folder(root), tensors))
+        mine, other = (epochs_of(bench, bank, classes, data)[1] for data in (load_folder(root), tensors))
         gap = max(abs(a - b) for a, b in zip(mine, other, strict=True))
         yield claim("epochs from files: largest difference of losses", gap, 0.0, at_most=True, check=True)
         pairs = alternate(reading(load_folder(root, cache_bytes=0)), reading(kept), bench.pairs)
