@@ -35,7 +35,7 @@ from adapterbank.pretraining.options import DistillOptions
 from adapterbank.pretraining.pool import Pool
 from adapterbank.pretraining.sources import Source
 from adapterbank.pretraining.student import MINI, export_backbone
-from adapterbank.pretraining.views import JoinedViews, Views, ViewStore, draw_views, prepare
+from adapterbank.pretraining.views import JoinedViews, View, Views, ViewStore, draw_views, prepare
 from adapterbank.tracking.mlflow import Tracker
 from adapterbank.training.memory import keep_freed_memory
 
@@ -49,12 +49,22 @@ def plain(node: Any) -> dict[str, Any]:
     return dict(values)
 
 
-def made_from(cfg: DictConfig) -> list[Source]:
+def made_from(cfg: DictConfig) -> dict[str, Source]:
     """The sources of sound that the configuration names; a folder is `pool` where it names no other."""
     asked = {name: plain(options) for name, options in cfg.sources.items() if options is not None}
     if "folder" in asked:
         asked["folder"] = {"path": cfg.pool, **asked["folder"]}
-    return [sources.build(options.pop("source", name), **options) for name, options in asked.items()]
+    return {name: sources.build(options.pop("source", name), **options) for name, options in asked.items()}
+
+
+def views_of(pool: Pool, cfg: DictConfig, names: list[str]) -> list[View]:
+    """The views as `views` asks for them, where `per_clip` is a number or one for each source."""
+    options = plain(cfg.views)
+    if isinstance(counts := options["per_clip"], dict):
+        if unknown := sorted(counts.keys() - set(names)):
+            raise ConfigError(f"views.per_clip names {unknown}, expected some of the sources in use: {names}.")
+        options["per_clip"] = [counts.get(name, 1) for name in names]
+    return draw_views(pool, **options)
 
 
 def prepare_views(cfg: DictConfig, out: Path) -> Views:
@@ -80,8 +90,9 @@ def prepare_views(cfg: DictConfig, out: Path) -> Views:
         if cfg.exclude:
             console.print(f"{joined.done:,} views are without the clips {list(cfg.exclude)}")
         return joined
-    pool = Pool(made_from(cfg), out / "pool", exclude=list(cfg.exclude))
-    views = draw_views(pool, **plain(cfg.views))
+    made = made_from(cfg)
+    pool = Pool([*made.values()], out / "pool", exclude=list(cfg.exclude))
+    views = views_of(pool, cfg, [*made])
     known = {name: plain(options) for name, options in (cfg.teachers or {}).items() if options is not None}
     names = list(known) if cfg.teacher is None else [cfg.teacher] if isinstance(cfg.teacher, str) else cfg.teacher
     if cfg.objective == "masked_patch":
@@ -89,7 +100,7 @@ def prepare_views(cfg: DictConfig, out: Path) -> Views:
     asked = [teachers.build(name, **known.get(name, {})) for name in names]
     seconds = sum(int(samples) for _, samples in pool.clips) / 16_000
     console.print(f"{len(pool)} clips, {seconds / 3600:.1f} h; {len(views)} views; {len(asked)} teachers")
-    return prepare(pool, views, asked, out / "views", pass_size=len(pool))
+    return prepare(pool, views, asked, out / "views", pass_size=len(pool), threads=cfg.teacher_threads)
 
 
 def planned_steps(cfg: DictConfig, store: Views, checkpoint: Path) -> int:

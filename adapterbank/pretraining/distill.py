@@ -27,6 +27,7 @@ from torch import Tensor
 
 from adapterbank.audio.masks import spec_augment
 from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, normalise
+from adapterbank.backbone.checkpoints import load_backbone
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError
 from adapterbank.files import write_atomically
@@ -281,19 +282,27 @@ class Distiller:
     def start_from(self, path: str | Path) -> None:
         """Begins with the averaged student of an earlier run, and with its heads as far as the targets are the same.
 
+        Args:
+            path: a checkpoint; or a folder with an exported backbone, which has no heads.
+
         Raises:
-            StorageError: not a checkpoint, or one of another geometry.
+            StorageError: not a checkpoint, or one of another geometry. BackboneError: a folder without a backbone.
         """
-        state = read_checkpoint(path)
-        if state["geometry"] != asdict(self.geometry):
-            raise StorageError(f"{path} is of geometry {state['geometry']}, expected {asdict(self.geometry)}.")
+        if Path(path).is_dir():
+            backbone = load_backbone(path)
+            geometry, student, heads = asdict(backbone.geometry), dict(backbone.weights.named()), {}
+        else:
+            state = read_checkpoint(path)
+            geometry, student, heads = state["geometry"], state["ema"], state["heads"]
+        if geometry != asdict(self.geometry):
+            raise StorageError(f"{path} is of geometry {geometry}, expected {asdict(self.geometry)}.")
         with torch.no_grad():
             for name, tensor in self.student.items():
-                tensor.copy_(state["ema"][name])
+                tensor.copy_(student[name])
                 self.ema[name].copy_(tensor)
             for name, tensor in self.heads.items():
-                if name in state["heads"] and state["heads"][name].shape == tensor.shape:
-                    tensor.copy_(state["heads"][name])
+                if name in heads and heads[name].shape == tensor.shape:
+                    tensor.copy_(heads[name])
 
     def load(self, path: str | Path) -> None:
         """Goes on from what `save` wrote. A training may be prolonged: `steps` may differ, and there may be more views.

@@ -53,7 +53,7 @@ class Pool:
                     f"{cache} was made by an earlier version of this library; empty it, or choose another."
                 )
             write_atomically(marker, json.dumps(described).encode())
-            counts, said = _filled(every, cache)
+            counts, said, origin = _filled(every, cache)
         if not len(counts):
             raise DatasetError(f"the sources of {cache} gave no clip; look at their options.")
         if wrong := [number for number in exclude if not 0 <= number < len(counts)]:
@@ -62,6 +62,7 @@ class Pool:
         self.numbers = np.delete(np.arange(len(clips)), list(exclude))  # of the clips that are left, among all
         self.clips = clips[self.numbers]
         self.said = [said[number] for number in self.numbers]  # the word that is spoken, "" where it is not one word
+        self.origin = origin[self.numbers]  # (clips,) which of the sources each is from, as its place among them
         self.samples = np.memmap(cache / "samples.i16", np.int16, "r")
 
     def __len__(self) -> int:
@@ -82,8 +83,8 @@ def _as_sources(made_from: str | Path | Source | Sequence[Source]) -> list[Sourc
     return [made_from]
 
 
-def _filled(every: Sequence[Source], cache: Path) -> tuple[np.ndarray, list[str]]:
-    """Makes the parts that are not in the cache yet. Gives the number of samples of every clip and what it says.
+def _filled(every: Sequence[Source], cache: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Makes the parts that are not in the cache yet. Gives each clip's number of samples, what it says, and its source.
 
     A part's line in `parts.jsonl` is written after its samples are on the disk; what a killed run wrote behind the last
     line is cut off.
@@ -108,7 +109,9 @@ def _filled(every: Sequence[Source], cache: Path) -> tuple[np.ndarray, list[str]
                 log.flush()
                 done.append(part)
     counts = np.array([count for part in done for count in part["samples"]], dtype=np.int64)
-    return counts, [word for part in done for word in part["said"]]
+    places = np.repeat(np.arange(len(every)), [source.parts for source in every])  # (parts,)
+    origin = np.repeat(places, [len(part["samples"]) for part in done])
+    return counts, [word for part in done for word in part["said"]], origin
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:

@@ -9,8 +9,10 @@ Symbols: R views of a batch, F frames, M mel bins, t patch columns, V all views.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,7 +23,7 @@ import torchaudio.functional
 from rich.progress import track
 from torch import Tensor
 
-from adapterbank.audio.mel import frame_count, log_mel, pad_frames
+from adapterbank.audio.mel import SAMPLE_RATE, frame_count, log_mel, pad_frames
 from adapterbank.errors import DatasetError
 from adapterbank.files import open_atomically, write_atomically
 from adapterbank.pretraining.pool import Pool
@@ -48,6 +50,7 @@ class View:
         speed: output length over input length, as two integers.
         mix: the clip that is laid over the view, or -1 for none.
         word: the view is one clip from its beginning to its end, a single word, over which nothing loud is laid.
+        room: the sound is heard in a room that is drawn for it.
     """
 
     seed: tuple[int, int]
@@ -56,19 +59,27 @@ class View:
     speed: tuple[int, int]
     mix: int
     word: bool = False
+    room: bool = False
 
 
-def draw_views(pool: Pool, per_clip: int, seed: int, mix: float = 0.3, join: float = 0.35) -> list[View]:
+def draw_views(
+    pool: Pool, per_clip: int | Sequence[int], seed: int, mix: float = 0.3, join: float = 0.35, room: float = 0.0
+) -> list[View]:
     """`per_clip` views of every clip, pass after pass.
 
     Args:
-        mix: the share of views over which a second clip is laid.
+        per_clip: of the clips of each source, in the order of the pool's sources; one number is for all of them.
+        mix: the share of views over which a second clip is laid: any that is no single word, if there are such.
         join: of the clips that are too short for the drawn length, the share that is filled up with other clips. The
             rest keep their own length, as short clips do when the backbone is used.
+        room: the share of views that are heard in a room.
     """
-    views = []
+    counts = np.full(len(pool), per_clip) if isinstance(per_clip, int) else np.asarray(per_clip)[pool.origin]
     shares = np.array([share for share, _, _ in LENGTHS])
-    for number in range(per_clip * len(pool)):
+    others = np.array([clip for clip in range(len(pool)) if not pool.said[clip]] or range(len(pool)))
+    passes = (p * len(pool) + np.flatnonzero(counts > p) for p in range(counts.max(initial=0)))
+    views = []
+    for number in itertools.chain.from_iterable(numbers.tolist() for numbers in passes):
         rng = np.random.default_rng((seed, number))
         clips = [number % len(pool)]
         _, low, high = LENGTHS[rng.choice(len(LENGTHS), p=shares / shares.sum())]
@@ -85,8 +96,8 @@ def draw_views(pool: Pool, per_clip: int, seed: int, mix: float = 0.3, join: flo
                     length += pool.clips[clips[-1], 1] * speed[0] // speed[1]
             else:
                 columns = -(-frame_count(int(length)) // FRAMES_PER_COLUMN)
-        other = int(rng.integers(len(pool))) if rng.random() < mix else -1
-        views.append(View((seed, number), tuple(clips), columns, speed, other, word))
+        other = int(others[rng.integers(len(others))]) if rng.random() < mix else -1
+        views.append(View((seed, number), tuple(clips), columns, speed, other, word, bool(rng.random() < room)))
     return views
 
 
@@ -108,7 +119,25 @@ def render(pool: Pool, view: View) -> tuple[Tensor, int]:
         level = 10 ** (rng.uniform(*MIX_LEVELS[view.word]) / 20)
         sound[offset : offset + len(other)] += other * min(float(ratio) * level, 30.0)
     sound = sound * 10 ** (rng.uniform(-15, 6) / 20)
+    if view.room:
+        sound[:length] = in_a_room(sound[:length], rng)
     return sound / max(1.0, float(sound.abs().max())), length
+
+
+def in_a_room(sound: Tensor, rng: np.random.Generator) -> Tensor:
+    """The same length and level in a room: (T,) -> (T,).
+
+    Its echo is noise that falls by 60 dB within 0.1 to 0.8 s (Moorer, 1979), up to 3 dB louder or 15 dB softer than the
+    direct sound; its treble falls faster, as it does where there are walls and furniture.
+    """
+    seconds, level = rng.uniform(0.1, 0.8), 10 ** (rng.uniform(-15, 3) / 20)
+    times = np.arange(1, int(SAMPLE_RATE * seconds)) / SAMPLE_RATE
+    bright, dull = rng.standard_normal((2, len(times)))
+    dull = np.convolve(dull, np.ones(4) / 2, "same")  # half of the noise below 4 kHz, and as loud
+    tail = bright * 10 ** (-6 * times / seconds) + dull * 10 ** (-3 * times / seconds)
+    response = torch.from_numpy(np.concatenate(([1.0], level * tail / np.sqrt((tail**2).sum())))).float()
+    heard = torchaudio.functional.fftconvolve(sound, response)[: len(sound)]
+    return heard * (sound.square().mean().sqrt() / heard.square().mean().sqrt().clamp_min(1e-8))
 
 
 def _at_speed(sound: Tensor, speed: tuple[int, int]) -> Tensor:
@@ -258,6 +287,7 @@ def prepare(
     *,
     pass_size: int | None = None,
     batch_columns: int = 512,
+    threads: int = 1,
 ) -> ViewStore:
     """Runs the teachers over all views; goes on where a killed run stopped.
 
@@ -265,6 +295,7 @@ def prepare(
         pass_size: views are sorted by length only within groups of this many, so that the first group is complete and
             can be trained on while the teachers hear the next one. None: one group.
         batch_columns: about how many patch columns a teacher hears at once.
+        threads: how many such batches are heard side by side.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -288,10 +319,18 @@ def prepare(
                 np.save(file, numbers)
     store = ViewStore(folder, columns, targets, mode="r+")
     batches = [b for b in _batches(columns, size, batch_columns) if b[1] > state["done"]]
-    for first, stop in track(batches, "asking the teachers"):
-        _ask(pool, [views[v] for v in order[first:stop]], teachers, store, first)
-        state["done"] = stop
-        _write_json(marker, state)
+
+    def ask(batch: tuple[int, int]) -> int:
+        _ask(pool, [views[v] for v in order[slice(*batch)]], teachers, store, batch[0])
+        return batch[1]
+
+    # Few at a time, so that an interrupted run has little to finish; in order, so that `done` counts what is written.
+    groups = (batches[first : first + 4 * threads] for first in range(0, len(batches), 4 * threads))
+    with ThreadPoolExecutor(threads) as workers:
+        heard = (stop for group in groups for stop in workers.map(ask, group))
+        for stop in track(heard, "asking the teachers", total=len(batches)):
+            state["done"] = stop
+            _write_json(marker, state)
     store.done = state["done"]
     store._read_words()
     return store

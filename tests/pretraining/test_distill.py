@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from adapterbank.backbone.checkpoints.opening import load_backbone
 from adapterbank.backbone.encode import Segment, encode
 from adapterbank.backbone.sites import Sites
 from adapterbank.backbone.weights import ASTWeights, Geometry
-from adapterbank.errors import ConfigError, DatasetError, StorageError, TrainingDivergedError
+from adapterbank.errors import BackboneError, ConfigError, DatasetError, StorageError, TrainingDivergedError
 from adapterbank.pretraining.distill import (
     Distiller,
     epoch_batches,
@@ -28,9 +30,11 @@ from adapterbank.pretraining.distill_losses import pooled_target
 from adapterbank.pretraining.masked import RECONSTRUCTION_WEIGHT
 from adapterbank.pretraining.options import DistillOptions
 from adapterbank.pretraining.pool import Pool
+from adapterbank.pretraining.sources import Sound
+from adapterbank.pretraining.sources.folder import Folder
 from adapterbank.pretraining.student import MINI, export_backbone, init_student, student_tokens
 from adapterbank.pretraining.teachers import Target, view_samples
-from adapterbank.pretraining.views import JoinedViews, ViewStore, draw_views, prepare, render
+from adapterbank.pretraining.views import JoinedViews, ViewStore, draw_views, in_a_room, prepare, render
 
 SMALL = Geometry(layers=2, width=12, heads=3, mlp_width=24, frequency_stride=16, time_stride=16, eps=1e-6)
 OPTIONS = DistillOptions(steps=12, batch_tokens=300, accumulate=2, keep_rows=5)
@@ -119,6 +123,66 @@ def test_short_clips_keep_their_own_length(pool: Pool) -> None:
         v.columns for v in draw_views(pool, 20, seed=0, mix=0.0, join=0.0) if v.clips == (0,) and v.speed == (1, 1)
     ]
     assert max(lengths) == 3  # 0.4 s are 38 frames: longer views are not filled up
+
+
+class Words:
+    """A source of five words of a second, each a tone of its own."""
+
+    parts = 1
+
+    def describe(self) -> dict[str, object]:
+        return {"words": 5}
+
+    def part(self, number: int) -> Iterator[Sound]:
+        times = np.arange(16_000) / 16_000
+        for word in range(5):
+            yield Sound((0.3 * np.sin(2 * np.pi * 200 * (word + 1) * times)).astype(np.float32), f"word {word}")
+
+
+@pytest.fixture
+def words_too(tmp_path: Path, pool: Pool) -> Pool:
+    return Pool([Folder(tmp_path / "audio"), Words()], tmp_path / "both")
+
+
+def test_each_source_has_as_many_views_of_a_clip_as_asked(words_too: Pool) -> None:
+    views = draw_views(words_too, [3, 1], seed=0)
+    assert Counter(view.clips[0] for view in views) == {**dict.fromkeys(range(6), 3), **dict.fromkeys(range(6, 11), 1)}
+    every = {view.seed: view for view in draw_views(words_too, 3, seed=0)}
+    assert all(every[view.seed] == view for view in views)  # a view does not depend on how many others there are
+    assert draw_views(words_too, [0, 0], seed=0) == []
+
+
+def test_no_single_word_is_laid_over_a_view(words_too: Pool) -> None:
+    laid = {view.mix for view in draw_views(words_too, 60, seed=0, mix=1.0)}
+    assert laid == set(range(6))
+
+
+def test_a_room_keeps_length_and_level_and_lets_a_click_ring(pool: Pool) -> None:
+    views = draw_views(pool, 40, seed=0, room=0.5)
+    dry = draw_views(pool, 40, seed=0)
+    assert 0.35 < np.mean([view.room for view in views]) < 0.65
+    assert [replace(view, room=False) for view in views] == dry
+    for view, without in zip(views[:12], dry, strict=False):
+        (wave, length), (plain, _) = render(pool, view), render(pool, without)
+        assert not wave[length:].any()
+        assert torch.equal(wave, plain) != view.room
+    click = torch.zeros(16_000)
+    click[1_000] = 0.5
+    heard = in_a_room(click, np.random.default_rng(0))
+    assert heard.shape == click.shape
+    assert not heard[:990].abs().gt(1e-5).any()  # nothing is heard before it sounds
+    assert heard[1_001:4_000].square().mean() > heard[-4_000:].square().mean()
+    torch.testing.assert_close(heard.square().mean(), click.square().mean(), rtol=1e-3, atol=0)
+
+
+def test_teachers_side_by_side_leave_the_files_of_one_after_another(
+    pool: Pool, store: ViewStore, tmp_path: Path
+) -> None:
+    prepare(
+        pool, draw_views(pool, 4, seed=0), [Loudness()], tmp_path / "both", pass_size=6, threads=3, batch_columns=20
+    )
+    for file in sorted((tmp_path / "views").iterdir()):
+        assert (tmp_path / "both" / file.name).read_bytes() == file.read_bytes()
 
 
 class Killed(Loudness):
@@ -264,6 +328,22 @@ def test_a_run_can_start_from_the_averaged_student_of_another(store: ViewStore, 
         assert torch.equal(second.ema[name], tensor)
     with pytest.raises(StorageError, match="geometry"):
         Distiller(store, OPTIONS, replace(SMALL, layers=1)).start_from(tmp_path / "state.pt")
+
+
+def test_a_run_can_start_from_an_exported_backbone(store: ViewStore, tmp_path: Path) -> None:
+    first = Distiller(store, OPTIONS, SMALL)
+    first.run(until=4)
+    export_backbone(first.ema, SMALL, tmp_path / "exported")
+    second = Distiller(store, OPTIONS, SMALL)
+    second.start_from(tmp_path / "exported")
+    for name, tensor in first.ema.items():
+        stored = tensor.to(torch.bfloat16).float()
+        assert torch.equal(second.student[name], stored)
+        assert torch.equal(second.ema[name], stored)
+    with pytest.raises(StorageError, match="geometry"):
+        Distiller(store, OPTIONS, replace(SMALL, layers=1)).start_from(tmp_path / "exported")
+    with pytest.raises(BackboneError):
+        second.start_from(tmp_path)
 
 
 def test_a_checkpoint_of_another_run_is_refused(store: ViewStore, tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def test_clips_of_several_sources_follow_one_another_with_what_they_say(tmp_path
     assert levels(pool) == [0.0, 0.01, 0.01, 0.02, 0.0, 0.01]
     assert [len(pool.read(clip)) for clip in range(6)] == [100, 100, 101, 101, 100, 100]
     assert pool.said == ["", "", "", "", "yes", "yes"]
+    assert pool.origin.tolist() == [0, 0, 0, 0, 1, 1]
+    assert Pool([Steps(2), Steps(1, "yes")], tmp_path, exclude=[1]).origin.tolist() == [0, 0, 0, 1, 1]
 
 
 def test_a_killed_run_goes_on_with_the_part_in_which_it_was_killed(tmp_path: Path) -> None:
