@@ -60,7 +60,7 @@ class AdapterBank:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_folder: str | Path | Backbone = "ast-mini",
+        name_or_folder: str | Path | Backbone = "ast-mini-2",
         *,
         device: torch.device | str | None = None,
         base_dtype: torch.dtype | None = None,
@@ -70,8 +70,8 @@ class AdapterBank:
         """A new bank on a backbone, or a saved bank. All arguments work for both.
 
         Args:
-            name_or_folder: "ast-mini" (embedded), a Hugging Face AST by hub id or folder (`config.json`), a `.pth` file
-                of the AST or SSAST repository, the folder of a saved bank (`manifest.json`), or a `Backbone`.
+            name_or_folder: "ast-mini-2" (embedded), a Hugging Face AST by hub id or folder (`config.json`), a `.pth`
+                file of the AST or SSAST repository, the folder of a saved bank (`manifest.json`), or a `Backbone`.
             device: where to run; the accelerator if there is one, else the CPU.
             base_dtype: of the frozen linears: torch.bfloat16, or torch.int8 (half of that memory, dequantised for each
                 product); everything that is trained stays fp32.
@@ -191,7 +191,7 @@ class AdapterBank:
             head: "ln_linear" (AST, AAT) or "linear" (PETL_AST); None: the method's own, which is "ln_linear" for all
                 but `linear`.
             pooling: "cls_dist" (AST, AAT) or "mean" over all tokens (PETL_AST); None: the method's own if it has one,
-                as `linear` has, else the backbone's: "mean" on ast-mini, "cls_dist" on any other.
+                as `linear` has, else the backbone's: "mean" on ast-mini-2, "cls_dist" on any other.
             clip_seconds: pad shorter clips to this length; None: as the known dataset, else each clip keeps its own.
             partial_patches: "pad" clips to whole patches, or "cut" them to whole patches and to `clip_seconds`, as the
                 published codes of AST, AAT and PETL_AST do; see docs/features.md.

@@ -1,6 +1,6 @@
 """Looks for test recordings in the pretraining audio: nearest neighbours by log-mels, then by waveforms.
 
-    python recipes/check_overlap.py                               # ast-mini's pool against ../shared/data and the demo
+    python recipes/check_overlap.py                             # ast-mini-2's pool against ../shared/data and the demo
     python recipes/check_overlap.py pool=my/audio data=my/benchmarks pairs=20
 
 For every test clip: (1) its 0.64 s windows are compared with all windows of the pool by mean and spread of each band,

@@ -1,6 +1,6 @@
 """What a backbone is worth on many folders of clips: linear probes of frozen features, and methods trained inside it.
 
-    python recipes/evaluate_backbone.py                                # ast-mini on the six packs of ../shared/data
+    python recipes/evaluate_backbone.py                                # ast-mini-2 on the six packs of ../shared/data
     python recipes/evaluate_backbone.py backbone=MIT/ast-finetuned-audioset-10-10-0.4593 teachers=null out=outputs/base
     python recipes/evaluate_backbone.py methods=[] probes=[backbone] teachers=null      # its probe alone
     python recipes/evaluate_backbone.py data=my/folders packs=[birds,engines] teachers=null methods=[head,aat_ms]

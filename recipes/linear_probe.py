@@ -1,8 +1,8 @@
 """Linear probe of frozen features: k-fold logistic regression over all clips, groups kept together, 95 % intervals.
 
-    python recipes/linear_probe.py                                         # ast-mini and a random AST, demo tasks
+    python recipes/linear_probe.py                                         # ast-mini-2 and a random AST, demo tasks
     python recipes/linear_probe.py data=../shared/data/esc50               # by the folder's own folds
-    python recipes/linear_probe.py backbones=[ast-mini,MIT/ast-finetuned-audioset-10-10-0.4593]
+    python recipes/linear_probe.py backbones=[ast-mini-2,MIT/ast-finetuned-audioset-10-10-0.4593]
 
 The features are `bank.embed`: (cls + dist) / 2 after the final norm. Needs scikit-learn: the extra `pretrain` has it.
 """

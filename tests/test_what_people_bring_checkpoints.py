@@ -153,8 +153,8 @@ def test_a_variant_is_read_where_nothing_else_is_and_two_are_refused(hf_model, h
 @pytest.mark.parametrize(
     ("name", "meant"),
     [
-        ("ast-mnii", "ast-mini"),
-        ("AST_Mini", "ast-mini"),
+        ("ast-mnii-2", "ast-mini-2"),
+        ("AST_Mini_2", "ast-mini-2"),
         ("MIT/ast-finetuned-audioset-10-10-0.4539", "MIT/ast-finetuned-audioset-10-10-0.4593"),
         ("ast-finetuned-speech-commands-v2", "MIT/ast-finetuned-speech-commands-v2"),
     ],

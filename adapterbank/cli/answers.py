@@ -183,7 +183,7 @@ def embed(
 ) -> None:
     """Features of the frozen backbone, one vector per file, with no task.
 
-    Without a bank they are those of ast-mini, which comes with the package.
+    Without a bank they are those of ast-mini-2, which comes with the package.
     An .npz has the arrays `files` and `features`, (B,) and (B, D).
     """
     from adapterbank.bank import AdapterBank
@@ -197,7 +197,7 @@ def embed(
     if backbone is None and banks.there_is_a_bank(bank):
         opened = banks.open_bank(bank, device)
     else:
-        opened = AdapterBank.from_pretrained(backbone or "ast-mini", device=banks.device_named(device))
+        opened = AdapterBank.from_pretrained(backbone or "ast-mini-2", device=banks.device_named(device))
     failures = report.Failures()
     outcomes = over_files(files, lambda waves: opened.embed(waves, pooling=pooling).tolist(), batch_size=batch_size)
     watched = failures.watch(report.progress(outcomes, len(files), "embedding"))

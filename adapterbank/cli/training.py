@@ -41,7 +41,7 @@ def train(
         MODEL(metavar="KEY=VALUE", help="Of the method, such as ratio=0.5; prompt.tokens=24 for a part."),
     ] = None,
     backbone: Annotated[
-        str | None, MODEL(help="Of a new bank: ast-mini, an AST of Hugging Face, or a file or folder.")
+        str | None, MODEL(help="Of a new bank: ast-mini-2, an AST of Hugging Face, or a file or folder.")
     ] = None,
     clip_seconds: Annotated[float | None, MODEL(help="Pad shorter clips to this length.")] = None,
     multilabel: options.Multilabel = None,
@@ -183,7 +183,7 @@ def _opened(folder: Path, backbone: str | None, device: str | None) -> AdapterBa
 
     device = banks.device_named(device)
     if not banks.there_is_a_bank(folder):
-        return AdapterBank.from_pretrained(backbone or "ast-mini", device=device)
+        return AdapterBank.from_pretrained(backbone or "ast-mini-2", device=device)
     opened = AdapterBank.from_pretrained(folder, device=device, resident=1)
     if backbone is not None and backbone != opened.backbone.source:
         raise ConfigError(

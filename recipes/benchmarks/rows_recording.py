@@ -1,4 +1,4 @@
-"""Row 16 of recipes/benchmark.py: four tasks along a recording of an hour, with the shipped ast-mini.
+"""Row 16 of recipes/benchmark.py: four tasks along a recording of an hour, with the shipped ast-mini-2.
 
     python recipes/benchmark.py row=16           # starts this with what it needs
 
@@ -43,7 +43,7 @@ def long_recording(cfg: DictConfig, bench: Bench) -> Iterator[Claim]:
     seconds = cfg.recording_seconds
     long, short = recording(Path(cfg.out), seconds), recording(Path(cfg.out), min(60, seconds))
     for precision in reversed(MEASURED):  # bf16 first: the heap that fp32 leaves behind would hide what it needs
-        bank = bench.open("ast-mini", precision)
+        bank = bench.open("ast-mini-2", precision)
         for number in range(TASKS):
             as_if_trained(bank.add_task(f"t{number}", "aat_ms", num_classes=cfg.classes), number)
         names = [f"t{number}" for number in range(TASKS)]
@@ -51,7 +51,7 @@ def long_recording(cfg: DictConfig, bench: Bench) -> Iterator[Claim]:
             bank.scan(short, names, window=5.0, progress=False)
         with Meter(bench.device) as meter:
             bank.scan(long, names, window=5.0, progress=False)
-        what = f"{seconds} s of recording, {TASKS} aat_ms tasks, windows of 5 s, ast-mini, {precision}"
+        what = f"{seconds} s of recording, {TASKS} aat_ms tasks, windows of 5 s, ast-mini-2, {precision}"
         found = {
             "precision": precision,
             "ours": meter.seconds,

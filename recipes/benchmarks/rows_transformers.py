@@ -48,7 +48,7 @@ def whole_clips(cfg: DictConfig, bench: Bench) -> Claims:
 
 
 def agreement(cfg: DictConfig, bench: Bench) -> Claim:
-    """Trained ast-mini with a head in both libraries: how often bf16 here and fp32 there name the same class."""
+    """Trained ast-mini-2 with a head in both libraries: how often bf16 here and fp32 there name the same class."""
     what = f"same top-1 on {cfg.agreement.clips} real clips, bf16 base"
     if not Path(cfg.agreement.data).is_dir():
         return needs(what, f"the folder {cfg.agreement.data}; pass agreement.data=<a folder of clips with folds>")
@@ -61,7 +61,7 @@ def agreement(cfg: DictConfig, bench: Bench) -> Claim:
     if len(heard) < cfg.agreement.clips:
         return needs(what, f"{cfg.agreement.clips} clips in all folds but two of {data.name}, found {len(heard)}")
     heard = heard.subset(indices=range(cfg.agreement.clips))
-    model = peer(bank, frames, source=EMBEDDED["ast-mini"], num_labels=len(data.labels))
+    model = peer(bank, frames, source=EMBEDDED["ast-mini-2"], num_labels=len(data.labels))
     head = bank.task("real").head.state_dict()
     model.classifier.load_state_dict(
         {theirs.removeprefix("classifier."): head[own] for theirs, own in CLASSIFIER.items()}

@@ -18,7 +18,7 @@ from torch import Tensor
 from adapterbank.audio.mel import AUDIOSET_MEAN, AUDIOSET_STD, SAMPLE_RATE
 from adapterbank.backbone.backbone import Backbone, Classifier
 from adapterbank.backbone.checkpoints.assemble import assemble
-from adapterbank.backbone.checkpoints.embedded import EMBEDDED, EMBEDDED_SHA256
+from adapterbank.backbone.checkpoints.embedded import EMBEDDED, EMBEDDED_SHA256, RETIRED, where_it_went
 from adapterbank.backbone.checkpoints.extractor import EXTRACTOR, normalisation
 from adapterbank.backbone.checkpoints.names import CLASSIFIER, PREFIX, canonical
 from adapterbank.backbone.checkpoints.weight_files import HUB_PATTERNS, WEIGHT_FILES, read_weights
@@ -65,6 +65,8 @@ def _find(name: str) -> Path:
                 f"Put config.json and {WEIGHT_FILES[0]} there, as save_pretrained writes them."
             )
         return folder
+    if name in RETIRED:
+        raise BackboneError(where_it_went(name))
     from huggingface_hub import snapshot_download  # here: most backbones are on disk, and it is slow to import
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

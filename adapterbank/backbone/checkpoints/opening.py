@@ -8,7 +8,7 @@ from pathlib import Path
 
 from adapterbank.backbone.backbone import Backbone
 from adapterbank.backbone.checkpoints.assemble import assemble, fingerprint
-from adapterbank.backbone.checkpoints.embedded import EMBEDDED, EMBEDDED_POOLING
+from adapterbank.backbone.checkpoints.embedded import EMBEDDED, EMBEDDED_POOLING, pooling_of
 from adapterbank.backbone.checkpoints.huggingface import classifier_of, from_folder
 from adapterbank.backbone.checkpoints.original import SUFFIXES, translate
 from adapterbank.backbone.embedding import at_stride
@@ -20,7 +20,7 @@ def load_backbone(name_or_folder: str | Path, *, stride: int | None = None) -> B
     """Opens a backbone on the CPU, in fp32.
 
     Args:
-        name_or_folder: "ast-mini" (inside this package), a folder with `config.json` and weights as
+        name_or_folder: "ast-mini-2" (inside this package), a folder with `config.json` and weights as
             `save_pretrained` writes them, a Hugging Face hub id such as "MIT/ast-finetuned-audioset-10-10-0.4593", or
             a `.pth` file of the AST or SSAST repository such as "audioset_10_10_0.4593.pth".
         stride: of the patches, in place of the checkpoint's own: 10 is how AAT and SSAST's authors run SSAST, which is
@@ -36,7 +36,8 @@ def load_backbone(name_or_folder: str | Path, *, stride: int | None = None) -> B
         backbone = _restride(backbone, stride)
     if source in EMBEDDED:
         return replace(backbone, source=source, pooling=EMBEDDED_POOLING[source])
-    return replace(backbone, source=source if not path.exists() else str(path.resolve()))
+    pooling = pooling_of(backbone.fingerprint) or backbone.pooling
+    return replace(backbone, source=source if not path.exists() else str(path.resolve()), pooling=pooling)
 
 
 def at_its_stride(backbone: Backbone, stride: int | None) -> Backbone:

@@ -134,7 +134,7 @@ def test_a_hub_id_without_internet_says_what_to_put_where(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no test may reach the network
     with pytest.raises(BackboneError, match="no backbone 'nobody/no-such-ast'") as error:
         load_backbone("nobody/no-such-ast")
-    for part in ("ast-mini", "config.json", "preprocessor_config.json", "model.safetensors", "pass its path"):
+    for part in ("ast-mini-2", "config.json", "preprocessor_config.json", "model.safetensors", "pass its path"):
         assert part in str(error.value)
 
 
