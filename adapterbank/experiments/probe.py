@@ -84,10 +84,13 @@ def _scores(x: np.ndarray, y: np.ndarray, test: np.ndarray, model: str) -> np.nd
         from sklearn.linear_model import LogisticRegression, RidgeClassifier
     except ImportError as error:
         raise ConfigError("a linear probe needs scikit-learn: pip install 'adapterbank[pretrain]'.") from error
-    if model == "logistic":
-        return LogisticRegression(C=LOGISTIC_C, max_iter=2000).fit(x, y).predict_log_proba(test)
-    scores: Any = RidgeClassifier(alpha=RIDGE_ALPHA).fit(x, y).decision_function(test)
-    return scores if scores.ndim > 1 else np.stack([-scores, scores], axis=1)
+    fitted = LogisticRegression(C=LOGISTIC_C, max_iter=2000) if model == "logistic" else RidgeClassifier(RIDGE_ALPHA)
+    scores: Any = fitted.fit(x, y).decision_function(test)
+    if model == "ridge":
+        return scores if scores.ndim > 1 else np.stack([-scores, scores], axis=1)
+    # scikit-learn's own predict_log_proba takes the logarithm of probabilities that may have become 0.
+    logits = torch.from_numpy(scores if scores.ndim > 1 else np.stack([0 * scores, scores], axis=1))
+    return logits.log_softmax(1).numpy()
 
 
 def accuracy(y: np.ndarray, scores: np.ndarray) -> float:

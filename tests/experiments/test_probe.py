@@ -42,6 +42,25 @@ def test_cross_scores_predict_what_a_pipeline_of_scikit_learn_predicts(name, mod
     assert probe.macro_accuracy(y, scores) == pytest.approx(balanced_accuracy_score(y, expected))
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_log_probabilities_are_those_of_scikit_learn_and_stay_finite_where_its_are_not(classes):
+    rng = np.random.default_rng(0)
+    y = np.arange(120) % classes
+    x = rng.normal(size=(120, 5)) + np.eye(classes, 5)[y] * 8
+    folds = np.arange(120) // classes % 2
+    x[folds == 1] *= 1 + 400 * (np.arange(60)[:, None] % 2)  # half of what is tested lies far out
+    scores = probe.cross_scores(x, y, folds)[folds == 1]
+    inside = x[folds == 0]
+    scaled = StandardScaler().fit(inside)
+    model = LogisticRegression(C=probe.LOGISTIC_C, max_iter=2000).fit(scaled.transform(inside), y[folds == 0])
+    with np.errstate(divide="ignore"):
+        expected = model.predict_log_proba(scaled.transform(x[folds == 1]))
+    finite = np.isfinite(expected)
+    assert 0 < finite.mean() < 1
+    np.testing.assert_allclose(scores[finite], expected[finite], rtol=1e-4, atol=1e-9)
+    assert np.isfinite(scores).all()
+
+
 def test_the_clips_of_a_fold_never_train_its_own_model(features):
     x, y, folds = features
     scores = probe.cross_scores(x, y, folds)
