@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-import torchaudio.functional
 
 from adapterbank.audio.mel import SAMPLE_RATE
+from adapterbank.audio.resampling import resample_clip
 from adapterbank.audio.suffixes import READABLE_SUFFIXES
 from adapterbank.errors import DatasetError
 from adapterbank.pretraining.sources import Sound, register
@@ -71,7 +71,4 @@ def _read(path: Path) -> np.ndarray:
         audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, OSError) as error:
         raise DatasetError(f"cannot read {path}: {error}. Remove it from the pool, or fetch it again.") from error
-    mono: np.ndarray = audio.mean(1)
-    if rate == SAMPLE_RATE:
-        return mono
-    return torchaudio.functional.resample(torch.from_numpy(mono), rate, SAMPLE_RATE).numpy()
+    return resample_clip(torch.from_numpy(audio.mean(1)), rate, SAMPLE_RATE).numpy()

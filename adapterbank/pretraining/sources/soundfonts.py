@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 import torch
-import torchaudio.functional
 
 from adapterbank.audio.mel import SAMPLE_RATE
+from adapterbank.audio.resampling import resample_clip
 from adapterbank.errors import ConfigError
 
 # FluidSynth reads a recording at another speed without a filter, so that at 16 kHz all that is above 8 kHz would come
@@ -99,4 +99,4 @@ def play(soundfont: Path, midi: bytes, settings: Mapping[str, float] | None = No
         if done.returncode or not out.is_file():
             raise ConfigError(f"fluidsynth could not play {soundfont}: {done.stderr.strip() or done.returncode}.")
         samples, rate = soundfile.read(out, dtype="float32", always_2d=True)
-    return torchaudio.functional.resample(torch.from_numpy(samples.mean(1)), rate, SAMPLE_RATE).numpy()
+    return resample_clip(torch.from_numpy(samples.mean(1)), rate, SAMPLE_RATE).numpy()

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchaudio.functional
 
 from adapterbank.audio.mel import SAMPLE_RATE
+from adapterbank.audio.resampling import resample_clip
 from adapterbank.errors import ConfigError
 from adapterbank.pretraining.sources import Sound, register, voices
 
@@ -94,7 +94,7 @@ class Speech:
 
 def _placed(samples: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     """At 16 kHz, at a level of -3 to -23 dB, with up to a third of a second of silence at either end."""
-    at = torchaudio.functional.resample(torch.from_numpy(np.ascontiguousarray(samples)), rate, SAMPLE_RATE).numpy()
+    at = resample_clip(torch.from_numpy(np.ascontiguousarray(samples)), rate, SAMPLE_RATE).numpy()
     level = 10 ** (rng.uniform(-23, -3) / 20) / np.abs(at).max()
     before, after = (int(SAMPLE_RATE * SILENCE * rng.random() * (rng.random() < 0.7)) for _ in range(2))
     return np.pad((at * level).astype(np.float32), (before, after))
