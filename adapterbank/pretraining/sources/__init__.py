@@ -45,5 +45,7 @@ class Source(Protocol):
         ...
 
 
-_SOURCES: Registry[Source] = Registry("source", {n: f"{__name__}.{n}" for n in ("folder", "notes", "speech")}, "path")
+_SOURCES: Registry[Source] = Registry(
+    "source", {n: f"{__name__}.{n}" for n in ("debian", "folder", "notes", "speech")}, "path"
+)
 register, names, build = _SOURCES.register, _SOURCES.names, _SOURCES.build
