@@ -31,17 +31,12 @@ from adapterbank.backbone.checkpoints import load_backbone
 from adapterbank.backbone.weights import Geometry
 from adapterbank.errors import ConfigError, StorageError, TrainingDivergedError
 from adapterbank.files import write_atomically
-from adapterbank.pretraining.distill_losses import (
-    distill_loss,
-    init_heads,
-    init_word_head,
-    target_statistics,
-    word_loss,
-)
+from adapterbank.pretraining.distill_losses import distill_loss, init_heads, target_statistics
 from adapterbank.pretraining.masked import MaskedPatches
 from adapterbank.pretraining.options import DistillOptions
 from adapterbank.pretraining.student import MINI, Tensors, init_student, student_tokens
 from adapterbank.pretraining.views import Views
+from adapterbank.pretraining.words import init_word_head, target_of_words, word_loss, word_statistics
 
 PROGRESS = (
     TextColumn("distilling"),
@@ -120,10 +115,11 @@ class Distiller:
         if self.taught:
             width = (geometry.width, options.head_width)
             self.heads |= init_heads(store.targets, self.statistics, *width, options.seed)
+        self.spoken = None
         if self.taught and options.word_weight > 0:
-            if not store.vocabulary:
-                raise ConfigError("word_weight needs views of single words; add the source speech, or set it to 0.")
-            self.heads |= init_word_head(len(store.vocabulary), geometry.width, options.seed)
+            self.spoken = target_of_words(store, options.word_target)
+            self.statistics |= word_statistics(store, self.spoken, options.seed)
+            self.heads |= init_word_head(self.statistics, geometry.width, options.seed)
         self.ema = {name: tensor.clone() for name, tensor in self.student.items()}
         self.step = 0
         self.seconds = 0.0
@@ -168,9 +164,9 @@ class Distiller:
         columns = int(self.columns[views[0]])
         weights = (self.options.row_weight, self.options.probability_weight)
         total, parts = distill_loss(tokens, answers, self.store.targets, self.heads, self.statistics, columns, *weights)
-        said = torch.from_numpy(self.store.said[views])
-        if "word.weight" in self.heads and bool((said >= 0).any()):
-            found = word_loss(tokens, said, self.heads)
+        if self.spoken is not None:
+            said = torch.from_numpy(self.store.said[views])
+            found = word_loss(tokens, answers[self.spoken.name], said, self.spoken, self.heads, self.statistics)
             total, parts = total + self.options.word_weight * found, {**parts, "word": float(found.detach())}
         return total, parts
 
@@ -247,7 +243,7 @@ class Distiller:
                 began = time.monotonic()
                 means = self.train_step(batches)
                 self.seconds += time.monotonic() - began
-                sums = {name: sums.get(name, 0.0) + value for name, value in means.items()}
+                sums = {name: sums.get(name, 0.0) + means.get(name, 0.0) for name in {**sums, **means}}
                 summed += 1
                 progress.update(bar, completed=self.step, loss=f"loss {means['loss']:.3f}")
                 if self.step % log_every == 0:

@@ -67,9 +67,9 @@ def init_heads(targets: Sequence[Target], statistics: Tensors, student_width: in
                 first = torch.empty(hidden, width)
                 heads[f"{name}.hidden"] = torch.nn.init.trunc_normal_(first, std=INIT_STD, generator=generator)
                 width = hidden
-            weight = torch.empty(len(mean), width)
-            heads[f"{name}.weight"] = torch.nn.init.trunc_normal_(weight, std=INIT_STD, generator=generator)
-            heads[f"{name}.bias"] = torch.logit(mean, 1e-4) if target.kind == "probability" else torch.zeros_like(mean)
+            heads |= init_linear(name, len(mean), width, generator)
+            if target.kind == "probability":
+                heads[f"{name}.bias"] = torch.logit(mean, 1e-4)
     return heads
 
 
@@ -102,7 +102,7 @@ def distill_loss(
             views.append(("rows", _span_means(in_time, target, rows.shape[1]), rows, row_weight))
         for kind, features, wanted, weight in views:
             name = f"{target.name}.{kind}"
-            guess = _project(features, heads, name)
+            guess = project(features, heads, name)
             if target.kind == "probability":
                 loss = F.binary_cross_entropy_with_logits(guess, wanted, reduction="none").sum(-1).mean()
                 weight = weight * probability_weight
@@ -114,22 +114,10 @@ def distill_loss(
     return total, parts
 
 
-def word_loss(tokens: Tensor, said: Tensor, heads: Mapping[str, Tensor]) -> Tensor:
-    """Cross-entropy of which word is said: it draws together what several voices make of one word.
-
-    Args:
-        tokens: (R, N, D), the student's. The word is read from their mean, which is what ast-mini's heads read.
-        said: (R,) places in the vocabulary, at least one of them not -1.
-        heads: `word.weight` (words, D) and `word.bias`.
-    """
-    known = said >= 0
-    return F.cross_entropy(_project(tokens[known].mean(1), heads, "word"), said[known])
-
-
-def init_word_head(words: int, student_width: int, seed: int) -> Tensors:
-    generator = torch.Generator().manual_seed(seed + 3)
-    weight = torch.nn.init.trunc_normal_(torch.empty(words, student_width), std=INIT_STD, generator=generator)
-    return {"word.weight": weight, "word.bias": torch.zeros(words)}
+def init_linear(name: str, outputs: int, inputs: int, generator: torch.Generator) -> Tensors:
+    """The weight (outputs, inputs) and bias of a linear head."""
+    weight = torch.nn.init.trunc_normal_(torch.empty(outputs, inputs), std=INIT_STD, generator=generator)
+    return {f"{name}.weight": weight, f"{name}.bias": torch.zeros(outputs)}
 
 
 def _span_means(columns: Tensor, target: Target, rows: int) -> Tensor:
@@ -139,7 +127,8 @@ def _span_means(columns: Tensor, target: Target, rows: int) -> Tensor:
     return columns.unfold(1, target.span, target.hop).mean(-1)[:, :rows]
 
 
-def _project(x: Tensor, heads: Mapping[str, Tensor], name: str) -> Tensor:
+def project(x: Tensor, heads: Mapping[str, Tensor], name: str) -> Tensor:
+    """What the head of this name makes of features: (R, ..., D) -> (R, ..., E) in fp32."""
     x = x.bfloat16()
     if f"{name}.hidden" in heads:
         x = F.gelu(F.linear(x, heads[f"{name}.hidden"].bfloat16()))

@@ -17,7 +17,8 @@ class DistillOptions:
         objective: "teachers", or "masked_patch", which asks no teacher and draws no SpecAugment masks.
         hidden_share: of the patches that "masked_patch" hides.
         masked_weight: of the masked-patch loss beside the teachers', a second forward pass; 0 leaves it out.
-        word_weight: of the cross-entropy of which word is said, in views of single words; 0 leaves it out.
+        word_weight: of the error in the directions that tell words apart (`words.py`); 0 leaves it out.
+        word_target: the target in whose answers those directions are.
         steps: optimiser steps in all; the learning rate reaches its end there.
         batch_tokens: tokens of a micro-batch, in which all views have one length: two global tokens and the patches of
             each view, of which a patch column has `geometry.rows`.
@@ -56,6 +57,7 @@ class DistillOptions:
     hidden_share: float = 0.6
     masked_weight: float = 0.0
     word_weight: float = 0.0
+    word_target: str = "whisper.frames"
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
