@@ -2,8 +2,7 @@
 
 The frames of a speech model also say who speaks, when, and in what noise, so that a mean squared error over all of them
 asks for words only a little. Linear discriminant analysis (Fisher, 1936) finds the directions in which words differ
-most, measured by how much voices differ that say the same word. Of Whisper tiny's 2,304 values for a clip, 128 such
-directions, found on synthetic voices alone, tell real keywords apart as well as all of them do (docs/ast_mini.md).
+most, measured by how much voices differ that say the same word. They are found on synthetic voices alone.
 
 Symbols: R rows of a batch, V all views, N tokens, D width, E width of a pooled answer, W words, K directions.
 """
