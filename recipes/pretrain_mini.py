@@ -35,7 +35,7 @@ from adapterbank.pretraining.options import DistillOptions
 from adapterbank.pretraining.pool import Pool
 from adapterbank.pretraining.sources import Source
 from adapterbank.pretraining.student import MINI, export_backbone
-from adapterbank.pretraining.views import JoinedViews, View, Views, ViewStore, draw_views, prepare
+from adapterbank.pretraining.views import JoinedViews, Views, ViewStore, draw_views, prepare, views_per_source
 from adapterbank.tracking.mlflow import Tracker
 from adapterbank.training.memory import keep_freed_memory
 
@@ -55,16 +55,6 @@ def made_from(cfg: DictConfig) -> dict[str, Source]:
     if "folder" in asked:
         asked["folder"] = {"path": cfg.pool, **asked["folder"]}
     return {name: sources.build(options.pop("source", name), **options) for name, options in asked.items()}
-
-
-def views_of(pool: Pool, cfg: DictConfig, names: list[str]) -> list[View]:
-    """The views as `views` asks for them, where `per_clip` is a number or one for each source."""
-    options = plain(cfg.views)
-    if isinstance(counts := options["per_clip"], dict):
-        if unknown := sorted(counts.keys() - set(names)):
-            raise ConfigError(f"views.per_clip names {unknown}, expected some of the sources in use: {names}.")
-        options["per_clip"] = [counts.get(name, 1) for name in names]
-    return draw_views(pool, **options)
 
 
 def prepare_views(cfg: DictConfig, out: Path) -> Views:
@@ -92,7 +82,8 @@ def prepare_views(cfg: DictConfig, out: Path) -> Views:
         return joined
     made = made_from(cfg)
     pool = Pool([*made.values()], out / "pool", exclude=list(cfg.exclude))
-    views = views_of(pool, cfg, [*made])
+    asked_views = plain(cfg.views)
+    views = draw_views(pool, views_per_source(asked_views.pop("per_clip"), [*made]), **asked_views)
     known = {name: plain(options) for name, options in (cfg.teachers or {}).items() if options is not None}
     names = list(known) if cfg.teacher is None else [cfg.teacher] if isinstance(cfg.teacher, str) else cfg.teacher
     if cfg.objective == "masked_patch":

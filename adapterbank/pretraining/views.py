@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from rich.progress import track
 from torch import Tensor
 
 from adapterbank.audio.mel import SAMPLE_RATE, frame_count, log_mel, pad_frames
-from adapterbank.errors import DatasetError
+from adapterbank.errors import ConfigError, DatasetError
 from adapterbank.files import open_atomically, write_atomically
 from adapterbank.pretraining.pool import Pool
 from adapterbank.pretraining.teachers import Target, Teacher, view_samples
@@ -60,6 +60,19 @@ class View:
     mix: int
     word: bool = False
     room: bool = False
+
+
+def views_per_source(per_clip: int | Mapping[str, int], names: Sequence[str]) -> int | list[int]:
+    """`per_clip` of `draw_views` from numbers by the names of the sources; 1 for those that are not named.
+
+    Raises:
+        ConfigError: a name that no source has.
+    """
+    if not isinstance(per_clip, Mapping):
+        return per_clip
+    if unknown := sorted(per_clip.keys() - set(names)):
+        raise ConfigError(f"views.per_clip names {unknown}, expected some of the sources in use: {list(names)}.")
+    return [per_clip.get(name, 1) for name in names]
 
 
 def draw_views(

@@ -34,7 +34,15 @@ from adapterbank.pretraining.sources import Sound
 from adapterbank.pretraining.sources.folder import Folder
 from adapterbank.pretraining.student import MINI, export_backbone, init_student, student_tokens
 from adapterbank.pretraining.teachers import Target, view_samples
-from adapterbank.pretraining.views import JoinedViews, ViewStore, draw_views, in_a_room, prepare, render
+from adapterbank.pretraining.views import (
+    JoinedViews,
+    ViewStore,
+    draw_views,
+    in_a_room,
+    prepare,
+    render,
+    views_per_source,
+)
 
 SMALL = Geometry(layers=2, width=12, heads=3, mlp_width=24, frequency_stride=16, time_stride=16, eps=1e-6)
 OPTIONS = DistillOptions(steps=12, batch_tokens=300, accumulate=2, keep_rows=5)
@@ -150,6 +158,11 @@ def test_each_source_has_as_many_views_of_a_clip_as_asked(words_too: Pool) -> No
     every = {view.seed: view for view in draw_views(words_too, 3, seed=0)}
     assert all(every[view.seed] == view for view in views)  # a view does not depend on how many others there are
     assert draw_views(words_too, [0, 0], seed=0) == []
+    assert views_per_source({"words": 1, "folder": 3}, ["folder", "words"]) == [3, 1]
+    assert views_per_source({"folder": 4}, ["folder", "words"]) == [4, 1]
+    assert views_per_source(2, ["folder", "words"]) == 2
+    with pytest.raises(ConfigError, match=r"per_clip names \['notes'\], expected some .*\['folder', 'words'\]"):
+        views_per_source({"notes": 2}, ["folder", "words"])
 
 
 def test_no_single_word_is_laid_over_a_view(words_too: Pool) -> None:
