@@ -11,6 +11,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def _sound_files(folder: Path) -> Iterator[Found]:
             with zipfile.ZipFile(file) as archive:
                 members = [name for name in archive.namelist() if Path(name).suffix.lower() in READABLE_SUFFIXES]
             for name in members:
-                yield f"{path}/{name}", lambda file=file, name=name: _member(file, name)  # type: ignore[misc]
+                yield f"{path}/{name}", partial(_member, file, name)
 
 
 def _member(file: Path, name: str) -> bytes:
