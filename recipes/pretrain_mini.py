@@ -1,10 +1,10 @@
-"""Pretrains a small AST on unlabelled audio, by frozen teachers or masked patches: this made the embedded `ast-mini`.
+"""Pretrains a small AST on unlabelled audio, by frozen teachers or masked patches; this made `ast-mini-2`.
 
     pip install -e '.[pretrain]'
     python recipes/pretrain_mini.py pool=<folder of audio> minutes=60 out=outputs/pretrain_mini
     python recipes/pretrain_mini.py out=outputs/pretrain_mini           # goes on after a kill, to the same bits
     python recipes/pretrain_mini.py steps=200000 teacher=hf:MIT/ast-finetuned-audioset-10-10-0.4593 out=outputs/base
-    python recipes/pretrain_mini.py 'sources.speech={speakers: 5}' 'sources.notes={}'        # with synthesised sound
+    python recipes/pretrain_mini.py 'sources.speech={speakers: 5}' 'sources.notes={}' 'views.per_clip={folder: 3}'
     python recipes/pretrain_mini.py objective=masked_patch minutes=60 out=outputs/pretrain_ssl          # ast-mini-ssl
     python recipes/pretrain_mini.py start=outputs/pretrain_mini/state.pt views.seed=1 out=outputs/second_leg
     python recipes/pretrain_mini.py 'views_dir=[outputs/first/views,outputs/second/views]' out=outputs/third

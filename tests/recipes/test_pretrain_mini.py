@@ -10,7 +10,10 @@ import torch
 from mlflow import MlflowClient
 
 from adapterbank.backbone.checkpoints.opening import load_backbone
+from adapterbank.pretraining.pool import Pool
+from adapterbank.pretraining.sources.folder import Folder
 from adapterbank.pretraining.student import MINI
+from adapterbank.pretraining.views import ViewStore, draw_views, render
 
 STEPS = 55  # the losses are logged at step 50
 
@@ -60,6 +63,36 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(pool, tmp_path, launch, 
     (first,) = [run for run in runs if run.info.run_name == "whole"]
     assert [entry["step"] for entry in logged] == [50]
     assert first.data.metrics["train/loss"] == pytest.approx(logged[0]["loss"], abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_stand_in_for_the_published_teacher_is_distilled_from_as_it_would_be(pool, tmp_path, run_recipe):
+    """The published AST needs the hub; one of random weights, in the same files, goes the same way."""
+    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+
+    torch.manual_seed(0)
+    config = ASTConfig(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, num_labels=7)
+    model = ASTForAudioClassification(config).eval()
+    model.save_pretrained(tmp_path / "published")
+    ASTFeatureExtractor().save_pretrained(tmp_path / "published")
+    (tmp_path / "more").mkdir()
+    soundfile.write(tmp_path / "more" / "clip.wav", np.random.default_rng(1).normal(size=16_000) * 0.1, 16_000)
+    sizes = ("steps=2", "train.batch_tokens=60", "views.per_clip={folder: 2, more: 3}")
+    more = "+sources.more={source: folder, path: more}"
+    run = run_recipe("pretrain_mini", tmp_path, f"pool={pool}", more, *sizes, "teacher=hf:published", "out=out")
+    assert run.returncode == 0, run.stderr
+    assert "5 clips" in run.stdout
+    assert "11 views; 1 teachers" in run.stdout
+    store = ViewStore.open(tmp_path / "out" / "views")
+    made = Pool([Folder(pool), Folder(tmp_path / "more")], tmp_path / "out" / "pool")
+    views = draw_views(made, [2, 3], seed=0)
+    order = sorted(range(len(views)), key=lambda v: (v // len(made), views[v].columns, v))
+    wave, _ = render(made, views[order[4]])
+    heard = ASTFeatureExtractor()(wave.numpy(), sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**heard).logits.sigmoid()
+    torch.testing.assert_close(store.batch("hf.scores", [4])[0], expected, atol=0.01, rtol=0.02)  # its own is in bf16
+    assert load_backbone(tmp_path / "out" / "ast-mini").geometry == MINI
 
 
 @pytest.mark.slow

@@ -32,12 +32,12 @@ def load_backbone(name_or_folder: str | Path, *, stride: int | None = None) -> B
     source = str(name_or_folder)
     path = Path(source).expanduser()
     backbone = _from_file(path, stride) if _is_original(path) else from_folder(source)
+    backbone = replace(backbone, pooling=pooling_of(backbone.fingerprint) or backbone.pooling)  # before the stride
     if stride is not None:
         backbone = _restride(backbone, stride)
     if source in EMBEDDED:
         return replace(backbone, source=source, pooling=EMBEDDED_POOLING[source])
-    pooling = pooling_of(backbone.fingerprint) or backbone.pooling
-    return replace(backbone, source=source if not path.exists() else str(path.resolve()), pooling=pooling)
+    return replace(backbone, source=source if not path.exists() else str(path.resolve()))
 
 
 def at_its_stride(backbone: Backbone, stride: int | None) -> Backbone:

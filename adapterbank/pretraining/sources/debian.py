@@ -40,7 +40,8 @@ class Debian:
     """Sound files of Debian packages, unpacked without being installed; a part is a package.
 
     Of a recording of more than 10 s the first 10 are taken, of more than 20 s also 10 from its middle. Music of more
-    than 20 s, files that no library here reads and those that are silent are left out; so are copies in a package.
+    than 20 s, files that libsndfile cannot read and those that are silent are left out; so are copies in a package. A
+    package that gives nothing is warned of.
 
     Args:
         packages: a file with a name a line (`#` begins a comment), or the names; a path that ends in .deb is read as it
@@ -81,6 +82,12 @@ class Debian:
                     if digest not in heard:
                         heard.add(digest)
                         yield Sound(samples)
+        if not heard:
+            warnings.warn(
+                f"{self.packages[number]} gave no sound, of {amount(len(found), 'sound file')} in it; take it off the "
+                "list.",
+                stacklevel=2,
+            )
 
 
 def _listed(file: Path) -> list[str]:

@@ -91,6 +91,7 @@ def test_a_bank_on_weights_that_left_the_package_says_where_they_are_and_opens_w
     assert torch.equal(again(clip, "birds"), answers)
     again.add_task("more", labels=["a", "b"])
     assert again.task("more").spec.pooling == "mean"  # as on the day when the name still worked
+    assert load_backbone(kept, stride=10).pooling == "mean"
 
 
 def test_ast_mini_names_its_files():

@@ -63,6 +63,18 @@ def test_few_of_many_files_are_drawn_by_the_seed(package: Path) -> None:
     assert drawn[3] == [len(s.samples) for s in Debian([str(package)], most=2, seed=3).part(0)]
 
 
+def test_a_package_without_sound_is_warned_of(tmp_path: Path) -> None:
+    (tmp_path / "mute" / "DEBIAN").mkdir(parents=True)
+    (tmp_path / "mute" / "usr").mkdir()
+    (tmp_path / "mute" / "usr" / "broken.ogg").write_bytes(b"no sound")
+    control = "Package: mute\nVersion: 1\nArchitecture: all\nMaintainer: A <a@b.c>\nDescription: x\n"
+    (tmp_path / "mute" / "DEBIAN" / "control").write_text(control)
+    command = ["dpkg-deb", "-Znone", "-b", tmp_path / "mute", tmp_path / "mute.deb"]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.warns(UserWarning, match=r"mute.deb gave no sound, of 1 sound file in it"):
+        assert list(Debian(tmp_path / "mute.deb").part(0)) == []
+
+
 def test_packages_that_the_archive_does_not_know_are_named_and_left_out(package: Path, tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text(f"# effects\n{package}  # here\nno-such-package-at-all\n")
